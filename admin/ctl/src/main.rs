@@ -1,0 +1,2 @@
+//! The memkvctl binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The admin HTTP endpoint and metrics.

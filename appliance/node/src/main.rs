@@ -1,0 +1,2 @@
+//! The memkv binary.
+fn main() {}

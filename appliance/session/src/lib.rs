@@ -1,0 +1,1 @@
+//! A connection's requests, one async function each.

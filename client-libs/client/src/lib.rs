@@ -1,0 +1,1 @@
+//! The client engine: routing, pools, batches, credits.

@@ -1,0 +1,1 @@
+//! Traces, generators and the bench loop.

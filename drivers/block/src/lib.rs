@@ -1,0 +1,1 @@
+//! Block devices: memory, io_uring and worker threads.

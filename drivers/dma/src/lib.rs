@@ -1,0 +1,1 @@
+//! The one pool of memory that devices see.

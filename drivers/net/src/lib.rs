@@ -1,0 +1,1 @@
+//! Carriers that move bytes between nodes and clients.

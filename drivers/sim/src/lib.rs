@@ -1,0 +1,1 @@
+//! A deterministic disk, network and clock, and a decorator that injects faults.

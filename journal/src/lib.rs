@@ -1,0 +1,1 @@
+//! What one drive remembers: superblock, log, checkpoint, allocator.
