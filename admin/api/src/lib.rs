@@ -1,1 +1,47 @@
-//! The contract by which a node is asked.
+//! The contract by which a node is asked how it is.
+//!
+//! Three programs meet here. The node implements [`NodeAdmin`]; `admin/http` turns its answers into
+//! `/v1/health`, `/v1/ready`, `/v1/status` and `/v1/metrics`; `memkvctl status` reads the JSON back
+//! into the same types. So this crate holds plain data that serialises, one trait, and nothing that
+//! runs: no socket, no reactor, no metrics library.
+//!
+//! * [`Health`] is for a load balancer: three words and the count of drives.
+//! * [`Readiness`] is for an orchestrator: may traffic be sent here yet, and if not, why.
+//! * [`NodeStatus`] is for a person: everything worth knowing, with the reasons for what was chosen.
+//! * [`MetricsSnapshot`] is for a time series: counters, gauges and histograms by name.
+//!
+//! Every answer is a snapshot taken from counters that the reactors keep anyway. An implementation
+//! must not wait for a reactor: a node whose reactors are stuck is exactly the one that is asked.
+
+#![forbid(unsafe_code)]
+
+mod health;
+mod metrics;
+mod status;
+mod version;
+
+pub use health::{Health, HealthStatus, Readiness};
+pub use metrics::{
+    Bucket, Counter, Gauge, Histogram, Label, MetricsSnapshot, STAGE_BUCKETS_SECONDS,
+};
+pub use status::{
+    ConnectionStatus, DriveState, DriveStatus, EvictionStatus, MemoryStatus, NodeStatus,
+    PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, StorageStatus,
+};
+pub use version::{Version, version};
+
+/// What a node can be asked. Called on the admin thread, possibly while the reactors are busy, so
+/// no method may block on one.
+pub trait NodeAdmin: Send + Sync {
+    /// Whether the node serves, and how many of its drives do.
+    fn health(&self) -> Health;
+
+    /// Whether recovery is over and requests are accepted.
+    fn ready(&self) -> Readiness;
+
+    /// The whole picture, for a person.
+    fn status(&self) -> NodeStatus;
+
+    /// Every counter, gauge and histogram, for a time series.
+    fn metrics(&self) -> MetricsSnapshot;
+}

@@ -1,0 +1,221 @@
+//! The body of `/v1/status`: what a person wants to know about a node, with reasons.
+//!
+//! The JSON is meant to be read by scripts too, so names are spelled out, carry their unit, and are
+//! only ever added to. A reader skips names it does not know.
+
+use crate::version::Version;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything about one node at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Release and commit of the running binary.
+    pub version: Version,
+    /// Seconds since the process began to serve.
+    pub uptime_seconds: f64,
+    /// The node's identity, kept in the superblocks.
+    pub node_uuid: String,
+    /// How many times the node has been started on these drives.
+    pub incarnation: u64,
+    /// The data address, `host:port`.
+    pub address: String,
+    /// `direct`, `file` or `memory`.
+    pub storage_mode: String,
+    /// `process`, `power`, or `none` in memory mode.
+    pub durability: String,
+    /// The pool that devices see.
+    pub memory: MemoryStatus,
+    /// Totals over all drives.
+    pub storage: StorageStatus,
+    /// One entry per configured drive, offline ones included.
+    pub drives: Vec<DriveStatus>,
+    /// One entry per reactor.
+    pub reactors: Vec<ReactorStatus>,
+    /// Client connections.
+    pub connections: ConnectionStatus,
+    /// What happens when the drives fill.
+    pub eviction: EvictionStatus,
+    /// The store's counters by name (`put`, `get`, `hit`, `miss_evicted`, …), since the start.
+    pub counters: BTreeMap<String, u64>,
+    /// The process as the operating system sees it.
+    pub process: ProcessStatus,
+}
+
+/// The memory pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Size of the pool.
+    pub pool_bytes: u64,
+    /// Size of one chunk, the piece a transfer is cut into.
+    pub block_bytes: u64,
+    /// Bytes lent out now, by class (`receive`, `send`, `scrub`, `checkpoint`).
+    pub used_bytes: BTreeMap<String, u64>,
+    /// Times a request had to wait for memory.
+    pub waits_total: u64,
+    /// What kind of pages hold it.
+    pub backing: PoolBacking,
+    /// Why these pages, when they are not the preferred ones.
+    pub backing_reason: Option<String>,
+}
+
+/// The pages behind the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolBacking {
+    /// 2 MiB hugepages.
+    #[serde(rename = "hugepages_2m")]
+    Hugepages2M,
+    /// The system's ordinary pages.
+    OrdinaryPages,
+}
+
+/// Totals over all drives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// Capacity of the media, metadata included.
+    pub raw_bytes_total: u64,
+    /// Capacity for blocks.
+    pub usable_bytes_total: u64,
+    /// Capacity taken by blocks, rounded up to whole units.
+    pub used_bytes_total: u64,
+    /// Blocks that can be read.
+    pub blocks_total: u64,
+}
+
+/// Whether a drive serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveState {
+    /// It serves.
+    Online,
+    /// It failed; its blocks are misses.
+    Offline,
+}
+
+/// One drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveStatus {
+    /// The configured path, or `memory`.
+    pub path: String,
+    /// What moves its bytes: `uring`, `threads`, `memory`.
+    pub driver: String,
+    /// Why this driver was picked.
+    pub driver_reason: String,
+    /// The drive's identity, from its superblock.
+    pub uuid: String,
+    /// Whether it serves.
+    pub state: DriveState,
+    /// Why it is offline.
+    pub offline_reason: Option<String>,
+    /// Capacity of the medium.
+    pub raw_bytes: u64,
+    /// Capacity for blocks.
+    pub usable_bytes: u64,
+    /// Capacity taken by blocks.
+    pub used_bytes: u64,
+    /// What was found at start.
+    pub recovery: RecoveryStatus,
+}
+
+/// What the start found on a drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// The last shutdown was orderly: every block is as verified as it was then.
+    pub clean: bool,
+    /// Blocks found.
+    pub blocks: u64,
+    /// Journal frames read after the checkpoint.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Frames that were damaged and left out.
+    pub damaged_frames: u64,
+    /// The journal ended in an incomplete frame, as a crash leaves it.
+    pub torn_tail: bool,
+    /// How long it took.
+    pub milliseconds: u64,
+}
+
+/// One reactor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReactorStatus {
+    /// Its number.
+    pub id: u16,
+    /// Share of time spent on work since the start, 0–100.
+    pub busy_percent: f64,
+    /// Passes over its pollers.
+    pub polls: u64,
+    /// Times it blocked for lack of work.
+    pub sleeps: u64,
+    /// Tasks alive now.
+    pub tasks_live: u64,
+    /// Tasks ever started.
+    pub tasks_spawned: u64,
+}
+
+/// Client connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// Open now.
+    pub open: u64,
+    /// The limit.
+    pub max: u64,
+    /// Accepted since the start.
+    pub accepted_total: u64,
+    /// Turned away since the start, at the limit or for a bad key.
+    pub refused_total: u64,
+}
+
+/// Eviction settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictionStatus {
+    /// Off means that a full node answers `Full`.
+    pub enabled: bool,
+    /// The order of eviction: `lru`.
+    pub policy: String,
+    /// Percent of usable bytes at which eviction begins.
+    pub high_percent: u8,
+    /// Percent of usable bytes at which it rests.
+    pub low_percent: u8,
+}
+
+/// The process as the operating system sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Process id.
+    pub pid: u32,
+    /// Seconds of CPU used, user and system together.
+    pub cpu_seconds: f64,
+    /// Resident memory.
+    pub resident_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_scripts_read_stay() {
+        let storage = StorageStatus {
+            raw_bytes_total: 1,
+            usable_bytes_total: 2,
+            used_bytes_total: 3,
+            blocks_total: 4,
+        };
+        assert_eq!(
+            serde_json::to_string(&storage).expect("plain data"),
+            r#"{"raw_bytes_total":1,"usable_bytes_total":2,"used_bytes_total":3,"blocks_total":4}"#
+        );
+        let backing = serde_json::to_string(&PoolBacking::Hugepages2M).expect("plain data");
+        assert_eq!(backing, r#""hugepages_2m""#);
+    }
+
+    #[test]
+    fn a_newer_node_may_say_more() {
+        let text = r#"{"id":1,"busy_percent":2.5,"polls":3,"sleeps":4,"tasks_live":5,
+            "tasks_spawned":6,"something_new":true}"#;
+        let reactor: ReactorStatus = serde_json::from_str(text).expect("unknown names are skipped");
+        assert_eq!(reactor.tasks_spawned, 6);
+    }
+}
