@@ -2,8 +2,9 @@
 //!
 //! Three programs meet here. The node implements [`NodeAdmin`]; `admin/http` turns its answers into
 //! `/v1/health`, `/v1/ready`, `/v1/status` and `/v1/metrics`; `memkvctl status` reads the JSON back
-//! into the same types. So this crate holds plain data that serialises, one trait, and nothing that
-//! runs: no socket, no reactor, no metrics library.
+//! into the same types. So this crate holds plain data that serialises, one trait, the notation for
+//! sizes that all of them print and read ([`size`]), and nothing that runs: no socket, no reactor, no
+//! metrics library.
 //!
 //! * [`Health`] is for a load balancer: three words and the count of drives.
 //! * [`Readiness`] is for an orchestrator: may traffic be sent here yet, and if not, why.
@@ -17,6 +18,7 @@
 
 mod health;
 mod metrics;
+pub mod size;
 mod status;
 mod version;
 
