@@ -1,0 +1,211 @@
+//! The client's end of a connection: plain calls on the caller's thread, each with a deadline.
+//!
+//! The socket is non-blocking; a call tries first and waits by poll(2), until its deadline at most. A
+//! call that fails or times out leaves the stream at an unknown place: the caller must drop it.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::connection::SEND_FLAGS;
+use super::options;
+use crate::NetError;
+
+/// Most pieces handed to the system at once (it takes 1024).
+const PIECES_MAX: usize = 64;
+
+/// A connected TCP stream.
+///
+/// Dropping it closes our descriptor and no more: a copy of the process made by fork(2) may drop its copy
+/// of the stream without disturbing the original.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Socket,
+    peer: SocketAddr,
+    /// The last receive took less than it asked for, so there was no more: wait before the next.
+    drained: bool,
+}
+
+impl Stream {
+    /// Connects to `addr` (`host:port`), trying every address of the name until `deadline`.
+    ///
+    /// The name is looked up by the system, which may take longer than the deadline allows; addresses in
+    /// figures are not looked up.
+    pub fn connect(addr: &str, deadline: Instant) -> Result<Stream, NetError> {
+        let mut last = NetError::Os(io::Error::from(ErrorKind::AddrNotAvailable));
+        for address in addr.to_socket_addrs()? {
+            match Stream::connect_one(address, deadline) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn connect_one(address: SocketAddr, deadline: Instant) -> Result<Stream, NetError> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&SockAddr::from(address)) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                wait(&socket, libc::POLLOUT, deadline)?;
+                if let Some(error) = socket.take_error()? {
+                    return Err(NetError::Os(error));
+                }
+            }
+            Err(error) => return Err(NetError::Os(error)),
+        }
+        options::tune(&socket, options::is_local(&socket, &address))?;
+        Ok(Stream { socket, peer: address, drained: true })
+    }
+
+    /// The address of the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Sends all of `parts` in order.
+    ///
+    /// Errors: [`NetError::TimedOut`] when the deadline passed first (an unknown part was sent),
+    /// [`NetError::Closed`] or [`NetError::Reset`] when the peer reads no more.
+    pub fn send_vectored(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        deadline: Instant,
+    ) -> Result<(), NetError> {
+        for batch in parts.chunks(PIECES_MAX) {
+            let mut copy = [IoSlice::new(&[]); PIECES_MAX];
+            copy[..batch.len()].copy_from_slice(batch);
+            self.send_batch(&mut copy[..batch.len()], deadline)?;
+        }
+        Ok(())
+    }
+
+    fn send_batch(
+        &mut self,
+        mut rest: &mut [IoSlice<'_>],
+        deadline: Instant,
+    ) -> Result<(), NetError> {
+        // Drops empty slices at the front, so that an empty rest means all is sent.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match self.socket.send_vectored_with_flags(rest, SEND_FLAGS) {
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    wait(&self.socket, libc::POLLOUT, deadline)?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buf`. Errors: as [`Stream::recv_vectored_exact`].
+    pub fn recv_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), NetError> {
+        let mut got = 0;
+        while got < buf.len() {
+            match self.recv_some(&mut buf[got..], deadline)? {
+                0 => return Err(NetError::Closed),
+                count => got += count,
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `parts` in order; they are used up on the way.
+    ///
+    /// Errors: [`NetError::TimedOut`] when the deadline passed first, [`NetError::Closed`] at the end of
+    /// the stream, [`NetError::Reset`].
+    pub fn recv_vectored_exact(
+        &mut self,
+        mut parts: &mut [IoSliceMut<'_>],
+        deadline: Instant,
+    ) -> Result<(), NetError> {
+        IoSliceMut::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let batch = parts.len().min(PIECES_MAX);
+            let asked = parts[..batch].iter().map(|part| part.len()).sum();
+            let count = self
+                .recv_when_ready(asked, deadline, |mut s| s.read_vectored(&mut parts[..batch]))?;
+            if count == 0 {
+                return Err(NetError::Closed);
+            }
+            IoSliceMut::advance_slices(&mut parts, count);
+        }
+        Ok(())
+    }
+
+    /// Receives what there is, at least a byte and at most `buf`; 0 is the end of the stream (or an empty
+    /// `buf`).
+    pub fn recv_some(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize, NetError> {
+        self.recv_when_ready(buf.len(), deadline, |mut socket| socket.read(buf))
+    }
+
+    /// Makes one receive of up to `asked` bytes succeed.
+    fn recv_when_ready(
+        &mut self,
+        asked: usize,
+        deadline: Instant,
+        mut receive: impl FnMut(&Socket) -> io::Result<usize>,
+    ) -> Result<usize, NetError> {
+        loop {
+            if self.drained {
+                wait(&self.socket, libc::POLLIN, deadline)?;
+                self.drained = false;
+            }
+            match receive(&self.socket) {
+                Ok(count) => {
+                    self.drained = count < asked;
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.drained = true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// True when nothing has arrived since the last receive: neither bytes nor the end of the stream.
+    /// Asked of a connection that rested in a pool, a false means that it is no good any more.
+    pub fn is_quiet(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        matches!(self.socket.peek(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Ends the connection in both directions, for every copy of it.
+    pub fn shutdown(&self) {
+        if let Err(error) = self.socket.shutdown(Shutdown::Both) {
+            tracing::debug!(peer = %self.peer, %error, "shutdown");
+        }
+    }
+}
+
+/// Waits until the socket is ready for `events`, or broken, or the deadline has passed. Looks at least
+/// once.
+fn wait(socket: &Socket, events: libc::c_short, deadline: Instant) -> Result<(), NetError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+        // SAFETY: one entry is passed, and it outlives the call.
+        match unsafe { libc::poll(&mut entry, 1, milliseconds(left)) } {
+            0 if left.is_zero() => return Err(NetError::TimedOut),
+            0 => {}
+            count if count > 0 => return Ok(()),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != ErrorKind::Interrupted {
+                    return Err(NetError::Os(error));
+                }
+            }
+        }
+    }
+}
+
+/// Rounded up, so that the last wait ends after the deadline and not before it.
+fn milliseconds(left: Duration) -> libc::c_int {
+    left.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(libc::c_int::MAX)
+}

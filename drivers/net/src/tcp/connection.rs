@@ -1,0 +1,384 @@
+//! One TCP connection of a reactor: at most one receive and one send, each a small state machine.
+//!
+//! ```text
+//!   Idle ──start──► Running ──enough, end, error──► Done ──poll gives the buffer back──► Idle
+//!                    │   ▲
+//!        would block │   │ readiness, or a new round
+//!                    ▼   │
+//!                   (waits)
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, ErrorKind, IoSlice, Read};
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use socket2::Socket;
+
+use super::engine::Engine;
+use super::readiness::Event;
+use crate::{Connection, NetError, RecvBuf, SendOp};
+
+/// Most bytes of one visit while another socket is ready.
+pub(super) const QUANTUM: usize = 1 << 20;
+/// Most bytes of one visit of a socket that is alone: the largest buffer there is.
+pub(super) const QUANTUM_ALONE: usize = 4 << 20;
+/// Most system calls of one visit.
+const CALLS_MAX: u32 = 64;
+/// Most pieces of one vectored send (the system takes 1024).
+const PIECES_MAX: usize = 64;
+
+/// Keeps a write to a lost peer from raising SIGPIPE; where the flag is missing a socket option does it.
+#[cfg(not(any(target_os = "macos", target_os = "ios")))]
+pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL;
+#[cfg(any(target_os = "macos", target_os = "ios"))]
+pub(super) const SEND_FLAGS: libc::c_int = 0;
+
+pub(super) struct TcpConnection {
+    engine: Rc<Engine>,
+    token: u64,
+    socket: Socket,
+    peer: String,
+    loopback: bool,
+    /// What the kernel said last, less what was used up since.
+    readable: Cell<bool>,
+    writable: Cell<bool>,
+    /// The peer sends no more: no later edge will come, so the socket counts as readable for ever.
+    ended: Cell<bool>,
+    /// It stands in the engine's ready queue.
+    queued: Cell<bool>,
+    visit: Cell<Visit>,
+    recv: RefCell<Receive>,
+    send: RefCell<Transmit>,
+}
+
+/// What a socket has used up in one round of the engine.
+#[derive(Clone, Copy, Default)]
+struct Visit {
+    round: u64,
+    bytes: usize,
+    calls: u32,
+}
+
+enum Receive {
+    Idle,
+    Running { buf: RecvBuf, at: usize, min: usize, got: usize, waker: Option<Waker> },
+    Done { result: Result<usize, NetError>, buf: RecvBuf },
+}
+
+enum Transmit {
+    Idle,
+    Running { op: SendOp, sent: Sent, waker: Option<Waker> },
+    Done { result: Result<(), NetError>, op: SendOp },
+}
+
+/// How far a send has come: the pieces before `piece` are out, and `offset` bytes of that one.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    piece: usize,
+    offset: usize,
+}
+
+/// What one attempt to move bytes led to.
+enum Step<T> {
+    /// The operation is over.
+    Finished(Result<T, NetError>),
+    /// It waits for the next edge.
+    Blocked,
+    /// It could go on, but the visit is over.
+    OutOfQuantum,
+}
+
+impl TcpConnection {
+    /// A connection on a non-blocking socket that the engine has registered under `token`.
+    pub(super) fn new(
+        engine: Rc<Engine>,
+        token: u64,
+        socket: Socket,
+        peer: String,
+        loopback: bool,
+    ) -> TcpConnection {
+        TcpConnection {
+            engine,
+            token,
+            socket,
+            peer,
+            loopback,
+            // Not known yet: try, and the first event corrects it.
+            readable: Cell::new(true),
+            writable: Cell::new(true),
+            ended: Cell::new(false),
+            queued: Cell::new(false),
+            visit: Cell::default(),
+            recv: RefCell::new(Receive::Idle),
+            send: RefCell::new(Transmit::Idle),
+        }
+    }
+
+    /// Takes an event in: remembers it, and asks for a visit when an operation waits for it.
+    pub(super) fn note(&self, event: Event) {
+        self.readable.set(self.readable.get() || event.readable);
+        self.writable.set(self.writable.get() || event.writable);
+        self.ended.set(self.ended.get() || event.ended);
+        let recv = event.readable && matches!(*self.recv.borrow(), Receive::Running { .. });
+        let send = event.writable && matches!(*self.send.borrow(), Transmit::Running { .. });
+        if recv || send {
+            self.enqueue();
+        }
+    }
+
+    /// Moves on with whatever can: the engine's turn for this socket.
+    pub(super) fn visit(&self) {
+        self.queued.set(false);
+        // Sends first: they free memory that somebody else may wait for.
+        self.drive_send();
+        self.drive_recv();
+    }
+
+    fn enqueue(&self) {
+        if !self.queued.replace(true) {
+            self.engine.enqueue(self.token);
+        }
+    }
+
+    /// Bytes this socket may still move in this round, 0 when its visit is over.
+    fn allowance(&self) -> usize {
+        let mut visit = self.visit.get();
+        if visit.round != self.engine.round() {
+            visit = Visit { round: self.engine.round(), ..Visit::default() };
+            self.visit.set(visit);
+        }
+        if visit.calls >= CALLS_MAX {
+            return 0;
+        }
+        let quantum = if self.engine.is_crowded() { QUANTUM } else { QUANTUM_ALONE };
+        quantum.saturating_sub(visit.bytes)
+    }
+
+    /// Counts a system call and what it moved against the visit.
+    fn spend(&self, bytes: usize) {
+        let mut visit = self.visit.get();
+        if visit.calls == 0 {
+            self.engine.count_active();
+        }
+        visit.calls += 1;
+        visit.bytes += bytes;
+        self.visit.set(visit);
+    }
+
+    fn drive_recv(&self) {
+        let mut state = self.recv.borrow_mut();
+        let Receive::Running { buf, at, min, got, .. } = &mut *state else { return };
+        match self.advance_recv(buf, *at, *min, got) {
+            Step::Blocked => {}
+            Step::OutOfQuantum => self.enqueue(),
+            Step::Finished(result) => {
+                let Receive::Running { buf, waker, .. } =
+                    std::mem::replace(&mut *state, Receive::Idle)
+                else {
+                    unreachable!("it was running a moment ago")
+                };
+                *state = Receive::Done { result, buf };
+                drop(state);
+                waker.into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+
+    fn advance_recv(
+        &self,
+        buf: &mut RecvBuf,
+        at: usize,
+        min: usize,
+        got: &mut usize,
+    ) -> Step<usize> {
+        while self.readable.get() || self.ended.get() {
+            let allowance = self.allowance();
+            if allowance == 0 {
+                return Step::OutOfQuantum;
+            }
+            let rest = &mut buf.as_mut_slice()[at + *got..];
+            let asked = rest.len().min(allowance);
+            match (&self.socket).read(&mut rest[..asked]) {
+                Ok(0) => return Step::Finished(Ok(*got)),
+                Ok(count) => {
+                    self.spend(count);
+                    *got += count;
+                    // Less than asked: the socket is drained, and the next byte raises an edge.
+                    self.readable.set(count == asked);
+                    if *got >= min {
+                        return Step::Finished(Ok(*got));
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.spend(0);
+                    self.readable.set(false);
+                    return Step::Blocked;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Step::Finished(Err(error.into())),
+            }
+        }
+        Step::Blocked
+    }
+
+    fn drive_send(&self) {
+        let mut state = self.send.borrow_mut();
+        let Transmit::Running { op, sent, .. } = &mut *state else { return };
+        match self.advance_send(op, sent) {
+            Step::Blocked => {}
+            Step::OutOfQuantum => self.enqueue(),
+            Step::Finished(result) => {
+                let Transmit::Running { op, waker, .. } =
+                    std::mem::replace(&mut *state, Transmit::Idle)
+                else {
+                    unreachable!("it was running a moment ago")
+                };
+                *state = Transmit::Done { result, op };
+                drop(state);
+                waker.into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+
+    fn advance_send(&self, op: &SendOp, sent: &mut Sent) -> Step<()> {
+        loop {
+            let allowance = self.allowance();
+            let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+            let (count, asked) = gather(op, *sent, allowance.max(1), &mut slices);
+            if asked == 0 {
+                return Step::Finished(Ok(()));
+            }
+            if !self.writable.get() {
+                return Step::Blocked;
+            }
+            if allowance == 0 {
+                return Step::OutOfQuantum;
+            }
+            match self.socket.send_vectored_with_flags(&slices[..count], SEND_FLAGS) {
+                Ok(moved) => {
+                    self.spend(moved);
+                    sent.advance(op, moved);
+                    // Less than asked: the send buffer is full, and room in it raises an edge.
+                    self.writable.set(moved == asked);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.spend(0);
+                    self.writable.set(false);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Step::Finished(Err(error.into())),
+            }
+        }
+    }
+}
+
+impl Sent {
+    /// Moves on by `count` bytes.
+    fn advance(&mut self, op: &SendOp, mut count: usize) {
+        while count > 0 {
+            let piece = op.piece(self.piece).expect("no more is sent than was asked");
+            let step = count.min(piece.len() - self.offset);
+            self.offset += step;
+            count -= step;
+            if self.offset == piece.len() {
+                *self = Sent { piece: self.piece + 1, offset: 0 };
+            }
+        }
+    }
+}
+
+/// Lists what is still to send, up to `limit` bytes; returns the number of slices and their bytes.
+fn gather<'a>(
+    op: &'a SendOp,
+    sent: Sent,
+    limit: usize,
+    slices: &mut [IoSlice<'a>; PIECES_MAX],
+) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    let mut at = sent;
+    while let Some(piece) = op.piece(at.piece) {
+        let rest = &piece[at.offset..];
+        let rest = &rest[..rest.len().min(limit - bytes)];
+        if !rest.is_empty() {
+            slices[count] = IoSlice::new(rest);
+            count += 1;
+            bytes += rest.len();
+        }
+        if count == PIECES_MAX || bytes == limit {
+            break;
+        }
+        at = Sent { piece: at.piece + 1, offset: 0 };
+    }
+    (count, bytes)
+}
+
+impl Connection for TcpConnection {
+    fn start_recv(&self, buf: RecvBuf, at: usize, min: usize) {
+        assert!(min > 0, "a receive of at least 0 bytes would never wait");
+        assert!(at + min <= buf.len(), "the buffer is too small for what is asked");
+        let mut state = self.recv.borrow_mut();
+        assert!(matches!(*state, Receive::Idle), "a receive is outstanding");
+        *state = Receive::Running { buf, at, min, got: 0, waker: None };
+        drop(state);
+        self.drive_recv();
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<(Result<usize, NetError>, RecvBuf)> {
+        let mut state = self.recv.borrow_mut();
+        match std::mem::replace(&mut *state, Receive::Idle) {
+            Receive::Done { result, buf } => Poll::Ready((result, buf)),
+            Receive::Running { buf, at, min, got, .. } => {
+                *state = Receive::Running { buf, at, min, got, waker: Some(cx.waker().clone()) };
+                Poll::Pending
+            }
+            Receive::Idle => panic!("no receive was started"),
+        }
+    }
+
+    fn start_send(&self, op: SendOp) {
+        let mut state = self.send.borrow_mut();
+        assert!(matches!(*state, Transmit::Idle), "a send is outstanding");
+        *state = Transmit::Running { op, sent: Sent::default(), waker: None };
+        drop(state);
+        self.drive_send();
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>) -> Poll<(Result<(), NetError>, SendOp)> {
+        let mut state = self.send.borrow_mut();
+        match std::mem::replace(&mut *state, Transmit::Idle) {
+            Transmit::Done { result, op } => Poll::Ready((result, op)),
+            Transmit::Running { op, sent, .. } => {
+                *state = Transmit::Running { op, sent, waker: Some(cx.waker().clone()) };
+                Poll::Pending
+            }
+            Transmit::Idle => panic!("no send was started"),
+        }
+    }
+
+    fn shutdown(&self) {
+        // The kernel raises an edge for both directions, which ends what is outstanding. A peer that was
+        // faster has left nothing to shut down.
+        let result: io::Result<()> = self.socket.shutdown(Shutdown::Both);
+        if let Err(error) = result
+            && error.kind() != ErrorKind::NotConnected
+        {
+            tracing::debug!(peer = %self.peer, %error, "shutdown");
+        }
+    }
+
+    fn peer(&self) -> String {
+        self.peer.clone()
+    }
+
+    fn is_loopback(&self) -> bool {
+        self.loopback
+    }
+}
+
+impl Drop for TcpConnection {
+    fn drop(&mut self) {
+        self.engine.detach(self.token);
+    }
+}

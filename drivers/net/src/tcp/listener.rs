@@ -1,0 +1,197 @@
+//! The listening side: one socket per node, and on each reactor that accepts an acceptor.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use memkv_poller::{Interrupt, Local, Poller, Progress};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::NetError;
+
+/// Connections the kernel may hold for us between two accepts.
+const BACKLOG: i32 = 1024;
+/// Rounds between two looks at the listening socket while the reactor does not sleep: a look is a system
+/// call, and nobody notices a connection that is accepted some microseconds later.
+const LOOK_EVERY: u32 = 16;
+/// How long accepting rests when the process is out of descriptors or memory.
+const REST: Duration = Duration::from_millis(100);
+
+/// A bound, listening TCP socket. `Send`: it may be made on any thread.
+pub struct Listener {
+    socket: Arc<Socket>,
+    address: SocketAddr,
+}
+
+/// A connection that no reactor owns yet; `Send`, so that it can be dealt to any of them.
+#[derive(Debug)]
+pub struct Accepted {
+    pub(super) socket: Socket,
+    pub(super) peer: SocketAddr,
+}
+
+impl Accepted {
+    /// The address of the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
+impl Listener {
+    /// Binds and listens. A name with several addresses is bound at the first that works; port 0 picks a
+    /// free one, see [`Listener::local_addr`].
+    pub fn bind(addr: impl ToSocketAddrs) -> Result<Listener, NetError> {
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in addr.to_socket_addrs()? {
+            match listen(address) {
+                Ok(socket) => {
+                    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+                    return Ok(Listener { socket: Arc::new(socket), address: bound });
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(NetError::Os(last))
+    }
+
+    /// The address that clients connect to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// An acceptor on the reactor of `local`. It accepts only while somebody awaits
+    /// [`Acceptor::accept`].
+    pub fn accept_queue(&self, local: &Local) -> Rc<Acceptor> {
+        let acceptor = Rc::new(Acceptor {
+            socket: self.socket.clone(),
+            local: local.clone(),
+            waiting: RefCell::new(None),
+            found: RefCell::new(None),
+            short: Cell::new(false),
+        });
+        local
+            .add_poller(Box::new(AcceptPoller { acceptor: acceptor.clone(), skipped: LOOK_EVERY }));
+        acceptor
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted server may bind at once, while connections of the last one still time out.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Accepts connections on one reactor, for one waiting task at a time.
+pub struct Acceptor {
+    socket: Arc<Socket>,
+    local: Local,
+    waiting: RefCell<Option<Waker>>,
+    found: RefCell<Option<Result<Accepted, NetError>>>,
+    /// The last accept failed for want of descriptors or memory.
+    short: Cell<bool>,
+}
+
+impl Acceptor {
+    /// The next connection. An error is the system's want of descriptors or memory: report it and call
+    /// again; that call rests 100 ms first, so that a loop does not spin.
+    ///
+    /// A connection that is already taken when this future is dropped is returned by the next call.
+    pub async fn accept(&self) -> Result<Accepted, NetError> {
+        if self.short.replace(false) {
+            self.local.sleep(REST).await;
+        }
+        let result = poll_fn(|cx| self.poll_accept(cx)).await;
+        self.short.set(result.is_err());
+        result
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Accepted, NetError>> {
+        if let Some(result) = self.found.borrow_mut().take().or_else(|| self.look()) {
+            self.waiting.borrow_mut().take();
+            return Poll::Ready(result);
+        }
+        *self.waiting.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Takes one connection from the kernel, if there is one.
+    fn look(&self) -> Option<Result<Accepted, NetError>> {
+        loop {
+            match self.socket.accept() {
+                Ok((socket, peer)) => {
+                    // A peer that is gone already has no address; the next one may have.
+                    let Some(peer) = peer.as_socket() else { continue };
+                    return Some(Ok(Accepted { socket, peer }));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if is_shortage(&error) => return Some(Err(NetError::Os(error))),
+                // The connection died in the queue (accept(2) passes its error on): take the next.
+                Err(error) => tracing::debug!(%error, "a connection died before it was accepted"),
+            }
+        }
+    }
+}
+
+/// True for errors that concern the process and not the connection.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+        libc::EBADF,
+        libc::EINVAL,
+        libc::ENOTSOCK,
+        libc::EPERM,
+    ];
+    error.raw_os_error().is_none_or(|code| shortages.contains(&code))
+}
+
+/// Looks at the listening socket for the waiting task. One connection a round.
+struct AcceptPoller {
+    acceptor: Rc<Acceptor>,
+    skipped: u32,
+}
+
+impl Poller for AcceptPoller {
+    fn name(&self) -> &'static str {
+        "accept"
+    }
+
+    fn poll(&mut self) -> Progress {
+        if self.acceptor.waiting.borrow().is_none() {
+            return Progress::Idle;
+        }
+        self.skipped += 1;
+        if self.skipped < LOOK_EVERY {
+            return Progress::Idle;
+        }
+        self.skipped = 0;
+        let Some(result) = self.acceptor.look() else { return Progress::Idle };
+        *self.acceptor.found.borrow_mut() = Some(result);
+        let waker = self.acceptor.waiting.borrow_mut().take();
+        waker.into_iter().for_each(Waker::wake);
+        Progress::Busy(1)
+    }
+
+    fn arm(&mut self) -> Interrupt {
+        if self.acceptor.waiting.borrow().is_none() {
+            return Interrupt::Quiet;
+        }
+        Interrupt::Fd(self.acceptor.socket.as_raw_fd())
+    }
+
+    fn disarm(&mut self) {
+        self.skipped = LOOK_EVERY;
+    }
+}
