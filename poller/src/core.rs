@@ -1,0 +1,197 @@
+//! What a reactor and its local handles share: one thread's state, borrowed only for moments.
+//!
+//! Rule of this file: no borrow is held while code from outside runs (a future, a drop, a closure, a
+//! clock), because that code may come straight back in.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use crate::poller::Poller;
+use crate::reactor::TaskOrder;
+use crate::remote::Shared;
+use crate::rng::Rng;
+use crate::stats;
+use crate::task::{TaskKey, TaskTable};
+use crate::time::{Clock, Instant};
+use crate::timer::TimerHeap;
+
+thread_local! {
+    /// The reactor whose code this thread is running right now. Several reactors may share a thread;
+    /// at most one runs at a time.
+    pub(crate) static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
+}
+
+pub(crate) struct Core {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) clock: Rc<dyn Clock>,
+    pub(crate) rng: RefCell<Rng>,
+    pub(crate) timers: RefCell<TimerHeap>,
+    /// When the present pass began: what timers go by.
+    pub(crate) pass_began: Cell<Instant>,
+    tasks: RefCell<TaskTable>,
+    ready: RefCell<VecDeque<TaskKey>>,
+    /// Tasks that woke themselves while running: they had their turn, and wait for the next pass.
+    yielded: RefCell<VecDeque<TaskKey>>,
+    running: Cell<Option<TaskKey>>,
+    new_pollers: RefCell<Vec<Box<dyn Poller>>>,
+    order: TaskOrder,
+    closed: Cell<bool>,
+}
+
+/// While it lives, this thread runs the code of one reactor.
+pub(crate) struct Entered(Option<Rc<Core>>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let before = self.0.take();
+        let mine = CURRENT.with(|current| current.replace(before));
+        drop(mine);
+    }
+}
+
+impl Core {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        clock: Rc<dyn Clock>,
+        rng: Rng,
+        order: TaskOrder,
+    ) -> Core {
+        let now = clock.now();
+        Core {
+            tasks: RefCell::new(TaskTable::new(shared.clone())),
+            shared,
+            clock,
+            rng: RefCell::new(rng),
+            timers: RefCell::default(),
+            pass_began: Cell::new(now),
+            ready: RefCell::default(),
+            yielded: RefCell::default(),
+            running: Cell::new(None),
+            new_pollers: RefCell::default(),
+            order,
+            closed: Cell::new(false),
+        }
+    }
+
+    pub(crate) fn enter(self: &Rc<Core>) -> Entered {
+        Entered(CURRENT.with(|current| current.replace(Some(self.clone()))))
+    }
+
+    pub(crate) fn spawn(&self, future: Pin<Box<dyn Future<Output = ()>>>) {
+        if self.closed.get() {
+            // The reactor is gone or going: the task is dropped without having run.
+            return;
+        }
+        let key = self.tasks.borrow_mut().insert(future);
+        self.ready.borrow_mut().push_back(key);
+        stats::add(&self.shared.stats.tasks_spawned, 1);
+        stats::add(&self.shared.stats.tasks_live, 1);
+    }
+
+    pub(crate) fn push_ready(&self, key: TaskKey) {
+        if self.closed.get() {
+            return;
+        }
+        let queue = if self.running.get() == Some(key) { &self.yielded } else { &self.ready };
+        queue.borrow_mut().push_back(key);
+    }
+
+    /// Woken from elsewhere, in the order they were woken.
+    pub(crate) fn push_all_ready(&self, keys: &mut Vec<TaskKey>) {
+        self.ready.borrow_mut().extend(keys.drain(..));
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.borrow().is_empty() || !self.yielded.borrow().is_empty()
+    }
+
+    /// Wakes tasks whose timers are due, at most `limit`. Returns how many.
+    pub(crate) fn fire_timers(&self, limit: u32) -> u32 {
+        let now = self.pass_began.get();
+        let mut fired = 0;
+        while fired < limit {
+            let due = self.timers.borrow_mut().pop_due(now);
+            let Some(waker) = due else { break };
+            waker.wake();
+            fired += 1;
+        }
+        fired
+    }
+
+    /// Runs ready tasks, at most `limit` turns. Tasks that were made ready by others in this pass may
+    /// have their turn in it; one that keeps waking itself has one turn in each pass.
+    pub(crate) fn run_tasks(&self, limit: u32) -> u32 {
+        self.ready.borrow_mut().append(&mut self.yielded.borrow_mut());
+        let mut turns = 0;
+        while turns < limit {
+            let Some(key) = self.next_ready() else { break };
+            self.run_task(key);
+            turns += 1;
+        }
+        turns
+    }
+
+    fn next_ready(&self) -> Option<TaskKey> {
+        let mut ready = self.ready.borrow_mut();
+        if self.order == TaskOrder::Seeded && ready.len() > 1 {
+            let at = self.rng.borrow_mut().below(ready.len() as u64);
+            ready.swap(0, usize::try_from(at).expect("an index"));
+        }
+        ready.pop_front()
+    }
+
+    fn run_task(&self, key: TaskKey) {
+        let taken = self.tasks.borrow_mut().take(key);
+        let Some(mut task) = taken else { return };
+        task.alarm.flag.lower();
+        self.running.set(Some(key));
+        let done = task.future.as_mut().poll(&mut Context::from_waker(&task.alarm.waker));
+        self.running.set(None);
+        if done.is_pending() {
+            self.tasks.borrow_mut().put_back(key, task);
+            return;
+        }
+        let crate::task::Task { future, alarm } = task;
+        drop(future);
+        self.tasks.borrow_mut().retire(key, alarm);
+        stats::sub(&self.shared.stats.tasks_live, 1);
+    }
+
+    pub(crate) fn add_poller(&self, poller: Box<dyn Poller>) {
+        if !self.closed.get() {
+            self.new_pollers.borrow_mut().push(poller);
+        }
+    }
+
+    pub(crate) fn take_new_pollers(&self) -> Vec<Box<dyn Poller>> {
+        self.new_pollers.take()
+    }
+
+    pub(crate) fn has_new_pollers(&self) -> bool {
+        !self.new_pollers.borrow().is_empty()
+    }
+
+    /// The reactor is going: drops everything it keeps. What is dropped may call back in and finds a
+    /// reactor that takes nothing any more.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        drop(self.shared.close());
+        loop {
+            let taken = self.tasks.borrow_mut().take_any();
+            let Some((key, task)) = taken else { break };
+            drop(task.future);
+            self.tasks.borrow_mut().retire(key, task.alarm);
+            stats::sub(&self.shared.stats.tasks_live, 1);
+        }
+        self.ready.borrow_mut().clear();
+        self.yielded.borrow_mut().clear();
+        let wakers: Vec<Waker> = self.timers.borrow_mut().clear();
+        drop(wakers);
+        drop(self.take_new_pollers());
+    }
+}

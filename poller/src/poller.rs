@@ -1,0 +1,60 @@
+//! What a device has to offer to live on a reactor.
+
+use std::os::fd::RawFd;
+
+/// Whether a look at something found work.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// Nothing to do.
+    Idle,
+    /// So many things done; never zero of them.
+    Busy(u32),
+}
+
+impl Progress {
+    /// `Idle` for none, `Busy(count)` otherwise.
+    pub const fn of(count: u32) -> Progress {
+        if count == 0 { Progress::Idle } else { Progress::Busy(count) }
+    }
+
+    /// Whether any work was done.
+    pub const fn is_busy(self) -> bool {
+        matches!(self, Progress::Busy(_))
+    }
+}
+
+/// How a poller will make itself heard while its reactor sleeps.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Interrupt {
+    /// This descriptor is readable whenever there is work for `poll`, work that came before `arm`
+    /// included. The poller keeps it open for as long as it lives.
+    Fd(RawFd),
+    /// Nothing is outstanding: no work can come except through a task or a message.
+    Quiet,
+    /// Work may come and nothing would tell: the reactor must keep polling.
+    Busy,
+}
+
+/// A device, or whatever else has to be looked at again and again.
+///
+/// Every pass of the reactor calls [`poll`](Poller::poll) once. Before a reactor sleeps it calls
+/// [`arm`](Poller::arm), then `poll` once more, and only when that finds nothing does it wait;
+/// [`disarm`](Poller::disarm) follows in any case.
+pub trait Poller {
+    /// What to call it in logs.
+    fn name(&self) -> &'static str;
+
+    /// Looks for work and does a bounded amount of it. Never blocks. Work left over is `Busy`.
+    fn poll(&mut self) -> Progress;
+
+    /// Asked before the reactor sleeps: what will tell that there is work?
+    fn arm(&mut self) -> Interrupt;
+
+    /// The reactor is awake again; interrupts are no longer needed.
+    fn disarm(&mut self) {}
+
+    /// Whether the reactor may drop this poller. Asked after a `poll` that was `Idle`.
+    fn retired(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,109 @@
+//! Time as a reactor sees it: nanoseconds since an origin, from a clock that is handed in.
+
+use std::ops::{Add, AddAssign};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A moment: nanoseconds since the origin of the clock it came from.
+///
+/// Only instants of one clock may be compared. 64 bits of nanoseconds last 584 years.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The origin of the clock.
+    pub const ORIGIN: Instant = Instant(0);
+    /// Later than any moment a clock will show: "never" as a deadline.
+    pub const MAX: Instant = Instant(u64::MAX);
+
+    /// The moment `nanos` nanoseconds after the origin.
+    pub const fn from_nanos(nanos: u64) -> Instant {
+        Instant(nanos)
+    }
+
+    /// Nanoseconds since the origin.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero when it is not after it.
+    pub const fn saturating_duration_since(self, earlier: Instant) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Instant;
+
+    /// Saturates at [`Instant::MAX`], so a deadline of "forever" is safe to compute.
+    fn add(self, duration: Duration) -> Instant {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Instant(self.0.saturating_add(nanos))
+    }
+}
+
+impl AddAssign<Duration> for Instant {
+    fn add_assign(&mut self, duration: Duration) {
+        *self = *self + duration;
+    }
+}
+
+/// Where a reactor gets the time. Production hands in [`SystemClock`], the simulator its own.
+pub trait Clock {
+    /// The moment it is now. Never goes backwards.
+    fn now(&self) -> Instant;
+    /// Seconds since 1970-01-01 UTC. May jump when an operator sets the clock.
+    fn unix_seconds(&self) -> u64;
+}
+
+/// The machine's clock. All copies in a process share one origin, so their instants compare across
+/// reactors.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct SystemClock;
+
+impl SystemClock {
+    /// The machine's clock.
+    pub const fn new() -> SystemClock {
+        SystemClock
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        static ORIGIN: OnceLock<std::time::Instant> = OnceLock::new();
+        let origin = *ORIGIN.get_or_init(std::time::Instant::now);
+        Instant::ORIGIN + origin.elapsed()
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        // A clock set before 1970 counts as 1970: the callers compare, they do not display.
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adding_saturates_and_differences_never_go_below_zero() {
+        let start = Instant::from_nanos(10);
+        assert_eq!((start + Duration::from_nanos(5)).as_nanos(), 15);
+        assert_eq!(start + Duration::MAX, Instant::MAX);
+        let later = start + Duration::from_millis(1);
+        assert_eq!(later.saturating_duration_since(start), Duration::from_millis(1));
+        assert_eq!(start.saturating_duration_since(later), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_system_clock_never_goes_back_and_is_shared_by_its_copies() {
+        let (one, other) = (SystemClock::new(), SystemClock);
+        let mut last = one.now();
+        for _ in 0..1000 {
+            let now = other.now();
+            assert!(now >= last);
+            last = now;
+        }
+        assert!(one.unix_seconds() > 1_600_000_000);
+    }
+}
