@@ -1,0 +1,194 @@
+//! The two shapes of a buffer: exclusive, and shared for reading.
+//!
+//! Both are a pointer, a length and a *home* that takes the memory back when the last holder is gone.
+//! A driver that hands a buffer to a device keeps the `DmaBuf` or `DmaRef` itself until the device is
+//! done, and takes only the raw pointer from it, so no reference exists meanwhile.
+
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::arena::{Arena, Lend};
+use crate::ledger::Run;
+use crate::mapping::Mapping;
+use crate::pool::Pool;
+
+/// Where a buffer's memory goes back to.
+pub(crate) enum Home {
+    Pool { pool: Pool, run: Run },
+    Arena { arena: Arena, lend: Lend },
+}
+
+impl Home {
+    fn mapping(&self) -> &Mapping {
+        match self {
+            Home::Pool { pool, .. } => pool.mapping(),
+            Home::Arena { arena, .. } => arena.mapping(),
+        }
+    }
+
+    fn region(&self, start: NonNull<u8>) -> (usize, usize) {
+        let offset = start.as_ptr() as usize - self.mapping().base().as_ptr() as usize;
+        (offset / crate::REGION, offset % crate::REGION)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        match self {
+            Home::Pool { pool, run } => pool.release(*run),
+            Home::Arena { arena, lend } => arena.give_back(lend),
+        }
+    }
+}
+
+/// An exclusive buffer: its owner alone may read and write the memory, or hand it to one device.
+///
+/// The bytes are whatever the last owner left there.
+pub struct DmaBuf {
+    start: NonNull<u8>,
+    len: usize,
+    home: Home,
+}
+
+// SAFETY: a `DmaBuf` is the sole right to its bytes, which belong to no thread; the pool and the arena
+// that take them back are shared by threads already.
+unsafe impl Send for DmaBuf {}
+// SAFETY: through `&DmaBuf` the bytes can only be read, and nobody writes them while it exists.
+unsafe impl Sync for DmaBuf {}
+
+impl DmaBuf {
+    /// # Safety
+    /// `start .. start + len` must be initialised memory that nobody else reads or writes until `home`
+    /// is dropped, and that stays mapped until then.
+    pub(crate) unsafe fn new(start: NonNull<u8>, len: usize, home: Home) -> DmaBuf {
+        DmaBuf { start, len, home }
+    }
+
+    /// Length in bytes: exactly what was asked for.
+    #[allow(clippy::len_without_is_empty, reason = "no buffer is empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: by `new` the memory is initialised, mapped and this buffer's alone; `&self` keeps
+        // writers away as long as the slice lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: by `new` the memory is initialised, mapped and this buffer's alone; `&mut self`
+        // keeps everybody else away as long as the slice lives.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// Address of the first byte, for a device that reads. It is valid while this buffer is held.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// Address of the first byte, for a device that writes. It is valid while this buffer is held; as
+    /// long as the device may write, the holder makes no slice of it.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Gives up the right to write: from now on any number of readers may hold the bytes.
+    pub fn freeze(self) -> DmaRef {
+        let DmaBuf { start, len, mut home } = self;
+        if let Home::Arena { arena, lend } = &mut home {
+            arena.share(lend);
+        }
+        DmaRef { start, len, home: Arc::new(home) }
+    }
+
+    /// Which of the regions that were registered with a device it lies in, and at which offset in it.
+    /// The numbers are those of the pool or arena it came from.
+    pub fn region(&self) -> (usize, usize) {
+        self.home.region(self.start)
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DmaBuf { start, len, .. } = self;
+        f.debug_struct("DmaBuf").field("start", start).field("len", len).finish_non_exhaustive()
+    }
+}
+
+/// A shared, read-only buffer, or a part of one; the memory goes back when the last handle is gone.
+#[derive(Clone)]
+pub struct DmaRef {
+    start: NonNull<u8>,
+    len: usize,
+    home: Arc<Home>,
+}
+
+// SAFETY: while any handle exists nobody writes the bytes, so any thread may read them; the home is
+// shared through an `Arc` and takes the memory back from whichever thread drops it last.
+unsafe impl Send for DmaRef {}
+// SAFETY: as above; `&DmaRef` gives nothing that `DmaRef` does not.
+unsafe impl Sync for DmaRef {}
+
+impl DmaRef {
+    /// # Safety
+    /// `start .. start + len` must be initialised memory that nobody writes until `home` is dropped,
+    /// and that stays mapped until then.
+    pub(crate) unsafe fn new(start: NonNull<u8>, len: usize, home: Home) -> DmaRef {
+        DmaRef { start, len, home: Arc::new(home) }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it is a part of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: by `new` and `DmaBuf::freeze` the memory is initialised, mapped and not written
+        // while a handle exists; `slice` only ever makes it shorter.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// Address of the first byte, for a device that reads. It is valid while this handle is held.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// A handle of a part of it; a range outside of it panics.
+    pub fn slice(&self, range: Range<usize>) -> DmaRef {
+        let Range { start, end } = range;
+        assert!(start <= end && end <= self.len, "{start}..{end} is outside of {}", self.len);
+        // SAFETY: just checked: at most one past the end of the same memory.
+        let first = unsafe { self.start.add(start) };
+        DmaRef { start: first, len: end - start, home: Arc::clone(&self.home) }
+    }
+
+    /// Which of the regions that were registered with a device it lies in, and at which offset in it.
+    /// The numbers are those of the pool or arena it came from.
+    pub fn region(&self) -> (usize, usize) {
+        self.home.region(self.start)
+    }
+}
+
+impl From<DmaBuf> for DmaRef {
+    fn from(buffer: DmaBuf) -> DmaRef {
+        buffer.freeze()
+    }
+}
+
+impl fmt::Debug for DmaRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DmaRef { start, len, .. } = self;
+        f.debug_struct("DmaRef").field("start", start).field("len", len).finish_non_exhaustive()
+    }
+}
