@@ -13,9 +13,15 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed={VARIABLE}");
     let commit = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty()).or_else(from_git);
-    if let Some(commit) = commit {
-        println!("cargo:rustc-env={VARIABLE}={commit}");
-    }
+    let release = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
+    let text = match commit {
+        Some(commit) => {
+            println!("cargo:rustc-env={VARIABLE}={commit}");
+            format!("{release} ({commit})")
+        }
+        None => release,
+    };
+    println!("cargo:rustc-env=MEMKV_VERSION_TEXT={text}");
 }
 
 /// The commit at HEAD, twelve hex digits; also asks cargo to look again when HEAD moves.

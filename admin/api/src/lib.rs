@@ -30,7 +30,7 @@ pub use status::{
     ConnectionStatus, DriveState, DriveStatus, EvictionStatus, MemoryStatus, NodeStatus,
     PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, StorageStatus,
 };
-pub use version::{Version, version};
+pub use version::{VERSION_TEXT, Version, version};
 
 /// What a node can be asked. Called on the admin thread, possibly while the reactors are busy, so
 /// no method may block on one.

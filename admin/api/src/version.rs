@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// The version of this build as `--version` prints it: `0.1.0 (0123456789ab)`, or without commit.
+pub const VERSION_TEXT: &str = env!("MEMKV_VERSION_TEXT");
+
 /// The release and, when the build knew it, the commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
@@ -41,6 +44,7 @@ mod tests {
             assert!(commit.bytes().all(|b| b.is_ascii_hexdigit()), "{here}");
             assert_eq!(here.to_string(), format!("{} ({commit})", here.release));
         }
+        assert_eq!(here.to_string(), VERSION_TEXT);
         let bare = Version { release: "1.2.3".into(), commit: None };
         assert_eq!(bare.to_string(), "1.2.3");
     }

@@ -1,0 +1,348 @@
+//! The configuration of a node.
+//!
+//! Four sources, each overriding the one before: defaults that make `memkv start` work on a laptop
+//! with nothing set, the YAML file named by `--config`, the environment (`MEMKV_AUTH_KEY`, `RUST_LOG`),
+//! and the options of the command line. A file is optional, and so is every key in it.
+//!
+//! The way from text to [`Config`]:
+//!
+//! ```text
+//! file ─► serde_yaml::Value ─► tree (paths, types, ranges) ─► file::FileConfig ─► resolve ─► Config
+//!                                     │                                             │
+//!                                     └───────────► problems, with lines ◄──────────┘
+//! ```
+//!
+//! [`Config`] is complete and consistent: whoever gets one need not check anything again. Everything
+//! asked of the machine (memory, cores, free space, environment) comes in through [`Machine`], so the
+//! tests decide what the machine is like.
+
+mod file;
+mod locate;
+mod problem;
+mod resolve;
+pub mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub use problem::{ConfigError, Origin, Problem, ProblemKind, Warning};
+
+use crate::paths::Machine;
+use memkv_wire::SharedKey;
+use serde_yaml::Value;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use tree::Report;
+
+/// The largest file that is read as a configuration.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Everything a node needs to know to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: Option<PathBuf>,
+    /// Where the node listens and whom it believes.
+    pub network: Network,
+    /// The memory pool.
+    pub memory: Memory,
+    /// What is stored where.
+    pub storage: Storage,
+    /// How many reactors run.
+    pub reactors: usize,
+    /// What a reactor does when there is nothing to do.
+    pub idle: IdlePolicy,
+    /// What one client may take.
+    pub limits: Limits,
+    /// What is logged, and how.
+    pub log: Log,
+    /// What is odd but no error; to be logged at start.
+    pub warnings: Vec<Warning>,
+}
+
+/// Where the node listens and whom it believes.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// The data address; port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// The keys that are valid, at least one. A key's id appears in a client's first frame and fixes
+    /// its tenant.
+    pub keys: Vec<KeyEntry>,
+}
+
+/// A key that is valid.
+#[derive(Clone, Debug)]
+pub struct KeyEntry {
+    /// The id by which clients name it; 0 is `network.auth_key` or the development key.
+    pub id: u32,
+    /// The key.
+    pub key: SharedKey,
+    /// Whose it is.
+    pub tenant: String,
+}
+
+/// The tenant of `network.auth_key` and of the development key.
+pub const DEFAULT_TENANT: &str = "default";
+
+/// The memory pool.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// The size of a chunk: a power of two, 256 KiB to 4 MiB.
+    pub block_size: u64,
+    /// The size of the pool: whole chunks.
+    pub max_size: u64,
+    /// What pages it is made of.
+    pub hugepages: HugepageUse,
+}
+
+/// What is stored where.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// What the drives are.
+    pub mode: StorageMode,
+    /// The largest extent: a power of two, 16 KiB to 4 MiB.
+    pub block_size: u64,
+    /// The drives, at least one.
+    pub drives: Vec<Drive>,
+    /// What happens when they fill.
+    pub eviction: Eviction,
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+}
+
+/// One drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// A block device, as large as it is.
+    Device {
+        /// Its path.
+        media: PathBuf,
+    },
+    /// A file.
+    File {
+        /// Its path.
+        media: PathBuf,
+        /// The size to create it with, or to expect; none takes an existing file as it is.
+        size: Option<u64>,
+    },
+    /// Memory, gone with the process.
+    Memory {
+        /// Its size.
+        size: u64,
+    },
+}
+
+/// What happens when drives fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// Off means that a full node answers `Full`.
+    pub enabled: bool,
+    /// Percent of units in use above which eviction begins.
+    pub high: u8,
+    /// Percent of units in use at which it rests; below `high`.
+    pub low: u8,
+    /// Which block leaves first.
+    pub policy: EvictionPolicy,
+}
+
+/// What one connection may take, and how many there may be. Each has a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time.
+    pub max_connections: u32,
+    /// Requests in flight per connection.
+    pub max_requests: u32,
+    /// Credits per connection: inline puts (of up to 256 KiB) it may have under way.
+    pub credits: u32,
+    /// The largest value, bytes; at most 64 MiB.
+    pub max_value: u64,
+    /// The longest lease, milliseconds.
+    pub lease_ms: u32,
+    /// The deadline of a request that names none, milliseconds.
+    pub request_timeout_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_requests: 1024,
+            credits: 64,
+            max_value: memkv_wire::MAX_VALUE,
+            lease_ms: 60_000,
+            request_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// For people or for machines; none lets the terminal decide.
+    pub format: Option<LogFormat>,
+    /// What is shown: a level, or directives per module as in `RUST_LOG`.
+    pub filter: String,
+}
+
+/// An enum that a configuration names by a word.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// The words of the configuration.
+            pub const WORDS: [(&str, Self); [$($word),+].len()] = [$(($word, Self::$variant)),+];
+
+            /// The word of this value.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(text: &str) -> Result<Self, UnknownWord> {
+                let found = Self::WORDS.iter().find(|(word, _)| *word == text);
+                found.map(|(_, value)| *value).ok_or(UnknownWord { choices: &[$($word),+] })
+            }
+        }
+    };
+}
+
+/// A word that is not one of the choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected one of: {}", choices.join(", "))]
+pub struct UnknownWord {
+    choices: &'static [&'static str],
+}
+
+words! {
+    /// What the drives are.
+    StorageMode {
+        /// Block devices, owned whole.
+        Direct = "direct",
+        /// Files in a file system.
+        File = "file",
+        /// Memory.
+        Memory = "memory",
+    }
+}
+words! {
+    /// What an acknowledgement promises.
+    Durability {
+        /// It survives a killed process.
+        Process = "process",
+        /// It survives a power cut.
+        Power = "power",
+    }
+}
+words! {
+    /// Which block leaves first.
+    EvictionPolicy {
+        /// The one that was used longest ago.
+        Lru = "lru",
+    }
+}
+words! {
+    /// What a reactor does when there is nothing to do.
+    IdlePolicy {
+        /// It polls on: lowest latency, a whole core each.
+        Busy = "busy",
+        /// It sleeps until something happens.
+        Adaptive = "adaptive",
+    }
+}
+words! {
+    /// What pages the memory pool is made of.
+    HugepageUse {
+        /// Hugepages where there are enough, else ordinary ones.
+        Prefer = "prefer",
+        /// Hugepages, or the node does not start.
+        Require = "require",
+        /// Ordinary pages.
+        Never = "never",
+    }
+}
+words! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Human = "human",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+words! {
+    /// The least important level that is shown.
+    LogLevel {
+        /// Something failed.
+        Error = "error",
+        /// Something is odd.
+        Warn = "warn",
+        /// Something worth knowing happened.
+        Info = "info",
+        /// What helps to find a fault.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+/// What the command line sets.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// `--address`.
+    pub address: Option<String>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
+    /// `--log-level`.
+    pub log_level: Option<LogLevel>,
+}
+
+impl Config {
+    /// Reads the file, if one is named, and settles everything else.
+    pub fn load(overrides: &Overrides, machine: &dyn Machine) -> Result<Self, ConfigError> {
+        let text = match &overrides.file {
+            Some(file) => read_file(file)?,
+            None => String::new(),
+        };
+        Self::parse(&text, overrides, machine)
+    }
+
+    /// The same from a text; `overrides.file` is only its name.
+    pub fn parse(
+        text: &str,
+        overrides: &Overrides,
+        machine: &dyn Machine,
+    ) -> Result<Self, ConfigError> {
+        let name = || overrides.file.clone().unwrap_or_else(|| PathBuf::from("configuration"));
+        // An empty document is a null, which sets nothing.
+        let document: Value = serde_yaml::from_str(text)
+            .map_err(|source| ConfigError::Syntax { file: name(), source })?;
+        let report = Report::new(text);
+        let set = file::read(&document, &report);
+        let config = resolve::resolve(set, overrides, machine, &report);
+        let problems = report.into_problems();
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Invalid { file: overrides.file.clone(), problems })
+        }
+    }
+}
+
+fn read_file(file: &Path) -> Result<String, ConfigError> {
+    let wrap = |source| ConfigError::Read { file: file.to_owned(), source };
+    let bytes = std::fs::metadata(file).map_err(wrap)?.len();
+    if bytes > FILE_MAX {
+        return Err(ConfigError::TooLarge { file: file.to_owned(), bytes, max: FILE_MAX });
+    }
+    std::fs::read_to_string(file).map_err(wrap)
+}

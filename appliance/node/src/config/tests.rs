@@ -1,0 +1,510 @@
+//! The configuration as a person meets it: what works, and what each mistake is answered with.
+
+use super::*;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv6Addr;
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+struct Fake {
+    variables: BTreeMap<&'static str, String>,
+    memory: u64,
+    cores: usize,
+    free: Option<u64>,
+    existing: Vec<PathBuf>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        let variables = BTreeMap::from([("HOME", "/home/a".to_owned())]);
+        Self { variables, memory: 16 * GIB, cores: 4, free: Some(100 * GIB), existing: vec![] }
+    }
+}
+
+impl Machine for Fake {
+    fn variable(&self, name: &str) -> Option<String> {
+        self.variables.get(name).cloned()
+    }
+    fn memory_bytes(&self) -> u64 {
+        self.memory
+    }
+    fn cores(&self) -> usize {
+        self.cores
+    }
+    fn file_exists(&self, file: &Path) -> bool {
+        self.existing.iter().any(|existing| existing == file)
+    }
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        self.free.ok_or_else(|| io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+fn overrides() -> Overrides {
+    Overrides { file: Some(PathBuf::from("/etc/memkv/config.yaml")), ..Overrides::default() }
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, &overrides(), &Fake::default())
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// The problems of a text, each as it is shown.
+fn bad(text: &str, machine: &Fake) -> Vec<String> {
+    match Config::parse(text, &overrides(), machine) {
+        Err(ConfigError::Invalid { problems, .. }) => {
+            problems.iter().map(Problem::to_string).collect()
+        }
+        other => panic!("expected problems, got {other:?}\n{text}"),
+    }
+}
+
+#[test]
+fn nothing_set_serves_a_laptop() {
+    let config = Config::parse("", &Overrides::default(), &Fake::default()).expect("defaults work");
+    assert_eq!(config.file, None);
+    assert_eq!(config.network.address.to_string(), "127.0.0.1:9900");
+    assert_eq!(config.network.keys.len(), 1);
+    assert_eq!(config.network.keys[0].id, 0);
+    assert_eq!(config.network.keys[0].tenant, DEFAULT_TENANT);
+    assert_eq!(config.warnings, [Warning::DevelopmentKey]);
+    assert_eq!(config.memory.block_size, 2 * MIB);
+    assert_eq!(config.memory.max_size, GIB);
+    assert_eq!(config.memory.hugepages, HugepageUse::Prefer);
+    assert_eq!(config.storage.mode, StorageMode::File);
+    assert_eq!(config.storage.durability, Durability::Process);
+    assert_eq!(config.storage.drives, [Drive::File { media: default_file(), size: Some(4 * GIB) }]);
+    let eviction = Eviction { enabled: true, high: 95, low: 92, policy: EvictionPolicy::Lru };
+    assert_eq!(config.storage.eviction, eviction);
+    assert_eq!(config.reactors, 4);
+    assert_eq!(config.idle, IdlePolicy::Adaptive);
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.log, Log { format: None, filter: "info".to_owned() });
+}
+
+fn default_file() -> PathBuf {
+    Fake::default().data_directory().expect("HOME is set").join("drive-0.memkv")
+}
+
+#[test]
+fn a_whole_file_is_read() {
+    let text = format!(
+        "network:\n  address: 0.0.0.0:9950\n  auth_key: {HEX}\n  keys:\n    - {{id: 7, key: \
+         {HEX}, tenant: blue}}\n    - {{id: 8, key: {HEX}, tenant: blue}}\nmemory:\n  block_size: 1 \
+         MiB\n  max_size: 2 GiB\n  hugepages: require\nstorage:\n  mode: file\n  block_size: 1 \
+         MiB\n  drives:\n    - media: /data/a\n      max_size: 1 GiB\n    - media: /data/b\n      \
+         max_size: 2147483648\n  eviction:\n    enabled: false\n    high: 70 %\n    low: 60\n    \
+         policy: lru\n  durability: process\nrdma:\nnode:\n  reactors: 2\n  idle: \
+         busy\nlimits:\n  max_connections: 10\n  max_value: 8 MiB\nlog:\n  format: json\n  level: \
+         debug\n"
+    );
+    let config = good(&text);
+    assert_eq!(config.file, overrides().file);
+    assert_eq!(config.network.address.to_string(), "0.0.0.0:9950");
+    let keys: Vec<_> = config.network.keys.iter().map(|k| (k.id, k.tenant.as_str())).collect();
+    assert_eq!(keys, [(0, "default"), (7, "blue"), (8, "blue")]);
+    assert_eq!((config.memory.block_size, config.memory.max_size), (MIB, 2 * GIB));
+    assert_eq!(config.memory.hugepages, HugepageUse::Require);
+    let file = |media: &str, size| Drive::File { media: media.into(), size: Some(size) };
+    assert_eq!(config.storage.drives, [file("/data/a", GIB), file("/data/b", 2 * GIB)]);
+    assert_eq!(config.storage.block_size, MIB);
+    let eviction = Eviction { enabled: false, high: 70, low: 60, policy: EvictionPolicy::Lru };
+    assert_eq!(config.storage.eviction, eviction);
+    assert_eq!((config.reactors, config.idle), (2, IdlePolicy::Busy));
+    assert_eq!((config.limits.max_connections, config.limits.max_value), (10, 8 * MIB));
+    assert_eq!(config.log.format, Some(LogFormat::Json));
+    assert_eq!(config.log.filter, "debug");
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn every_mistake_is_named_with_its_place() {
+    let table = [
+        (
+            "netwrok:\n  address: x\n",
+            "line 1 column 1: netwrok: unknown key; did you mean `network`?",
+        ),
+        (
+            "network:\n  adress: 127.0.0.1:1\n",
+            "line 2 column 3: network.adress: unknown key; did you mean `address`?",
+        ),
+        (
+            "auth_key: x\n",
+            "line 1 column 1: auth_key: unknown key; did you mean `network.auth_key`?",
+        ),
+        ("log:\n  zzz: 1\n", "line 2 column 3: log.zzz: unknown key; known here: format, level"),
+        (
+            "storage:\n  drives:\n    - media: /a\n      max_sise: 1 GiB\n",
+            "line 4 column 7: storage.drives[0].max_sise: unknown key; did you mean `max_size`?",
+        ),
+        (
+            "memory:\n  maxSize: 1 GiB\n",
+            "line 2 column 3: memory.maxSize: unknown key; did you mean `max_size`?",
+        ),
+        ("\n\nmemory: 1 GiB\n", "line 3 column 1: memory: expected keys, found text"),
+        (
+            "node:\n  reactors: two\n",
+            "line 2 column 3: node.reactors: expected a whole number, found text",
+        ),
+        (
+            "node: {reactors: 1.5}\n",
+            "line 1 column 8: node.reactors: expected a whole number, found a number with a fraction",
+        ),
+        (
+            "node:\n  reactors: 0\n",
+            "line 2 column 3: node.reactors: 0 is out of range; allowed: 1 to 256",
+        ),
+        (
+            "node:\n  reactors: -3\n",
+            "line 2 column 3: node.reactors: -3 is out of range; allowed: 1 to 256",
+        ),
+        (
+            "memory:\n  block_size: 3 MiB\n",
+            "line 2 column 3: memory.block_size: 3 MiB is not a power of two",
+        ),
+        (
+            "memory:\n  block_size: 8 MiB\n",
+            "line 2 column 3: memory.block_size: 8 MiB is out of range; allowed: 256 KiB to 4 MiB",
+        ),
+        (
+            "memory:\n  max_size: 2 Gib/s\n",
+            "line 2 column 3: memory.max_size: `Gib/s` is not a unit; use B, KiB, MiB, GiB, TiB or PiB",
+        ),
+        (
+            "memory:\n  max_size: [1]\n",
+            "line 2 column 3: memory.max_size: expected a size like `2 MiB`, found a list",
+        ),
+        (
+            "memory:\n  max_size: 32 GiB\n",
+            "line 2 column 3: memory.max_size: 32 GiB is out of range; allowed: 64 MiB to 16 GiB \
+             (this machine's memory)",
+        ),
+        (
+            "storage:\n  mode: flie\n",
+            "line 2 column 3: storage.mode: `flie` is not one of direct, file, memory; did you mean \
+             `file`?",
+        ),
+        (
+            "storage:\n  durability: power\n",
+            "line 2 column 3: storage.durability: `power` (flushed before the reply) comes with a \
+             later release; use `process`, which survives a killed process",
+        ),
+        (
+            "storage:\n  drives: /dev/nvme0n1\n",
+            "line 2 column 3: storage.drives: expected a list, found text",
+        ),
+        (
+            "storage:\n  drives: []\n",
+            "line 2 column 3: storage.drives: a list of 0 is out of range; allowed: 1 to 64",
+        ),
+        (
+            "storage:\n  drives:\n    - /dev/nvme0n1\n",
+            "line 3 column 7: storage.drives[0]: expected keys, found text",
+        ),
+        (
+            "storage:\n  drives:\n    - {media: /a, max_size: 1 GiB}\n    - {media: /a, max_size: 1 GiB}\n",
+            "line 4 column 8: storage.drives[1].media: /a is named twice",
+        ),
+        ("storage:\n  mode: direct\n", "storage.drives: not set, and there is no default"),
+        (
+            "storage:\n  mode: direct\n  drives:\n    - media: /dev/a\n      max_size: 1 GiB\n",
+            "line 5 column 7: storage.drives[0].max_size: a device is used whole; max_size belongs \
+             to file mode",
+        ),
+        (
+            "storage:\n  mode: memory\n  drives:\n    - media: /a\n      max_size: 1 GiB\n",
+            "line 4 column 7: storage.drives[0].media: memory mode has no media; remove the key, or \
+             set storage.mode",
+        ),
+        (
+            "storage:\n  eviction:\n    high: 80\n    low: 90\n",
+            "line 4 column 5: storage.eviction.low: the low mark (90 %) must be below the high mark \
+             (80 %)",
+        ),
+        (
+            "storage:\n  eviction:\n    high: 120\n",
+            "line 3 column 5: storage.eviction.high: 120 % is out of range; allowed: 2 % to 100 %",
+        ),
+        (
+            "storage:\n  eviction:\n    enabled: maybe\n",
+            "line 3 column 5: storage.eviction.enabled: expected true or false, found text",
+        ),
+        (
+            "network:\n  address: 9900\n",
+            "line 2 column 3: network.address: expected text (put it in quotes), found a number",
+        ),
+        (
+            "network:\n  address: memkv.example:9900\n",
+            "line 2 column 3: network.address: `memkv.example:9900` is not an address; write IP:PORT \
+             like 127.0.0.1:9900 or [::1]:9900",
+        ),
+        (
+            "network:\n  address: 127.0.0.1:65535\n",
+            "line 2 column 3: network.address: the admin endpoint takes the next port, so 65534 is \
+             the last one",
+        ),
+        (
+            "network:\n  auth_key: abc\n",
+            "line 2 column 3: network.auth_key: not 64 hex digits; make one: openssl rand -hex 32",
+        ),
+        (
+            "network:\n  tls_cert: /a.pem\n",
+            "line 2 column 3: network.tls_cert: TLS for the admin endpoint comes with a later \
+             release; remove the key and put a proxy in front if you need TLS now",
+        ),
+        (
+            "rdma:\n  device: mlx5_0\n",
+            "line 2 column 3: rdma.device: RDMA comes with a later release; remove the key, clients \
+             reach this node by TCP",
+        ),
+        (
+            "network:\n  keys:\n    - {id: 1, tenant: a b, key: x}\n",
+            "line 3 column 28: network.keys[0].key: not 64 hex digits; make one: openssl rand -hex 32\n\
+             line 3 column 15: network.keys[0].tenant: `a b` is not a tenant: 1 to 64 of a-z A-Z 0-9 \
+             . _ -",
+        ),
+        (
+            "log:\n  level: loud\n",
+            "line 2 column 3: log.level: `loud` is not one of error, warn, info, debug, trace",
+        ),
+        ("- 1\n", ": expected keys, found a list"),
+        ("1: 2\n", ": expected names of keys, found a number"),
+    ];
+    for (text, expected) in table {
+        assert_eq!(bad(text, &Fake::default()).join("\n"), expected, "{text}");
+    }
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_at_once() {
+    let error = parse("network:\n  adress: x\nmemory:\n  max_size: lots\nlgo: 1\n")
+        .expect_err("three mistakes");
+    assert_eq!(
+        error.to_string(),
+        "/etc/memkv/config.yaml: 3 errors\n  line 5 column 1: lgo: unknown key; did you mean \
+         `log`?\n  line 2 column 3: network.adress: unknown key; did you mean `address`?\n  line 4 \
+         column 3: memory.max_size: not a size; write one like `2 MiB` or `4194304`"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_yaml_is_named_with_its_line() {
+    for (text, line) in
+        [("network:\n\taddress: x\n", "line 2"), ("log: {}\nlog: {}\n", "duplicate")]
+    {
+        let error = parse(text).expect_err("not YAML").to_string();
+        assert!(error.starts_with("/etc/memkv/config.yaml: not valid YAML: "), "{error}");
+        assert!(error.contains(line), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_file_and_a_huge_one_are_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("none.yaml");
+    let load = |file: &Path| {
+        let overrides = Overrides { file: Some(file.to_owned()), ..Overrides::default() };
+        Config::load(&overrides, &Fake::default()).map(|config| config.file)
+    };
+    let error = load(&file).expect_err("there is no such file");
+    assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    assert!(error.to_string().contains("none.yaml"), "{error}");
+
+    std::fs::write(&file, vec![b'#'; FILE_MAX as usize + 1]).expect("room for a megabyte");
+    let error = load(&file).expect_err("too large");
+    assert!(matches!(error, ConfigError::TooLarge { .. }), "{error}");
+
+    std::fs::write(&file, "log: {level: warn}\n").expect("room for a line");
+    assert_eq!(load(&file).expect("a good file"), Some(file));
+}
+
+#[test]
+fn a_key_is_required_beyond_loopback() {
+    let text = "network:\n  address: 0.0.0.0:9900\n";
+    let problems = bad(text, &Fake::default());
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].starts_with("network.auth_key: no key is set and 0.0.0.0:9900 can be reached")
+    );
+    assert!(problems[0].contains("openssl rand -hex 32"));
+
+    for local in ["127.0.0.1", "127.8.8.8:1", "localhost", "localhost:77", "'[::1]:9900'", "'::1'"]
+    {
+        let config = good(&format!("network:\n  address: {local}\n"));
+        assert_eq!(config.warnings, [Warning::DevelopmentKey], "{local}");
+        assert!(config.network.address.ip().is_loopback(), "{local}");
+    }
+    let config = good("network: {address: '::1'}");
+    assert_eq!(config.network.address, SocketAddr::from((Ipv6Addr::LOCALHOST, 9900)));
+
+    let key = format!("network:\n  keys: [{{id: 3, key: {HEX}, tenant: a}}]\n");
+    assert!(good(&key).warnings.is_empty(), "a key that is set needs no derived one");
+}
+
+#[test]
+fn the_environment_overrides_the_key_of_the_file() {
+    let other = "ff".repeat(32);
+    let mut machine = Fake::default();
+    machine.variables.insert("MEMKV_AUTH_KEY", other.clone());
+    let text = format!("network:\n  address: 0.0.0.0:1\n  auth_key: {HEX}\n");
+    let config = Config::parse(&text, &overrides(), &machine).expect("both keys are good");
+    assert_eq!(config.network.keys.len(), 1);
+    assert!(config.network.keys[0].key == SharedKey::from_hex(&other).expect("hex"));
+
+    machine.variables.insert("MEMKV_AUTH_KEY", "short".into());
+    assert_eq!(
+        bad(&text, &machine),
+        ["environment variable MEMKV_AUTH_KEY: not 64 hex digits; make one: openssl rand -hex 32"]
+    );
+    machine.variables.insert("MEMKV_AUTH_KEY", String::new());
+    let config = Config::parse(&text, &overrides(), &machine).expect("empty is unset");
+    assert!(config.network.keys[0].key == SharedKey::from_hex(HEX).expect("hex"));
+}
+
+#[test]
+fn two_keys_per_tenant_and_no_id_twice() {
+    let keys = |list: &[(u32, &str)]| {
+        let mut text = format!("network:\n  auth_key: {HEX}\n  keys:\n");
+        for (id, tenant) in list {
+            text += &format!("    - {{id: {id}, key: {HEX}, tenant: {tenant}}}\n");
+        }
+        text
+    };
+    good(&keys(&[(1, "default"), (2, "a"), (3, "a")]));
+    let table = [
+        (keys(&[(1, "a"), (1, "b")]), "network.keys[1].id: key id 1 is named twice"),
+        (keys(&[(0, "a")]), "network.keys[0].id: 0 is out of range"),
+        (keys(&[(1, "a"), (2, "a"), (3, "a")]), "network.keys[2].tenant: a third key"),
+        (keys(&[(1, "default"), (2, "default")]), "network.keys[1].tenant: a third key"),
+    ];
+    for (text, expected) in table {
+        let problems = bad(&text, &Fake::default());
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
+    }
+}
+
+#[test]
+fn the_default_file_fits_the_disk() {
+    let table =
+        [(100 * GIB, 4 * GIB), (8 * GIB, 2 * GIB), (GIB, 256 * MIB), (1027 * MIB, 256 * MIB)];
+    for (free, expected) in table {
+        let machine = Fake { free: Some(free), ..Fake::default() };
+        let config = Config::parse("", &overrides(), &machine).expect("enough space");
+        let drive = Drive::File { media: default_file(), size: Some(expected) };
+        assert_eq!(config.storage.drives, [drive], "{free} free");
+    }
+    let machine = Fake { free: Some(GIB - 1), ..Fake::default() };
+    let problems = bad("", &machine);
+    assert!(problems.len() == 1 && problems[0].contains("free some space"), "{problems:?}");
+    let machine = Fake { free: None, ..Fake::default() };
+    let problems = bad("", &machine);
+    assert!(problems[0].contains("cannot ask for the free space"), "{problems:?}");
+    let machine = Fake { variables: BTreeMap::new(), ..Fake::default() };
+    let problems = bad("", &machine);
+    assert!(problems[0].contains("--data-dir"), "{problems:?}");
+}
+
+#[test]
+fn an_existing_file_is_taken_as_it_is() {
+    let machine = Fake { existing: vec![default_file()], free: Some(0), ..Fake::default() };
+    let config = Config::parse("", &overrides(), &machine).expect("no space is needed");
+    assert_eq!(config.storage.drives, [Drive::File { media: default_file(), size: None }]);
+}
+
+#[test]
+fn a_configured_file_must_fit_too() {
+    let text = "storage:\n  drives:\n    - media: /data/a\n      max_size: 200 GiB\n";
+    assert_eq!(
+        bad(text, &Fake::default()),
+        [
+            "storage.drives[0].max_size: /data/a needs 200 GiB, and 100 GiB are free there; free some \
+          space, or name a smaller max_size or another place"
+        ]
+    );
+}
+
+#[test]
+fn options_override_the_file() {
+    let text = "network: {address: '127.0.0.1:1'}\nlog: {format: json, level: error}\n";
+    let options = Overrides {
+        address: Some("127.0.0.1:2".into()),
+        data_dir: Some("/scratch".into()),
+        log_format: Some(LogFormat::Human),
+        log_level: Some(LogLevel::Trace),
+        ..overrides()
+    };
+    let config = Config::parse(text, &options, &Fake::default()).expect("all good");
+    assert_eq!(config.network.address.port(), 2);
+    assert_eq!(config.log, Log { format: Some(LogFormat::Human), filter: "trace".into() });
+    let media = PathBuf::from("/scratch/drive-0.memkv");
+    assert_eq!(config.storage.drives, [Drive::File { media, size: Some(4 * GIB) }]);
+
+    let mut machine = Fake::default();
+    machine.variables.insert("RUST_LOG", "memkv_store=debug".into());
+    let config = Config::parse(text, &overrides(), &machine).expect("all good");
+    assert_eq!(config.log.filter, "memkv_store=debug", "the environment overrides the file");
+
+    let wrong = Overrides { address: Some("nowhere".into()), ..overrides() };
+    let error = Config::parse("", &wrong, &Fake::default()).expect_err("no address");
+    assert!(error.to_string().contains(": --address: `nowhere` is not an address"), "{error}");
+    let drives = "storage: {drives: [{media: /a, max_size: 1 GiB}]}";
+    let error = Config::parse(drives, &options, &Fake::default()).expect_err("nothing to place");
+    assert!(error.to_string().contains("--data-dir: there is no default data file"), "{error}");
+}
+
+#[test]
+fn memory_mode_has_a_default_size() {
+    let config = good("storage: {mode: memory}");
+    assert_eq!(config.storage.drives, [Drive::Memory { size: 4 * GIB }]);
+    let config = good("storage: {mode: memory, drives: [{max_size: 1 GiB}, {max_size: 2 GiB}]}");
+    let memory = |size| Drive::Memory { size };
+    assert_eq!(config.storage.drives, [memory(GIB), memory(2 * GIB)]);
+}
+
+#[test]
+fn small_machines_get_a_small_pool() {
+    for (memory, expected) in [(16 * GIB, GIB), (4 * GIB, 512 * MIB), (256 * MIB, 64 * MIB)] {
+        let machine = Fake { memory, ..Fake::default() };
+        let config = Config::parse("", &overrides(), &machine).expect("defaults work");
+        assert_eq!(config.memory.max_size, expected, "of {memory}");
+    }
+    let config = good("memory: {block_size: 4 MiB, max_size: 101 MiB}");
+    assert_eq!(config.memory.max_size, 100 * MIB, "whole chunks");
+}
+
+#[test]
+fn rdma_settings_without_a_device_only_warn() {
+    let config = good("rdma: {num_dcis: 256, device: }");
+    let warnings: Vec<String> = config.warnings.iter().map(Warning::to_string).collect();
+    assert!(warnings.contains(&"rdma.num_dcis has no effect without a device".to_owned()));
+}
+
+#[test]
+fn debug_output_hides_keys() {
+    let config = good(&format!("network: {{auth_key: {HEX}}}"));
+    assert!(!format!("{config:?}").contains("1e1f"), "a key would be in the log");
+}
+
+proptest::proptest! {
+    /// Whatever stands in the file, there is an answer and not a panic.
+    #[test]
+    fn any_text_is_answered(text in "([a-z_]{1,8}|network|storage|drives|keys|memory|[-:{}\\[\\]&*!|>'\"%@ \n\t0-9]){0,40}") {
+        let _ = parse(&text);
+    }
+
+    /// A document of known sections with odd values is answered, too.
+    #[test]
+    fn odd_values_are_answered(
+        section in proptest::sample::select(schema::ROOT),
+        index in 0usize..8,
+        value in "(null|true|-1|1e9|\\[\\]|\\{\\}|\\[1, 2\\]|'%'|!t x|0x10|18446744073709551616|\\.nan|5 %|999 %)",
+    ) {
+        let keys = schema::SCHEMA.iter().find(|(path, _)| *path == section).expect("a section").1;
+        let _ = parse(&format!("{section}:\n  {}: {value}\n", keys[index % keys.len()]));
+    }
+}
