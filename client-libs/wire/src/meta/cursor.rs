@@ -1,0 +1,100 @@
+//! Reading a meta from its start to its end, and the extensions that may end it.
+
+use super::MetaError;
+
+/// Extension types from here on must be understood; unknown ones below are skipped.
+pub const MUST_UNDERSTAND: u16 = 0x8000;
+
+/// A place in bytes from outside. Every step is checked; none panics.
+#[derive(Clone)]
+pub(crate) struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Reader<'a> {
+        Reader { rest: bytes }
+    }
+
+    /// The next `count` bytes.
+    pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], MetaError> {
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(MetaError::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// The next `N` bytes by value.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], MetaError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(MetaError::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    pub fn u8(&mut self) -> Result<u8, MetaError> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+
+    pub fn u16(&mut self) -> Result<u16, MetaError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    pub fn u32(&mut self) -> Result<u32, MetaError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub fn u64(&mut self) -> Result<u64, MetaError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// `count` reserved bytes, which must be zero.
+    pub fn zeros(&mut self, count: usize) -> Result<(), MetaError> {
+        match self.bytes(count)?.iter().all(|&byte| byte == 0) {
+            true => Ok(()),
+            false => Err(MetaError::ReservedNotZero),
+        }
+    }
+
+    /// A text: u16 length, then UTF-8.
+    pub fn str(&mut self) -> Result<&'a str, MetaError> {
+        let length = self.u16()?;
+        let bytes = self.bytes(usize::from(length))?;
+        std::str::from_utf8(bytes).map_err(MetaError::Text)
+    }
+
+    /// What is left.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+}
+
+/// Reads the extensions to the end: skips those it need not understand (this version knows none),
+/// refuses the others.
+pub(crate) fn finish<T>(mut reader: Reader<'_>, value: T) -> Result<T, MetaError> {
+    while reader.remaining() > 0 {
+        let kind = reader.u16()?;
+        let length = reader.u16()?;
+        reader.bytes(usize::from(length))?;
+        if kind >= MUST_UNDERSTAND {
+            return Err(MetaError::MustUnderstand { kind });
+        }
+    }
+    Ok(value)
+}
+
+/// Appends a text as u16 length and UTF-8.
+pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
+    let length = u16::try_from(text.len()).expect("texts of the protocol are short");
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Appends one extension (type u16, length u16, bytes) after a meta.
+///
+/// # Panics
+/// On a value of 64 KiB or more.
+pub fn append_extension(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(value.len()).expect("an extension is shorter than 64 KiB");
+    out.extend_from_slice(&kind.to_le_bytes());
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(value);
+}

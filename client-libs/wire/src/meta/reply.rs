@@ -1,0 +1,207 @@
+//! Metas of replies.
+
+use super::cursor::{Reader, finish};
+use super::request::{put_crcs, take_crcs};
+use super::{Item, MetaError, put_list, take_list};
+use crate::{CrcList, MissReason, Status};
+
+/// The result of one item, wherever items are answered.
+///
+/// ```text
+///   0  status u16 | 2 reason u8 | 3 crc_count u8 | 4 retry_ms u32 | 8 length u64
+///  16  generation u64 | 24 crcs u32 × crc_count
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ItemReply {
+    /// What became of it.
+    pub status: Status,
+    /// Why it is not there, with [`Status::NotFound`].
+    pub reason: MissReason,
+    /// With [`Status::Busy`]: when to try again, in milliseconds.
+    pub retry_ms: u32,
+    /// Bytes of the stored value, 0 when there is none.
+    pub length: u64,
+    /// Generation of the stored value, 0 when there is none.
+    pub generation: u64,
+    /// CRC-32C per extent of the stored value, or of what is sent of it; may be empty.
+    pub crcs: CrcList,
+}
+
+impl ItemReply {
+    /// A bare status; all other fields zero.
+    pub const fn new(status: Status) -> ItemReply {
+        ItemReply {
+            status,
+            reason: MissReason::Never,
+            retry_ms: 0,
+            length: 0,
+            generation: 0,
+            crcs: CrcList::EMPTY,
+        }
+    }
+
+    /// [`Status::NotFound`] with its reason.
+    pub const fn miss(reason: MissReason) -> ItemReply {
+        ItemReply { reason, ..ItemReply::new(Status::NotFound) }
+    }
+
+    /// [`Status::Busy`] with the time to come back.
+    pub const fn busy(retry_ms: u32) -> ItemReply {
+        ItemReply { retry_ms, ..ItemReply::new(Status::Busy) }
+    }
+}
+
+impl Item<'_> for ItemReply {
+    const LEAST: usize = 24;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.status.raw().to_le_bytes());
+        out.extend_from_slice(&[self.reason.raw(), self.crcs.len() as u8]);
+        out.extend_from_slice(&self.retry_ms.to_le_bytes());
+        out.extend_from_slice(&self.length.to_le_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        put_crcs(out, &self.crcs);
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, MetaError> {
+        let got = reader.u16()?;
+        let status = Status::from_raw(got).ok_or(MetaError::UnknownStatus { got })?;
+        let got = reader.u8()?;
+        let reason = MissReason::from_raw(got).ok_or(MetaError::UnknownReason { got })?;
+        let crc_count = reader.u8()?;
+        Ok(ItemReply {
+            status,
+            reason,
+            retry_ms: reader.u32()?,
+            length: reader.u64()?,
+            generation: reader.u64()?,
+            crcs: take_crcs(reader, crc_count)?,
+        })
+    }
+}
+
+/// One result per item of the request, in its order: `count u32 | items | extensions`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ItemReplies {
+    /// As many as the request had items.
+    pub items: Vec<ItemReply>,
+}
+
+impl ItemReplies {
+    /// Appends the meta to `out`.
+    ///
+    /// # Panics
+    /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) items.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_list(&self.items, out);
+    }
+
+    /// Reads the meta. The caller compares the number of items with its request's.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse(meta: &[u8]) -> Result<ItemReplies, MetaError> {
+        let mut reader = Reader::new(meta);
+        let items = take_list(&mut reader)?;
+        finish(reader, ItemReplies { items })
+    }
+}
+
+/// The result of one Data frame: `item u32 | reserved u32 = 0 | item reply | extensions`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DataReply {
+    /// Index into the Offer's items.
+    pub item: u32,
+    /// What became of it.
+    pub reply: ItemReply,
+}
+
+impl DataReply {
+    /// Appends the meta to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.item.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        self.reply.put(out);
+    }
+
+    /// Reads the meta.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse(meta: &[u8]) -> Result<DataReply, MetaError> {
+        let mut reader = Reader::new(meta);
+        let item = reader.u32()?;
+        reader.zeros(4)?;
+        let reply = ItemReply::take(&mut reader)?;
+        finish(reader, DataReply { item, reply })
+    }
+}
+
+/// The answer to one item of a Get; the header's payload length says how many bytes follow.
+///
+/// ```text
+///   0  item u32 | 4 reserved u32 = 0 | 8 offset u64 | 16 item reply | extensions
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GetReply {
+    /// Index into the request's items.
+    pub item: u32,
+    /// Where in the value the payload begins.
+    pub offset: u64,
+    /// The whole value's length and generation; one CRC per extent that the payload touches, each
+    /// over the bytes that are sent of it.
+    pub reply: ItemReply,
+}
+
+impl GetReply {
+    /// Appends the meta to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.item.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.offset.to_le_bytes());
+        self.reply.put(out);
+    }
+
+    /// Reads the meta.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse(meta: &[u8]) -> Result<GetReply, MetaError> {
+        let mut reader = Reader::new(meta);
+        let item = reader.u32()?;
+        reader.zeros(4)?;
+        let offset = reader.u64()?;
+        let reply = ItemReply::take(&mut reader)?;
+        finish(reader, GetReply { item, offset, reply })
+    }
+}
+
+/// The answer to MatchPrefix: `first_missing u32 | examined u32 | extensions`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MatchReply {
+    /// The position of the first key that is not there; [`MatchReply::NONE`] when all are.
+    pub first_missing: u32,
+    /// How many keys the server looked at.
+    pub examined: u32,
+}
+
+impl MatchReply {
+    /// No key is missing.
+    pub const NONE: u32 = u32::MAX;
+
+    /// Appends the meta to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.first_missing.to_le_bytes());
+        out.extend_from_slice(&self.examined.to_le_bytes());
+    }
+
+    /// Reads the meta.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse(meta: &[u8]) -> Result<MatchReply, MetaError> {
+        let mut reader = Reader::new(meta);
+        let reply = MatchReply { first_missing: reader.u32()?, examined: reader.u32()? };
+        finish(reader, reply)
+    }
+}
