@@ -189,6 +189,8 @@ codes! {
         PoolUsed = 22 => "pool_used",
         /// Bytes of the DMA pool in all.
         PoolTotal = 23 => "pool_total",
+        /// Microseconds of processor time (user and system) that the server process has used.
+        CpuMicros = 24 => "cpu_micros",
     }
 }
 

@@ -49,6 +49,7 @@ impl Drop for Home {
 pub struct DmaBuf {
     start: NonNull<u8>,
     len: usize,
+    capacity: usize,
     home: Home,
 }
 
@@ -60,16 +61,35 @@ unsafe impl Sync for DmaBuf {}
 
 impl DmaBuf {
     /// # Safety
-    /// `start .. start + len` must be initialised memory that nobody else reads or writes until `home`
+    /// `start .. start + len`, and the whole run when it is from a pool, must be initialised memory that nobody else reads or writes until `home`
     /// is dropped, and that stays mapped until then.
     pub(crate) unsafe fn new(start: NonNull<u8>, len: usize, home: Home) -> DmaBuf {
-        DmaBuf { start, len, home }
+        let capacity = match &home {
+            Home::Pool { run, .. } => crate::UNIT << run.order,
+            Home::Arena { .. } => len,
+        };
+        assert!(len <= capacity, "a buffer fits its run");
+        DmaBuf { start, len, capacity, home }
     }
 
-    /// Length in bytes: exactly what was asked for.
+    /// Length in bytes: what was asked for, or set since.
     #[allow(clippy::len_without_is_empty, reason = "no buffer is empty")]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes that it can be set to hold: whole units from a pool, exactly what was lent from an arena.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Sets the length, so that a receive ends with the payload and a write covers whole sectors.
+    ///
+    /// # Panics
+    /// When `len` is 0 or beyond the [capacity](Self::capacity).
+    pub fn set_len(&mut self, len: usize) {
+        assert!((1..=self.capacity).contains(&len), "1 to {} bytes, not {len}", self.capacity);
+        self.len = len;
     }
 
     /// The bytes.
@@ -99,7 +119,7 @@ impl DmaBuf {
 
     /// Gives up the right to write: from now on any number of readers may hold the bytes.
     pub fn freeze(self) -> DmaRef {
-        let DmaBuf { start, len, mut home } = self;
+        let DmaBuf { start, len, mut home, .. } = self;
         if let Home::Arena { arena, lend } = &mut home {
             arena.share(lend);
         }
@@ -136,7 +156,7 @@ unsafe impl Sync for DmaRef {}
 
 impl DmaRef {
     /// # Safety
-    /// `start .. start + len` must be initialised memory that nobody writes until `home` is dropped,
+    /// `start .. start + len`, and the whole run when it is from a pool, must be initialised memory that nobody writes until `home` is dropped,
     /// and that stays mapped until then.
     pub(crate) unsafe fn new(start: NonNull<u8>, len: usize, home: Home) -> DmaRef {
         DmaRef { start, len, home: Arc::new(home) }
