@@ -46,20 +46,17 @@ impl Stream {
     }
 
     fn connect_one(address: SocketAddr, deadline: Instant) -> Result<Stream, NetError> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        match socket.connect(&SockAddr::from(address)) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
-                wait(&socket, libc::POLLOUT, deadline)?;
-                if let Some(error) = socket.take_error()? {
-                    return Err(NetError::Os(error));
-                }
-            }
-            Err(error) => return Err(NetError::Os(error)),
+        let connecting = Connecting::start(address)?;
+        wait(&connecting.socket, libc::POLLOUT, deadline)?;
+        connecting.finish()
+    }
+
+    /// Starts to connect to the first address of `addr` and does not wait for it.
+    pub fn start_connect(addr: &str) -> Result<Connecting, NetError> {
+        match addr.to_socket_addrs()?.next() {
+            Some(address) => Connecting::start(address),
+            None => Err(NetError::Os(io::Error::from(ErrorKind::AddrNotAvailable))),
         }
-        options::tune(&socket, options::is_local(&socket, &address))?;
-        Ok(Stream { socket, peer: address, drained: true })
     }
 
     /// The address of the other end.
@@ -176,6 +173,22 @@ impl Stream {
         matches!(self.socket.peek(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
+    /// Waits until one of `streams` has something to receive (bytes, its end or an error) and returns its
+    /// place; `None` when none had until `deadline`. Looks at least once.
+    pub fn wait_any(streams: &[&Stream], deadline: Instant) -> Result<Option<usize>, NetError> {
+        let entry = |stream: &&Stream| libc::pollfd {
+            fd: stream.socket.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut entries: Vec<_> = streams.iter().map(entry).collect();
+        match poll(&mut entries, deadline) {
+            Ok(()) => Ok(entries.iter().position(|entry| entry.revents != 0)),
+            Err(NetError::TimedOut) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ends the connection in both directions, for every copy of it.
     pub fn shutdown(&self) {
         if let Err(error) = self.socket.shutdown(Shutdown::Both) {
@@ -184,17 +197,62 @@ impl Stream {
     }
 }
 
+/// A connection that is being made.
+#[derive(Debug)]
+pub struct Connecting {
+    socket: Socket,
+    peer: SocketAddr,
+}
+
+impl Connecting {
+    fn start(peer: SocketAddr) -> Result<Connecting, NetError> {
+        let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&SockAddr::from(peer)) {
+            Ok(()) => Ok(Connecting { socket, peer }),
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                Ok(Connecting { socket, peer })
+            }
+            Err(error) => Err(NetError::Os(error)),
+        }
+    }
+
+    /// Waits until it is decided whether the connection stands, or `deadline` has passed; true when it is
+    /// decided. Looks at least once.
+    pub fn wait(&self, deadline: Instant) -> Result<bool, NetError> {
+        match wait(&self.socket, libc::POLLOUT, deadline) {
+            Ok(()) => Ok(true),
+            Err(NetError::TimedOut) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The stream, once it is decided; the error when the peer refused or cannot be reached.
+    pub fn finish(self) -> Result<Stream, NetError> {
+        if let Some(error) = self.socket.take_error()? {
+            return Err(NetError::Os(error));
+        }
+        options::tune(&self.socket, options::is_local(&self.socket, &self.peer))?;
+        Ok(Stream { socket: self.socket, peer: self.peer, drained: true })
+    }
+}
+
 /// Waits until the socket is ready for `events`, or broken, or the deadline has passed. Looks at least
 /// once.
 fn wait(socket: &Socket, events: libc::c_short, deadline: Instant) -> Result<(), NetError> {
+    poll(&mut [libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 }], deadline)
+}
+
+/// poll(2) until an entry is ready; [`NetError::TimedOut`] when none was by the deadline.
+fn poll(entries: &mut [libc::pollfd], deadline: Instant) -> Result<(), NetError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
-        // SAFETY: one entry is passed, and it outlives the call.
-        match unsafe { libc::poll(&mut entry, 1, milliseconds(left)) } {
+        let count = entries.len() as libc::nfds_t;
+        // SAFETY: `count` entries are passed, and they outlive the call.
+        match unsafe { libc::poll(entries.as_mut_ptr(), count, milliseconds(left)) } {
             0 if left.is_zero() => return Err(NetError::TimedOut),
             0 => {}
-            count if count > 0 => return Ok(()),
+            ready if ready > 0 => return Ok(()),
             _ => {
                 let error = io::Error::last_os_error();
                 if error.kind() != ErrorKind::Interrupted {
@@ -209,3 +267,7 @@ fn wait(socket: &Socket, events: libc::c_short, deadline: Instant) -> Result<(),
 fn milliseconds(left: Duration) -> libc::c_int {
     left.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(libc::c_int::MAX)
 }
+
+#[cfg(test)]
+#[path = "blocking_tests.rs"]
+mod tests;

@@ -148,6 +148,7 @@ impl TcpConnection {
         if visit.round != self.engine.round() {
             visit = Visit { round: self.engine.round(), ..Visit::default() };
             self.visit.set(visit);
+            self.engine.count_active();
         }
         if visit.calls >= CALLS_MAX {
             return 0;
@@ -159,9 +160,6 @@ impl TcpConnection {
     /// Counts a system call and what it moved against the visit.
     fn spend(&self, bytes: usize) {
         let mut visit = self.visit.get();
-        if visit.calls == 0 {
-            self.engine.count_active();
-        }
         visit.calls += 1;
         visit.bytes += bytes;
         self.visit.set(visit);

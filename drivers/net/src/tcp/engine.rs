@@ -27,7 +27,7 @@ pub struct Engine {
     ready: RefCell<VecDeque<u64>>,
     /// Counts the polls; a socket's quantum is per round.
     round: Cell<u64>,
-    /// Distinct sockets that moved bytes in this round and in the one before.
+    /// Distinct sockets that were at work in this round and in the one before.
     active: Cell<u32>,
     active_before: Cell<u32>,
 }
@@ -40,7 +40,8 @@ impl Engine {
             readiness: RefCell::new(Readiness::new()?),
             table: RefCell::default(),
             ready: RefCell::default(),
-            round: Cell::new(0),
+            // Above what a new socket has, so that its first visit counts.
+            round: Cell::new(1),
             active: Cell::new(0),
             active_before: Cell::new(0),
         });
@@ -75,13 +76,13 @@ impl Engine {
         self.round.get()
     }
 
-    /// A socket moves its first bytes in this round.
+    /// A socket is at work for the first time in this round.
     pub(super) fn count_active(&self) {
         self.active.set(self.active.get() + 1);
     }
 
-    /// True when a socket that is being visited has company: others wait for a visit, or moved bytes
-    /// lately.
+    /// True when a socket that is being visited has company: others wait for a visit, or were at
+    /// work lately.
     pub(super) fn is_crowded(&self) -> bool {
         self.active.get() > 1 || self.active_before.get() > 1 || !self.ready.borrow().is_empty()
     }
@@ -148,7 +149,7 @@ impl Poller for EnginePoller {
         engine.round.set(engine.round.get() + 1);
         engine.active_before.set(engine.active.replace(0));
         let done = engine.collect() + engine.visit();
-        if done == 0 { Progress::Idle } else { Progress::Busy(done) }
+        Progress::of(done)
     }
 
     fn arm(&mut self) -> Interrupt {
@@ -159,6 +160,10 @@ impl Poller for EnginePoller {
         } else {
             Interrupt::Fd(self.0.readiness.borrow().descriptor())
         }
+    }
+
+    fn retired(&self) -> bool {
+        Rc::strong_count(&self.0) == 1
     }
 }
 

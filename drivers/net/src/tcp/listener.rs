@@ -194,4 +194,8 @@ impl Poller for AcceptPoller {
     fn disarm(&mut self) {
         self.skipped = LOOK_EVERY;
     }
+
+    fn retired(&self) -> bool {
+        Rc::strong_count(&self.acceptor) == 1
+    }
 }
