@@ -1,1 +1,63 @@
-//! Block devices: memory, io_uring and worker threads.
+//! Block devices: memory, io_uring and worker threads behind one pair of traits.
+//!
+//! ```text
+//!   open(path) ──► Arc<dyn BlockDevice>             one per drive, shared by all reactors
+//!                       │ open_queue(&local)
+//!                       ▼
+//!                  Rc<dyn BlockQueue>               one per drive and reactor, no locks
+//!                       │ submit(Io)                the Io owns its buffer: it moves in ...
+//!                       ▼
+//!                  Completion ──await──► Done       ... and comes back, whatever happened
+//! ```
+//!
+//! Three drivers stand behind it; [`open`] chooses, and [`BlockDevice::reason`] says why:
+//!
+//! | kind      | medium                 | how                                                       |
+//! |-----------|------------------------|-----------------------------------------------------------|
+//! | `memory`  | an arena of this host  | copies at once; hands out its own bytes as views          |
+//! | `uring`   | block device or file   | `O_DIRECT` through one io_uring per reactor               |
+//! | `threads` | block device or file   | `pread`/`pwrite` on a few worker threads, where there is  |
+//! |           |                        | no io_uring                                               |
+//!
+//! **Ownership.** A driver's slot owns a buffer from `submit` until the device is done with it.
+//! Dropping a [`Completion`] cancels nothing and frees nothing early: no buffer is reused while a
+//! command that names it is outstanding.
+//!
+//! **What a queue promises.** `submit` never blocks and never refuses for want of room; what exceeds
+//! the device's depth waits inside, bounded by the credits of the callers. Commands complete in any
+//! order. A write is durable when a [`Op::Flush`] submitted after its completion has completed. A write
+//! torn by a power cut leaves every sector either old or new.
+//!
+//! Errors of the device, of the file system or of a shrunken file are values ([`IoError`]), never
+//! panics: what to do about a drive that fails is decided above.
+
+#![warn(missing_docs)]
+
+mod completion;
+mod device;
+mod io;
+mod memory;
+
+#[cfg(unix)]
+mod medium;
+#[cfg(unix)]
+mod open;
+#[cfg(unix)]
+mod sys;
+#[cfg(unix)]
+mod threads;
+#[cfg(target_os = "linux")]
+mod uring;
+
+pub use completion::{Completer, Completion, completion};
+pub use device::{BlockDevice, BlockQueue, Geometry, Kind, flush, read, write};
+pub use io::{Done, Io, IoBuf, IoError, Op};
+pub use memory::memory;
+#[cfg(unix)]
+pub use open::{AllocationProgress, OpenError, OpenOptions, open};
+
+/// The longest single read or write: 4 MiB, one extent.
+pub const MAX_TRANSFER: u32 = 4 * 1024 * 1024;
+
+/// The sector of files and of the memory device, in bytes.
+pub const FILE_SECTOR: u32 = 4096;

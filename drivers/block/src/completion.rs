@@ -1,0 +1,151 @@
+//! The two ends of a command: the driver's [`Completer`] and the caller's [`Completion`].
+//!
+//! They may be on different threads, so a small lock stands between them; it is taken twice per
+//! command by whoever has something to say, and never held across anything.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::{Done, IoError};
+
+enum State {
+    /// The device has the command; whom to wake.
+    Pending(Option<Waker>),
+    /// The command is done.
+    Done(Done),
+    /// The caller has taken what was done, or is not interested any more.
+    Closed,
+}
+
+struct Shared(Mutex<State>);
+
+impl Shared {
+    /// No panic can happen while the lock is held.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pair of ends for one command. For drivers.
+pub fn completion() -> (Completer, Completion) {
+    let shared = Arc::new(Shared(Mutex::new(State::Pending(None))));
+    (Completer(Some(Arc::clone(&shared))), Completion(shared))
+}
+
+/// The driver's end. Dropped without [`Completer::complete`] the command ends as
+/// [`IoError::Offline`] and its buffer is wherever the driver left it: that is for a device torn down.
+pub struct Completer(Option<Arc<Shared>>);
+
+impl Completer {
+    /// Ends the command and wakes the caller. If the caller is gone, the buffer is dropped here.
+    pub fn complete(mut self, done: Done) {
+        self.finish(done);
+    }
+
+    fn finish(&mut self, done: Done) {
+        let Some(shared) = self.0.take() else { return };
+        let mut state = shared.lock();
+        let before = match &mut *state {
+            State::Closed => {
+                drop(state);
+                // The buffer goes back to its pool here, which may wake others: not under the lock.
+                drop(done);
+                return;
+            }
+            state => std::mem::replace(state, State::Done(done)),
+        };
+        drop(state);
+        if let State::Pending(Some(waker)) = before {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Completer {
+    fn drop(&mut self) {
+        self.finish(Done { result: Err(IoError::Offline), buf: None });
+    }
+}
+
+impl fmt::Debug for Completer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completer").finish_non_exhaustive()
+    }
+}
+
+/// The caller's end: the [`Done`] of a command, once.
+///
+/// Dropping it cancels nothing. The driver keeps the buffer until the device is done with it.
+#[must_use = "a command's end says whether it was done"]
+pub struct Completion(Arc<Shared>);
+
+impl Future for Completion {
+    type Output = Done;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let mut state = self.0.lock();
+        if let State::Pending(waker) = &mut *state {
+            match waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut *state, State::Closed) {
+            State::Done(done) => Poll::Ready(done),
+            _ => panic!("a completion was polled after its end"),
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        let before = std::mem::replace(&mut *self.0.lock(), State::Closed);
+        // A buffer in it goes back to its pool here, which may wake others: not under the lock.
+        drop(before);
+    }
+}
+
+impl fmt::Debug for Completion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[test]
+    fn what_is_completed_arrives_on_any_thread() {
+        for _ in 0..1000 {
+            let (completer, completion) = completion();
+            let driver = std::thread::spawn(move || {
+                completer.complete(Done { result: Ok(()), buf: None });
+            });
+            let mut completion = pin!(completion);
+            let mut cx = Context::from_waker(Waker::noop());
+            loop {
+                if let Poll::Ready(done) = completion.as_mut().poll(&mut cx) {
+                    assert!(done.result.is_ok());
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            driver.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_driver_that_goes_away_ends_its_commands() {
+        let (completer, completion) = completion();
+        drop(completer);
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(done) = pin!(completion).poll(&mut cx) else { panic!("not ended") };
+        assert!(matches!(done.result, Err(IoError::Offline)));
+    }
+}

@@ -1,0 +1,228 @@
+//! One reactor's queue: slots that own the buffers, and the poller that turns the ring.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use memkv_poller::{Interrupt, Local, Poller, Progress};
+
+use super::Shared;
+use super::ring::{DEPTH, Ring, is_transient};
+use crate::completion::{Completer, Completion, completion};
+use crate::device::BlockQueue;
+use crate::{Done, Io, IoError, Op};
+
+/// Completions taken in one poll.
+const PER_POLL: u32 = 64;
+
+/// Times that a command is tried again after the kernel said `EAGAIN` to it.
+const RETRIES: u8 = 16;
+
+/// A command in the device. Its buffer stays here until the kernel has answered.
+struct Slot {
+    io: Io,
+    completer: Completer,
+    /// Bytes moved by earlier, short answers.
+    done: u64,
+    retries: u8,
+}
+
+struct Engine {
+    ring: Ring,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u16>,
+    /// Commands beyond the depth of the ring, in order.
+    waiting: VecDeque<(Io, Completer)>,
+    /// Kept open as long as the ring, which names its descriptor.
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    fn in_device(&self) -> usize {
+        DEPTH - self.free.len()
+    }
+
+    /// Puts a checked command into a free slot, or into the line.
+    fn start(&mut self, io: Io, completer: Completer) {
+        let Some(index) = self.free.pop() else {
+            self.waiting.push_back((io, completer));
+            return;
+        };
+        let slot = &mut self.slots[usize::from(index)];
+        assert!(slot.is_none(), "a free slot is empty");
+        *slot = Some(Slot { io, completer, done: 0, retries: 0 });
+        self.push(index);
+    }
+
+    fn push(&mut self, index: u16) {
+        let slot = self.slots[usize::from(index)].as_mut().expect("a command is in its slot");
+        // SAFETY: the command was checked before it came here. The slot keeps its buffer, and touches
+        // nothing of it, until `answer` has taken the completion of this tag; if the queue is dropped
+        // before, `drain` waits for it or leaks the slot.
+        unsafe { self.ring.push(&mut slot.io, slot.done, u64::from(index)) };
+    }
+
+    /// Takes one completion from the ring. A command that is done is returned, to be completed when
+    /// nothing is borrowed any more; one that has moved only a part of its bytes goes on.
+    fn answer(&mut self) -> Option<Option<(Completer, Done)>> {
+        let (tag, answer) = self.ring.next()?;
+        let index = u16::try_from(tag).expect("a tag is the index of a slot");
+        let slot = self.slots[usize::from(index)].as_mut().expect("an answer is to a command");
+        let medium = &self.shared.medium;
+        let result = match (slot.io.op, answer) {
+            (_, Err(e)) if is_transient(&e) && slot.retries < RETRIES => {
+                slot.retries += 1;
+                self.push(index);
+                return Some(None);
+            }
+            (Op::Deallocate, answer) => medium.deallocated(answer.map(drop)),
+            (_, Err(e)) => Err(IoError::Os(e)),
+            (Op::Flush, Ok(_)) => Ok(()),
+            (Op::Read | Op::Write, Ok(moved)) => {
+                match medium.moved(slot.done, moved, slot.io.len) {
+                    Ok(done) if done < slot.io.len => {
+                        slot.done = done;
+                        self.push(index);
+                        return Some(None);
+                    }
+                    result => result.map(drop),
+                }
+            }
+        };
+        let slot = self.slots[usize::from(index)].take().expect("just looked at");
+        self.free.push(index);
+        Some(Some((slot.completer, Done::of(slot.io, result))))
+    }
+
+    /// One turn: hands over what is new, takes what is done, lets waiting commands move up.
+    fn turn(&mut self, finished: &mut Vec<(Completer, Done)>) -> Progress {
+        let mut work = self.ring.enter() as u32;
+        for _ in 0..PER_POLL {
+            let Some(answer) = self.answer() else { break };
+            work += 1;
+            finished.extend(answer);
+        }
+        while !self.free.is_empty()
+            && let Some((io, completer)) = self.waiting.pop_front()
+        {
+            self.start(io, completer);
+            work += 1;
+        }
+        Progress::of(work)
+    }
+
+    /// Waits until the kernel has let go of every buffer. If it cannot be waited for, the buffers are
+    /// leaked: a leak is harmless, a buffer reused under a device is not.
+    fn drain(&mut self) {
+        for (io, completer) in self.waiting.drain(..) {
+            completer.complete(Done::of(io, Err(IoError::Offline)));
+        }
+        while self.in_device() > 0 {
+            if let Err(error) = self.ring.wait() {
+                let drive = &self.shared.medium.name;
+                let leaked = self.in_device();
+                tracing::error!(drive, %error, leaked, "cannot wait for the drive, leaking buffers");
+                std::mem::forget(std::mem::take(&mut self.slots));
+                return;
+            }
+            while let Some(answer) = self.answer() {
+                if let Some((completer, done)) = answer {
+                    completer.complete(done);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+struct UringQueue {
+    engine: Rc<RefCell<Engine>>,
+    shared: Arc<Shared>,
+    /// Discards that the discarder has.
+    discards: Arc<AtomicUsize>,
+}
+
+impl UringQueue {
+    /// A discard on a block device is not for the ring.
+    fn discard(&self, io: Io, completer: Completer) {
+        match self.shared.discarder() {
+            Ok(workers) => workers.submit(io, completer, &self.discards),
+            Err(error) => completer.complete(Done::of(io, Err(IoError::Os(error)))),
+        }
+    }
+}
+
+impl BlockQueue for UringQueue {
+    fn submit(&self, io: Io) -> Completion {
+        let (completer, completion) = completion();
+        let medium = &self.shared.medium;
+        match medium.check(&io) {
+            Err(error) => completer.complete(Done::of(io, Err(error))),
+            Ok(()) if io.op == Op::Deallocate && medium.block_device => self.discard(io, completer),
+            Ok(()) => self.engine.borrow_mut().start(io, completer),
+        }
+        completion
+    }
+
+    fn outstanding(&self) -> usize {
+        let engine = self.engine.borrow();
+        engine.in_device() + engine.waiting.len() + self.discards.load(Ordering::Acquire)
+    }
+}
+
+struct UringPoller {
+    engine: Rc<RefCell<Engine>>,
+    /// Room that is used again in every poll.
+    finished: Vec<(Completer, Done)>,
+}
+
+impl Poller for UringPoller {
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+
+    /// At most one system call and [`PER_POLL`] completions.
+    fn poll(&mut self) -> Progress {
+        let progress = self.engine.borrow_mut().turn(&mut self.finished);
+        // Nothing is borrowed here: whoever is woken may submit.
+        for (completer, done) in self.finished.drain(..) {
+            completer.complete(done);
+        }
+        progress
+    }
+
+    fn arm(&mut self) -> Interrupt {
+        let engine = self.engine.borrow();
+        match engine.in_device() {
+            0 => Interrupt::Quiet,
+            _ => Interrupt::Fd(engine.ring.raw_fd()),
+        }
+    }
+
+    /// Once the queue is gone and the device has let go of everything.
+    fn retired(&self) -> bool {
+        Rc::strong_count(&self.engine) == 1 && self.engine.borrow().in_device() == 0
+    }
+}
+
+/// Puts a ring on a reactor.
+pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn BlockQueue> {
+    let engine = Engine {
+        ring,
+        slots: std::iter::repeat_with(|| None).take(DEPTH).collect(),
+        free: (0..DEPTH as u16).rev().collect(),
+        waiting: VecDeque::new(),
+        shared: Arc::clone(&shared),
+    };
+    let engine = Rc::new(RefCell::new(engine));
+    let finished = Vec::with_capacity(PER_POLL as usize);
+    local.add_poller(Box::new(UringPoller { engine: Rc::clone(&engine), finished }));
+    Rc::new(UringQueue { engine, shared, discards: Arc::default() })
+}

@@ -1,0 +1,211 @@
+//! One io_uring: set-up, registration, and the only place where entries go into it.
+//!
+//! The newest set-up that the kernel takes is used. With `DEFER_TASKRUN` completions are worked off
+//! only when this thread enters the kernel, and not by interrupting it: the kernel says by a flag in
+//! shared memory that there is something to work off, so a poll that finds nothing costs one load.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use memkv_dma::{Pool, REGION};
+
+use crate::medium::Medium;
+use crate::{Io, IoBuf, Op};
+
+/// Commands in the device at once. The rest waits in the queue.
+pub(crate) const DEPTH: usize = 256;
+
+/// The most buffers that the kernel registers with one ring (`IORING_MAX_REG_BUFFERS`).
+const MAX_REGISTERED: usize = 1 << 14;
+
+/// The pool as it is registered: consecutive buffers of [`REGION`] bytes, the last one shorter.
+struct Registered {
+    base: usize,
+    len: usize,
+    /// The kernel has the memory's pages as long as the ring; ours is the mapping.
+    _pool: Pool,
+}
+
+/// A ring for one drive and one reactor.
+pub(crate) struct Ring {
+    ring: IoUring,
+    /// The drive's descriptor, or 0 if it is registered: its index.
+    fd: types::Fd,
+    flags: squeue::Flags,
+    registered: Option<Registered>,
+}
+
+impl Ring {
+    /// A ring for `medium`, nothing registered yet.
+    pub fn new(medium: &Medium) -> io::Result<Ring> {
+        let fd = types::Fd(medium.file.as_raw_fd());
+        let ring = set_up()?;
+        probe(&ring)?;
+        Ok(Ring { ring, fd, flags: squeue::Flags::empty(), registered: None })
+    }
+
+    /// Registers the drive's descriptor, which saves the kernel a look-up per command.
+    pub fn register_file(&mut self) -> io::Result<()> {
+        self.ring.submitter().register_files(&[self.fd.0])?;
+        self.fd = types::Fd(0);
+        self.flags = squeue::Flags::FIXED_FILE;
+        Ok(())
+    }
+
+    /// Registers the pool's memory, which saves the kernel pinning it for every command.
+    pub fn register_pool(&mut self, pool: &Pool) -> io::Result<()> {
+        let regions = pool.regions();
+        if regions.len() > MAX_REGISTERED {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let buffers: Vec<_> = regions
+            .iter()
+            .map(|&(start, len)| libc::iovec { iov_base: start.as_ptr().cast(), iov_len: len })
+            .collect();
+        // SAFETY: the regions are mapped as long as the pool is held, which `registered` does for as
+        // long as the ring lives.
+        unsafe { self.ring.submitter().register_buffers(&buffers)? };
+        let base = regions[0].0.as_ptr() as usize;
+        let len = regions.iter().map(|r| r.1).sum();
+        self.registered = Some(Registered { base, len, _pool: pool.clone() });
+        Ok(())
+    }
+
+    /// Readable when there is something to work off.
+    pub fn raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// Puts what is left of `io` after `done` bytes into the ring, to be told apart by `tag`.
+    ///
+    /// # Safety
+    /// `io` must be checked against the drive, and its buffer must be kept, untouched, until the
+    /// completion of `tag` has been taken from this ring.
+    pub unsafe fn push(&mut self, io: &mut Io, done: u64, tag: u64) {
+        let entry = self.entry(io, done).flags(self.flags).user_data(tag);
+        // SAFETY: by the contract of this function the memory that the entry names outlives the
+        // command; the descriptor is the drive's, which the queue keeps open for longer.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "no more commands are started than the ring has entries");
+    }
+
+    fn entry(&self, io: &mut Io, done: u64) -> squeue::Entry {
+        let fd = self.fd;
+        let (offset, len) = (io.offset + done, io.len - done);
+        let at = io.buf_at + done as usize;
+        match (io.op, &mut io.buf) {
+            (Op::Read, Some(IoBuf::Exclusive(buf))) => {
+                // Stays inside of the buffer: checked against its length.
+                let start = buf.as_mut_ptr().wrapping_add(at);
+                match self.registered_index(start, len) {
+                    Some(i) => {
+                        opcode::ReadFixed::new(fd, start, len as u32, i).offset(offset).build()
+                    }
+                    None => opcode::Read::new(fd, start, len as u32).offset(offset).build(),
+                }
+            }
+            (Op::Write, Some(buf)) => {
+                let start = buf.as_ptr().wrapping_add(at);
+                match self.registered_index(start, len) {
+                    Some(i) => {
+                        opcode::WriteFixed::new(fd, start, len as u32, i).offset(offset).build()
+                    }
+                    None => opcode::Write::new(fd, start, len as u32).offset(offset).build(),
+                }
+            }
+            (Op::Flush, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            (Op::Deallocate, _) => opcode::Fallocate::new(fd, len)
+                .offset(offset)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+            (op, None | Some(IoBuf::Shared(_))) => panic!("an unchecked {op:?} reached the ring"),
+        }
+    }
+
+    /// The registered buffer that a range lies in. Memory of another pool, or of an arena, is none.
+    fn registered_index(&self, start: *const u8, len: u64) -> Option<u16> {
+        let registered = self.registered.as_ref()?;
+        let first = (start as usize).checked_sub(registered.base)?;
+        let last = first + len as usize - 1;
+        let index = first / REGION;
+        (last < registered.len && last / REGION == index).then_some(index as u16)
+    }
+
+    /// Hands new entries to the kernel and lets it work off completions, if there is either. Never
+    /// blocks. Says how many entries the kernel took.
+    pub fn enter(&mut self) -> usize {
+        let submission = self.ring.submission();
+        if submission.is_empty() && !submission.taskrun() {
+            return 0;
+        }
+        drop(submission);
+        match self.ring.submit() {
+            Ok(taken) => taken,
+            // A signal, or no memory for a request right now: the entries stay for the next pass.
+            Err(e) if is_transient(&e) => 0,
+            Err(e) => panic!("io_uring_enter refuses a ring of ours: {e}"),
+        }
+    }
+
+    /// Waits until one more completion is there.
+    pub fn wait(&mut self) -> io::Result<()> {
+        match self.ring.submit_and_wait(1) {
+            Err(e) if !is_transient(&e) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next completion: its tag and the kernel's answer.
+    pub fn next(&mut self) -> Option<(u64, io::Result<u64>)> {
+        let entry: cqueue::Entry = self.ring.completion().next()?;
+        let result = entry.result();
+        let answer = match u64::try_from(result) {
+            Ok(moved) => Ok(moved),
+            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+        };
+        Some((entry.user_data(), answer))
+    }
+}
+
+/// Whether the same call may well succeed the next time.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+/// Makes a ring, by the best set-up the kernel knows: Linux 6.1, 5.19, 5.6.
+fn set_up() -> io::Result<IoUring> {
+    let entries = DEPTH as u32;
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    match builder.build(entries) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+        result => return result,
+    }
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_coop_taskrun().setup_taskrun_flag();
+    match builder.build(entries) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+        result => return result,
+    }
+    IoUring::builder().dontfork().build(entries)
+}
+
+/// Whether the kernel knows all operations that are used.
+fn probe(ring: &IoUring) -> io::Result<()> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::ReadFixed::CODE,
+        opcode::WriteFixed::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+    ];
+    if needed.iter().all(|&code| probe.is_supported(code)) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
