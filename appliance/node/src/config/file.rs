@@ -52,8 +52,10 @@ pub struct FileConfig {
     pub reactors: Option<usize>,
     /// `node.idle`.
     pub idle: Option<IdlePolicy>,
-    /// `limits`, defaults filled in.
+    /// `limits` but for `max_value`, defaults filled in.
     pub limits: Limits,
+    /// `limits.max_value`.
+    pub max_value: Option<u64>,
     /// `log.format`.
     pub log_format: Option<LogFormat>,
     /// `log.level`.
@@ -114,7 +116,9 @@ pub fn read(document: &Value, report: &Report<'_>) -> FileConfig {
     storage(&root.section("storage", schema::STORAGE), &mut file.storage);
     rdma(&root.section("rdma", schema::RDMA), &mut file);
     node(&root.section("node", schema::NODE), &mut file);
-    limits(&root.section("limits", schema::LIMITS), &mut file.limits);
+    let section = root.section("limits", schema::LIMITS);
+    limits(&section, &mut file.limits);
+    file.max_value = section.item("max_value").and_then(|i| i.size(1..=memkv_wire::MAX_VALUE));
     log(&root.section("log", schema::LOG), &mut file);
     file
 }
@@ -139,11 +143,8 @@ fn network(section: &Section<'_>, file: &mut FileConfig) {
 }
 
 fn auth_key(item: &Item<'_>) -> Option<SharedKey> {
-    let key = SharedKey::from_hex(item.text()?.trim()).ok();
-    if key.is_none() {
-        item.problem(ProblemKind::BadAuthKey);
-    }
-    key
+    let key = SharedKey::from_hex(item.text()?.trim());
+    key.map_err(|error| item.problem(ProblemKind::BadAuthKey(error))).ok()
 }
 
 fn one_key(section: &Section<'_>) -> Option<FileKey> {
@@ -263,9 +264,6 @@ fn limits(section: &Section<'_>, limits: &mut Limits) {
     integer("credits", &mut limits.credits, 1..=4_096);
     integer("lease_ms", &mut limits.lease_ms, 100..=600_000);
     integer("request_timeout_ms", &mut limits.request_timeout_ms, 10..=600_000);
-    if let Some(bytes) = section.item("max_value").and_then(|i| i.size(1..=memkv_wire::MAX_VALUE)) {
-        limits.max_value = bytes;
-    }
 }
 
 fn log(section: &Section<'_>, file: &mut FileConfig) {

@@ -4,6 +4,7 @@
 //! problems of a file are gathered before any is reported, so that it takes one start to see them.
 
 use memkv_admin_api::size::SizeError;
+use memkv_wire::KeyError;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -160,7 +161,7 @@ pub enum ProblemKind {
     /// The admin endpoint takes the port after the data port.
     NoPortForAdmin,
     /// Not 64 hex digits.
-    BadAuthKey,
+    BadAuthKey(KeyError),
     /// Not a name of a tenant.
     BadTenant {
         /// What stands there.
@@ -238,7 +239,7 @@ impl fmt::Display for ProblemKind {
             Self::NoPortForAdmin => {
                 f.write_str("the admin endpoint takes the next port, so 65534 is the last one")
             }
-            Self::BadAuthKey => f.write_str("not 64 hex digits; make one: openssl rand -hex 32"),
+            Self::BadAuthKey(error) => write!(f, "{error}; make one: openssl rand -hex 32"),
             Self::BadTenant { value } => {
                 write!(f, "`{value}` is not a tenant: 1 to 64 of a-z A-Z 0-9 . _ -")
             }

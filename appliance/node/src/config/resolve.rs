@@ -8,7 +8,7 @@ use super::problem::{Origin, Problem, ProblemKind, Warning};
 use super::tree::{Path, Report};
 use super::{
     Config, DEFAULT_TENANT, Drive, Durability, Eviction, EvictionPolicy, HugepageUse, IdlePolicy,
-    KeyEntry, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode,
+    KeyEntry, Limits, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode,
 };
 use crate::paths::Machine;
 use memkv_wire::SharedKey;
@@ -54,15 +54,17 @@ pub fn resolve(
         max_size: pool_size(set.memory_max, memory_block, machine, report),
         hugepages: set.hugepages.unwrap_or(HugepageUse::Prefer),
     };
+    let storage = storage(set.storage, overrides, machine, report);
+    let max_value = max_value(set.max_value, storage.block_size, report);
     let cores = machine.cores().clamp(1, REACTORS_DEFAULT_MAX);
     Config {
         file: overrides.file.clone(),
         network: Network { address, keys },
         memory,
-        storage: storage(set.storage, overrides, machine, report),
+        storage,
         reactors: set.reactors.unwrap_or(cores),
         idle: set.idle.unwrap_or(IdlePolicy::Adaptive),
-        limits: set.limits,
+        limits: Limits { max_value, ..set.limits },
         log: Log {
             format: overrides.log_format.or(set.log_format),
             filter: log_filter(set.log_level, overrides, machine),
@@ -128,12 +130,11 @@ fn keys(
 /// The key of the environment. An empty variable counts as unset, as container tools leave it.
 fn from_variable(machine: &dyn Machine, report: &Report<'_>) -> Option<SharedKey> {
     let text = machine.variable(AUTH_KEY_VARIABLE).filter(|text| !text.trim().is_empty())?;
-    let key = SharedKey::from_hex(text.trim()).ok();
-    if key.is_none() {
+    let problem = |error| {
         let origin = Origin::Variable(AUTH_KEY_VARIABLE);
-        report.push(Problem { origin, location: None, kind: ProblemKind::BadAuthKey });
-    }
-    key
+        report.push(Problem { origin, location: None, kind: ProblemKind::BadAuthKey(error) });
+    };
+    SharedKey::from_hex(text.trim()).map_err(problem).ok()
 }
 
 /// The pool's size, in whole chunks.
@@ -150,6 +151,21 @@ fn pool_size(set: Option<u64>, block: u64, machine: &dyn Machine, report: &Repor
         report.key(&Path::default().key("memory").key("max_size"), kind);
     }
     size / block * block
+}
+
+/// A value has at most 16 extents, so small extents make for a small largest value.
+fn max_value(set: Option<u64>, extent: u64, report: &Report<'_>) -> u64 {
+    let most = (extent * memkv_wire::MAX_EXTENTS as u64).min(memkv_wire::MAX_VALUE);
+    if let Some(size) = set.filter(|size| *size > most) {
+        use memkv_admin_api::size::exact_size;
+        let kind = ProblemKind::OutOfRange {
+            value: exact_size(size),
+            min: exact_size(1),
+            max: format!("{} (16 of storage.block_size)", exact_size(most)),
+        };
+        report.key(&Path::default().key("limits").key("max_value"), kind);
+    }
+    set.unwrap_or(most)
 }
 
 fn storage(

@@ -1,6 +1,8 @@
 //! The configuration as a person meets it: what works, and what each mistake is answered with.
 
 use super::*;
+use memkv_wire::handshake::connect_keys;
+use memkv_wire::{Header, Opcode, Side};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv6Addr;
@@ -250,7 +252,7 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             "network:\n  auth_key: abc\n",
-            "line 2 column 3: network.auth_key: not 64 hex digits; make one: openssl rand -hex 32",
+            "line 2 column 3: network.auth_key: a key has 64 hexadecimal digits, this one has 3 characters; make one: openssl rand -hex 32",
         ),
         (
             "network:\n  tls_cert: /a.pem\n",
@@ -264,9 +266,14 @@ fn every_mistake_is_named_with_its_place() {
         ),
         (
             "network:\n  keys:\n    - {id: 1, tenant: a b, key: x}\n",
-            "line 3 column 28: network.keys[0].key: not 64 hex digits; make one: openssl rand -hex 32\n\
+            "line 3 column 28: network.keys[0].key: a key has 64 hexadecimal digits, this one has 1 characters; make one: openssl rand -hex 32\n\
              line 3 column 15: network.keys[0].tenant: `a b` is not a tenant: 1 to 64 of a-z A-Z 0-9 \
              . _ -",
+        ),
+        (
+            "storage: {block_size: 1 MiB}\nlimits:\n  max_value: 32 MiB\n",
+            "line 3 column 3: limits.max_value: 32 MiB is out of range; allowed: 1 B to 16 MiB (16 \
+             of storage.block_size)",
         ),
         (
             "log:\n  level: loud\n",
@@ -354,16 +361,29 @@ fn the_environment_overrides_the_key_of_the_file() {
     let text = format!("network:\n  address: 0.0.0.0:1\n  auth_key: {HEX}\n");
     let config = Config::parse(&text, &overrides(), &machine).expect("both keys are good");
     assert_eq!(config.network.keys.len(), 1);
-    assert!(config.network.keys[0].key == SharedKey::from_hex(&other).expect("hex"));
+    assert!(same_key(&config.network.keys[0].key, &other));
 
     machine.variables.insert("MEMKV_AUTH_KEY", "short".into());
     assert_eq!(
         bad(&text, &machine),
-        ["environment variable MEMKV_AUTH_KEY: not 64 hex digits; make one: openssl rand -hex 32"]
+        [
+            "environment variable MEMKV_AUTH_KEY: a key has 64 hexadecimal digits, this one has 5 characters; make one: openssl rand -hex 32"
+        ]
     );
     machine.variables.insert("MEMKV_AUTH_KEY", String::new());
     let config = Config::parse(&text, &overrides(), &machine).expect("empty is unset");
-    assert!(config.network.keys[0].key == SharedKey::from_hex(HEX).expect("hex"));
+    assert!(same_key(&config.network.keys[0].key, HEX));
+}
+
+/// Keys do not compare; what they seal does.
+fn same_key(key: &SharedKey, hex: &str) -> bool {
+    let seal = |key: &SharedKey| {
+        let (mut sealer, _) = connect_keys(key, 0, Side::Client);
+        let mut frame = Vec::new();
+        sealer.seal(&mut Header::request(Opcode::Exists, 1), b"", &mut frame);
+        frame
+    };
+    seal(key) == seal(&SharedKey::from_hex(hex).expect("hex"))
 }
 
 #[test]
@@ -475,6 +495,12 @@ fn small_machines_get_a_small_pool() {
     }
     let config = good("memory: {block_size: 4 MiB, max_size: 101 MiB}");
     assert_eq!(config.memory.max_size, 100 * MIB, "whole chunks");
+}
+
+#[test]
+fn small_extents_make_small_values() {
+    assert_eq!(good("storage: {block_size: 64 KiB}").limits.max_value, MIB);
+    assert_eq!(good("storage: {block_size: 4 MiB}").limits.max_value, 64 * MIB);
 }
 
 #[test]
