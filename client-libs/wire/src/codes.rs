@@ -191,6 +191,8 @@ codes! {
         PoolTotal = 23 => "pool_total",
         /// Microseconds of processor time (user and system) that the server process has used.
         CpuMicros = 24 => "cpu_micros",
+        /// Calls to the drives' journals since the server started.
+        Appends = 25 => "appends",
     }
 }
 

@@ -88,6 +88,62 @@ const _: () = {
     assert!(offset_of!(Raw, trace_id) == 80 && offset_of!(Raw, mac) == AUTHENTICATED_LEN);
 };
 
+impl Raw {
+    /// All that makes a [`Header`] of these bytes.
+    fn check(&self) -> Result<(), FrameError> {
+        if self.magic != MAGIC {
+            return Err(FrameError::BadMagic);
+        }
+        match self.version {
+            VERSION => {}
+            0 => return Err(FrameError::UnknownVersion { got: 0 }),
+            got => return Err(FrameError::NewerVersion { got }),
+        }
+        if self.reserved.get() != 0 {
+            return Err(FrameError::ReservedNotZero { got: self.reserved.get() });
+        }
+        let Some(opcode) = Opcode::from_raw(self.opcode) else {
+            return Err(match Opcode::is_reserved(self.opcode) {
+                true => FrameError::Unsupported { opcode: self.opcode },
+                false => FrameError::UnknownOpcode { got: self.opcode },
+            });
+        };
+        if Status::from_raw(self.status.get()).is_none() {
+            return Err(FrameError::UnknownStatus { got: self.status.get() });
+        }
+        self.check_flags()?;
+        self.check_lengths(opcode)
+    }
+
+    /// A reply comes from a server; only a reply has a status and may announce more of its kind.
+    fn check_flags(&self) -> Result<(), FrameError> {
+        let got = self.flags.get();
+        let has = |bit| got & bit != 0;
+        let reply = has(flags::REPLY);
+        let known = got & !flags::ALL == 0;
+        let from = !reply || has(flags::FROM_SERVER);
+        let more = reply || !has(flags::MORE);
+        let status = reply || self.status.get() == 0;
+        match known && from && more && status {
+            true => Ok(()),
+            false => Err(FrameError::BadFlags { got }),
+        }
+    }
+
+    fn check_lengths(&self, opcode: Opcode) -> Result<(), FrameError> {
+        let (got, limit) = (self.meta_length.get(), opcode.meta_limit());
+        if got > limit {
+            return Err(FrameError::MetaTooLong { got, limit });
+        }
+        let reply = self.flags.get() & flags::REPLY != 0;
+        let (got, limit) = (self.payload_length.get(), opcode.payload_limit(reply));
+        if got > limit {
+            return Err(FrameError::PayloadTooLong { got, limit });
+        }
+        Ok(())
+    }
+}
+
 /// One frame's header: 128 bytes, copied freely, layout in the source and in `docs/wire.md`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Header(Raw);
@@ -171,64 +227,18 @@ impl Header {
     /// `UnknownOpcode`, `Unsupported`, `UnknownStatus`, `BadFlags`, `MetaTooLong`,
     /// `PayloadTooLong`.
     pub fn parse(bytes: &[u8]) -> Result<Header, FrameError> {
-        let truncated =
-            FrameError::Truncated { wanted: HEADER_LEN as u64, got: bytes.len() as u64 };
-        let (raw, _) = Raw::read_from_prefix(bytes).map_err(|_| truncated)?;
-        if raw.magic != MAGIC {
-            return Err(FrameError::BadMagic);
-        }
-        match raw.version {
-            VERSION => {}
-            0 => return Err(FrameError::UnknownVersion { got: 0 }),
-            got => return Err(FrameError::NewerVersion { got }),
-        }
-        if raw.reserved.get() != 0 {
-            return Err(FrameError::ReservedNotZero { got: raw.reserved.get() });
-        }
-        if Opcode::from_raw(raw.opcode).is_none() {
-            return Err(match Opcode::is_reserved(raw.opcode) {
-                true => FrameError::Unsupported { opcode: raw.opcode },
-                false => FrameError::UnknownOpcode { got: raw.opcode },
-            });
-        }
-        if Status::from_raw(raw.status.get()).is_none() {
-            return Err(FrameError::UnknownStatus { got: raw.status.get() });
-        }
-        let header = Header(raw);
-        header.check()?;
-        Ok(header)
+        let Ok((raw, _)) = Raw::ref_from_prefix(bytes) else {
+            let (wanted, got) = (HEADER_LEN as u64, bytes.len() as u64);
+            return Err(FrameError::Truncated { wanted, got });
+        };
+        raw.check()?;
+        Ok(Header(*raw))
     }
 
-    /// What a header of known codes can still have wrong: flags and lengths.
+    /// What this side may still have got wrong in a header of its own.
+    #[inline]
     pub(crate) fn check(&self) -> Result<(), FrameError> {
-        self.check_flags()?;
-        self.check_lengths(self.opcode())
-    }
-
-    /// A reply comes from a server; only a reply has a status and may announce more of its kind.
-    fn check_flags(&self) -> Result<(), FrameError> {
-        let got = self.flags();
-        let reply = self.is_reply();
-        let known = got & !flags::ALL == 0;
-        let from = !reply || self.from_server();
-        let more = !self.has_more() || reply;
-        let status = reply || self.status() == Status::Ok;
-        match known && from && more && status {
-            true => Ok(()),
-            false => Err(FrameError::BadFlags { got }),
-        }
-    }
-
-    fn check_lengths(&self, opcode: Opcode) -> Result<(), FrameError> {
-        let (got, limit) = (self.meta_length(), opcode.meta_limit());
-        if got > limit {
-            return Err(FrameError::MetaTooLong { got, limit });
-        }
-        let (got, limit) = (self.payload_length(), opcode.payload_limit(self.is_reply()));
-        if got > limit {
-            return Err(FrameError::PayloadTooLong { got, limit });
-        }
-        Ok(())
+        self.0.check()
     }
 
     /// The 128 bytes as they go over the wire.

@@ -17,14 +17,16 @@
 //! | Delete | [`DeleteItems`] | [`ItemReplies`] |
 //! | Suspect | [`SuspectItems`] | [`ItemReplies`] |
 //! | Stats | [`Empty`] | [`StatsReply`] |
-//! | Goodbye | [`GoodbyeMeta`] | none |
+//! | Goodbye | [`GoodbyeMeta`] | none is awaited |
 //! | any, refused as a whole (status not Ok) | | [`Refusal`] |
 
+mod any;
 pub(crate) mod cursor;
 mod misc;
 mod reply;
 mod request;
 
+pub use any::{Reply, Request};
 pub use cursor::{MUST_UNDERSTAND, append_extension};
 pub use misc::{Empty, GoodbyeMeta, Refusal, StatsReply};
 pub use reply::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply};

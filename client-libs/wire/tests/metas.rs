@@ -1,0 +1,451 @@
+//! Every meta survives encode and parse, and no bytes whatever make a parser panic.
+
+use memkv_wire::handshake::{ClientHello, Limits, ServerHello};
+use memkv_wire::meta::*;
+use memkv_wire::{
+    CrcList, MAX_ITEMS, MAX_KEY, MAX_VALUE, MissReason, Opcode, StatId, Status, VERSION,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![vec(any::<u8>(), 1..40), vec(any::<u8>(), MAX_KEY..=MAX_KEY)]
+}
+
+fn crcs() -> impl Strategy<Value = CrcList> {
+    vec(any::<u32>(), 0..=16).prop_map(|crcs| CrcList::from_slice(&crcs).expect("at most 16"))
+}
+
+fn text() -> impl Strategy<Value = String> {
+    vec(any::<char>(), 0..60).prop_map(|chars| chars.into_iter().collect())
+}
+
+fn mode() -> impl Strategy<Value = PutMode> {
+    prop_oneof![
+        Just(PutMode::Absent),
+        Just(PutMode::Replace),
+        any::<u64>().prop_map(PutMode::Generation)
+    ]
+}
+
+fn item_reply() -> impl Strategy<Value = ItemReply> {
+    let status = prop::sample::select(Status::ALL);
+    let reason = prop::sample::select(MissReason::ALL);
+    (status, reason, any::<u32>(), any::<u64>(), any::<u64>(), crcs()).prop_map(
+        |(status, reason, retry_ms, length, generation, crcs)| ItemReply {
+            status,
+            reason,
+            retry_ms,
+            length,
+            generation,
+            crcs,
+        },
+    )
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let numbers = (any::<u32>(), any::<u32>(), any::<u32>());
+    (1u64..=MAX_VALUE, 0u32..=256 << 10, 1u32..=4096, 1..=u32::MAX, numbers).prop_map(
+        |(max_value, max_inline, max_items, max_requests, (credits, lease_ms_max, extra))| Limits {
+            max_value,
+            max_inline,
+            credits,
+            max_items,
+            max_requests,
+            lease_ms_max,
+            extent: u32::max(max_value.div_ceil(16) as u32, extra),
+        },
+    )
+}
+
+/// One random set of everything a request may hold; the metas borrow from it.
+#[derive(Debug, Clone)]
+struct Parts {
+    keys: Vec<(Vec<u8>, u64, u64, u32)>,
+    puts: Vec<(PutMode, bool, CrcList)>,
+    hello: ([u8; 32], [u8; 16], u32, String, u8, u8),
+    text: String,
+}
+
+fn parts() -> impl Strategy<Value = Parts> {
+    let namespace = prop_oneof![Just("n".repeat(255)), "[a-z/]{1,20}", Just("é".into())];
+    let hello = (any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u32>(), namespace, 1..5u8, 5..9u8);
+    let keys = vec((key(), any::<u64>(), any::<u64>(), any::<u32>()), 1..12);
+    let puts = vec((mode(), any::<bool>(), crcs()), 12);
+    (keys, puts, hello, text()).prop_map(|(keys, puts, hello, text)| Parts {
+        keys,
+        puts,
+        hello,
+        text,
+    })
+}
+
+impl Parts {
+    /// One request of each operation.
+    fn requests(&self) -> Vec<Request<'_>> {
+        let keys: Vec<&[u8]> = self.keys.iter().map(|(key, ..)| &key[..]).collect();
+        let (client_nonce, client_id, key_id, namespace, version_min, version_max) = &self.hello;
+        let number = self.keys[0].3;
+        vec![
+            Request::Connect(ClientHello {
+                client_nonce: *client_nonce,
+                client_id: *client_id,
+                key_id: *key_id,
+                namespace,
+                version_min: *version_min,
+                version_max: *version_max,
+            }),
+            Request::Exists(KeyList { keys: keys.clone() }),
+            Request::MatchPrefix(MatchItems {
+                items: self.items(|key, _, _, position| MatchItem { position, key }),
+            }),
+            Request::Lease(LeaseList { lease_ms: number, keys: keys.clone() }),
+            Request::Release(KeyList { keys }),
+            Request::Put(self.puts()),
+            Request::Get(GetItems {
+                items: self.items(|key, offset, length, _| GetItem { key, offset, length }),
+            }),
+            Request::Delete(DeleteItems {
+                items: self.items(|key, generation, _, _| DeleteItem { key, generation }),
+            }),
+            Request::Offer(self.puts()),
+            Request::Data(DataMeta { item: number }),
+            Request::Suspect(SuspectItems {
+                items: self.items(|key, generation, _, _| SuspectItem { key, generation }),
+            }),
+            Request::Stats(Empty),
+            Request::Goodbye(GoodbyeMeta { text: &self.text }),
+        ]
+    }
+
+    fn items<'a, T>(&'a self, make: impl Fn(&'a [u8], u64, u64, u32) -> T) -> Vec<T> {
+        self.keys.iter().map(|(key, a, b, c)| make(key, *a, *b, *c)).collect()
+    }
+
+    fn puts(&self) -> PutItems<'_> {
+        let pairs = self.keys.iter().zip(&self.puts);
+        let items = pairs.map(|((key, length, _, ttl_seconds), (mode, durable, crcs))| PutItem {
+            key,
+            length: length % MAX_VALUE + 1,
+            mode: *mode,
+            durable: *durable,
+            ttl_seconds: *ttl_seconds,
+            crcs: *crcs,
+        });
+        PutItems { items: items.collect() }
+    }
+}
+
+fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
+    let hello = (any::<[u8; 32]>(), any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u64>(), limits());
+    let items = vec(item_reply(), 0..12);
+    let stats = vec(any::<(u16, u64)>(), 0..30);
+    let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
+    (hello, items, stats, item_reply(), numbers).prop_map(
+        |(hello, items, stats, reply, numbers)| {
+            let (item, number, offset) = numbers;
+            let (server_nonce, client_nonce, server_id, incarnation, limits) = hello;
+            let hello = ServerHello {
+                server_nonce,
+                client_nonce,
+                server_id,
+                incarnation,
+                namespace: number,
+                version: VERSION,
+                limits,
+            };
+            let items = Reply::Items(ItemReplies { items });
+            let refusal = Refusal { retry_ms: number, text: "later, please" };
+            let matched = MatchReply { first_missing: item, examined: number };
+            vec![
+                (Opcode::Connect, Status::Ok, Reply::Connect(hello)),
+                (Opcode::Exists, Status::Ok, items.clone()),
+                (Opcode::MatchPrefix, Status::Ok, Reply::Match(matched)),
+                (Opcode::Lease, Status::Ok, items.clone()),
+                (Opcode::Release, Status::Ok, items.clone()),
+                (Opcode::Put, Status::Ok, items.clone()),
+                (Opcode::Get, Status::Ok, Reply::Get(GetReply { item, offset, reply })),
+                (Opcode::Delete, Status::Ok, items.clone()),
+                (Opcode::Offer, Status::Ok, items.clone()),
+                (Opcode::Data, Status::Ok, Reply::Data(DataReply { item, reply })),
+                (Opcode::Suspect, Status::Ok, items),
+                (Opcode::Stats, Status::Ok, Reply::Stats(StatsReply { stats })),
+                (Opcode::Goodbye, Status::Ok, Reply::Goodbye(Empty)),
+                (Opcode::Put, Status::Busy, Reply::Refused(refusal)),
+            ]
+        },
+    )
+}
+
+/// Both ways, alone and with extensions behind.
+fn check_extensions(
+    bytes: &[u8],
+    parse: &dyn Fn(&[u8]) -> Result<(), MetaError>,
+) -> Result<(), TestCaseError> {
+    let mut extended = bytes.to_vec();
+    append_extension(&mut extended, 0x0001, b"whatever");
+    append_extension(&mut extended, 0x7fff, b"");
+    prop_assert_eq!(parse(&extended), Ok(()), "unknown extensions are skipped");
+    append_extension(&mut extended, MUST_UNDERSTAND, b"x");
+    let refused = Err(MetaError::MustUnderstand { kind: MUST_UNDERSTAND });
+    prop_assert_eq!(parse(&extended), refused);
+    extended.pop();
+    prop_assert_eq!(parse(&extended), Err(MetaError::Truncated));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn requests_roundtrip(parts in parts()) {
+        let requests = parts.requests();
+        let covered: Vec<_> = requests.iter().map(Request::opcode).collect();
+        prop_assert_eq!(&covered[..], Opcode::ALL);
+        for request in requests {
+            let mut bytes = Vec::new();
+            request.encode(&mut bytes);
+            let opcode = request.opcode();
+            prop_assert_eq!(Request::parse(opcode, &bytes), Ok(request));
+            check_extensions(&bytes, &|meta| Request::parse(opcode, meta).map(drop))?;
+        }
+    }
+
+    #[test]
+    fn replies_roundtrip(replies in replies()) {
+        for (opcode, status, reply) in replies {
+            let mut bytes = Vec::new();
+            reply.encode(&mut bytes);
+            prop_assert_eq!(Reply::parse(opcode, status, &bytes), Ok(reply));
+            check_extensions(&bytes, &|meta| Reply::parse(opcode, status, meta).map(drop))?;
+        }
+    }
+
+    /// No part of a meta can be missing unnoticed, except where nothing at all is a meta too.
+    #[test]
+    fn truncated_at_every_length(parts in parts(), replies in replies()) {
+        for request in parts.requests() {
+            let mut bytes = Vec::new();
+            request.encode(&mut bytes);
+            for length in 0..bytes.len() {
+                let got = Request::parse(request.opcode(), &bytes[..length]);
+                prop_assert_eq!(got, Err(MetaError::Truncated), "{} at {}", request.opcode(), length);
+            }
+        }
+        for (opcode, status, reply) in replies {
+            let mut bytes = Vec::new();
+            reply.encode(&mut bytes);
+            for length in 0..bytes.len() {
+                let got = Reply::parse(opcode, status, &bytes[..length]);
+                match length {
+                    0 if status != Status::Ok => prop_assert!(got.is_ok()),
+                    _ => prop_assert_eq!(got, Err(MetaError::Truncated)),
+                }
+            }
+        }
+    }
+
+    /// Damaged metas are refused or mean something that can be said again.
+    #[test]
+    fn mutated_bytes_never_panic(parts in parts(), at in any::<prop::sample::Index>(), bytes in vec(any::<u8>(), 1..5)) {
+        for request in parts.requests() {
+            let mut meta = Vec::new();
+            request.encode(&mut meta);
+            if meta.is_empty() { continue; }
+            let at = at.index(meta.len());
+            for (place, byte) in meta[at..].iter_mut().zip(&bytes) { *place = *byte; }
+            for opcode in Opcode::ALL {
+                same_again(*opcode, &meta)?;
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in vec(any::<u8>(), 0..200), small in vec(0u8..4, 0..200)) {
+        for opcode in Opcode::ALL {
+            same_again(*opcode, &bytes)?;
+            same_again(*opcode, &small)?;
+        }
+    }
+}
+
+/// What parses encodes to bytes that parse to the same.
+fn same_again(opcode: Opcode, meta: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(request) = Request::parse(opcode, meta) {
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes);
+        prop_assert_eq!(Request::parse(opcode, &bytes), Ok(request));
+    }
+    for status in [Status::Ok, Status::Busy] {
+        if let Ok(reply) = Reply::parse(opcode, status, meta) {
+            let mut bytes = Vec::new();
+            reply.encode(&mut bytes);
+            prop_assert_eq!(Reply::parse(opcode, status, &bytes), Ok(reply));
+        }
+    }
+    Ok(())
+}
+
+/// A count that lies does not make the parser allocate for it.
+#[test]
+fn counts_are_bounded_before_anything_is_allocated() {
+    let lies = |count: u32| [&count.to_le_bytes()[..], &[1; 64]].concat();
+    let over = MAX_ITEMS as u32 + 1;
+    assert_eq!(KeyList::parse(&lies(over)), Err(MetaError::TooManyItems { got: over }));
+    assert_eq!(KeyList::parse(&lies(u32::MAX)), Err(MetaError::TooManyItems { got: u32::MAX }));
+    assert_eq!(KeyList::parse(&lies(4096)), Err(MetaError::Truncated));
+    assert_eq!(PutItems::parse(&lies(2)), Err(MetaError::Truncated));
+    assert_eq!(KeyList::parse(&[0; 4]), Err(MetaError::NoItems));
+    assert_eq!(LeaseList::parse(&[0; 8]), Err(MetaError::NoItems));
+    assert_eq!(ItemReplies::parse(&[0; 4]), Ok(ItemReplies { items: vec![] }));
+}
+
+fn put_item() -> Vec<u8> {
+    let item = PutItem {
+        key: b"k",
+        length: 5,
+        mode: PutMode::Absent,
+        durable: true,
+        ttl_seconds: 0,
+        crcs: CrcList::EMPTY,
+    };
+    let mut bytes = Vec::new();
+    PutItems { items: vec![item] }.encode(&mut bytes);
+    bytes
+}
+
+/// Each rule of a put item, broken alone.
+#[test]
+fn a_put_item_out_of_bounds_is_named() {
+    let with = |at: usize, bytes: &[u8]| {
+        let mut meta = put_item();
+        meta[4 + at..4 + at + bytes.len()].copy_from_slice(bytes);
+        PutItems::parse(&meta).map(drop)
+    };
+    assert_eq!(with(0, &[]), Ok(()));
+    assert_eq!(with(0, &[0, 0]), Err(MetaError::KeyLength { got: 0 }));
+    assert_eq!(with(0, &[1, 2]), Err(MetaError::KeyLength { got: 513 }));
+    assert_eq!(with(2, &[3]), Err(MetaError::Mode { mode: 3, generation: 0 }));
+    assert_eq!(with(3, &[17]), Err(MetaError::TooManyCrcs { got: 17 }));
+    assert_eq!(with(4, &[3]), Err(MetaError::ItemFlags { got: 3 }));
+    assert_eq!(with(15, &[1]), Err(MetaError::ReservedNotZero));
+    assert_eq!(with(16, &[0]), Err(MetaError::ValueLength { got: 0 }));
+    let long = MAX_VALUE + 5;
+    assert_eq!(with(16, &long.to_le_bytes()), Err(MetaError::ValueLength { got: long }));
+    assert_eq!(with(24, &[9]), Err(MetaError::Mode { mode: 0, generation: 9 }));
+    assert_eq!(MetaError::ValueLength { got: 0 }.status(), Status::TooLarge);
+}
+
+#[test]
+fn hellos_out_of_bounds_are_named() {
+    let hello = ClientHello {
+        client_nonce: [1; 32],
+        client_id: [2; 16],
+        key_id: 3,
+        namespace: "n",
+        version_min: 1,
+        version_max: 1,
+    };
+    let with = |at: usize, bytes: &[u8]| {
+        let mut meta = Vec::new();
+        hello.encode(&mut meta);
+        meta.splice(at..at + bytes.len(), bytes.iter().copied());
+        ClientHello::parse(&meta).map(drop)
+    };
+    assert_eq!(with(0, &[]), Ok(()));
+    assert_eq!(with(52, &[0, 1]), Err(MetaError::Versions { min: 0, max: 1 }));
+    assert_eq!(with(52, &[2, 1]), Err(MetaError::Versions { min: 2, max: 1 }));
+    assert_eq!(with(54, &[0, 0]), Err(MetaError::NamespaceLength { got: 0 }));
+    assert!(matches!(with(56, &[0xff]), Err(MetaError::Text(_))));
+    assert_eq!(hello.negotiate(), Some(VERSION));
+    assert_eq!(ClientHello { version_min: 2, version_max: 9, ..hello }.negotiate(), None);
+    assert_eq!(ClientHello { version_max: 9, ..hello }.negotiate(), Some(VERSION));
+}
+
+#[test]
+fn an_old_server_hello_is_not_the_answer() {
+    let hello = ClientHello {
+        client_nonce: [1; 32],
+        client_id: [2; 16],
+        key_id: 3,
+        namespace: "n",
+        version_min: 1,
+        version_max: 1,
+    };
+    let limits = Limits {
+        max_value: 1 << 20,
+        max_inline: 1 << 18,
+        credits: 4,
+        max_items: 100,
+        max_requests: 10,
+        lease_ms_max: 1000,
+        extent: 1 << 16,
+    };
+    let reply = ServerHello {
+        server_nonce: [9; 32],
+        client_nonce: [1; 32],
+        server_id: [8; 16],
+        incarnation: 1,
+        namespace: 1,
+        version: 1,
+        limits,
+    };
+    assert!(reply.answers(&hello));
+    assert!(!ServerHello { client_nonce: [2; 32], ..reply }.answers(&hello));
+    assert!(!ServerHello { version: 2, ..reply }.answers(&hello));
+
+    let mut meta = Vec::new();
+    reply.encode(&mut meta);
+    assert_eq!(ServerHello::parse(&meta), Ok(reply));
+    meta[124] = 1; // an extent of 65537 bytes is fine, one of 1 byte is not: 16 values of it
+    assert!(ServerHello::parse(&meta).is_ok());
+    meta[124..128].copy_from_slice(&1u32.to_le_bytes());
+    assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
+    meta[124..128].copy_from_slice(&0u32.to_le_bytes());
+    assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
+}
+
+#[test]
+fn inline_values_are_summed_without_overflow() {
+    let item = |length| PutItem {
+        key: b"k",
+        length,
+        mode: PutMode::Replace,
+        durable: false,
+        ttl_seconds: 9,
+        crcs: CrcList::EMPTY,
+    };
+    let sum = |lengths: &[u64]| {
+        PutItems { items: lengths.iter().copied().map(item).collect() }.inline_length()
+    };
+    assert_eq!(sum(&[1, 2, 3]), Ok(6));
+    assert_eq!(sum(&[256 << 10]), Ok(256 << 10));
+    assert_eq!(sum(&[256 << 10, 1]), Err(MetaError::InlineLength { got: (256 << 10) + 1 }));
+    assert_eq!(sum(&[u64::MAX, 2]), Err(MetaError::InlineLength { got: u64::MAX }));
+}
+
+/// The bound that a client fills its frames by.
+#[test]
+fn no_item_is_longer_than_its_key_and_the_overhead() {
+    let mut bytes = Vec::new();
+    let key = [7; MAX_KEY];
+    let item = PutItem {
+        key: &key,
+        length: MAX_VALUE,
+        mode: PutMode::Generation(u64::MAX),
+        durable: true,
+        ttl_seconds: u32::MAX,
+        crcs: CrcList::from_slice(&[u32::MAX; 16]).expect("16 fit"),
+    };
+    PutItems { items: vec![item] }.encode(&mut bytes);
+    assert_eq!(bytes.len(), 4 + MAX_KEY + memkv_wire::ITEM_OVERHEAD);
+}
+
+#[test]
+fn counters_are_found_by_name() {
+    let mut stats = StatsReply::default();
+    stats.push(StatId::Hits, 7);
+    stats.stats.push((60000, 1));
+    assert_eq!(stats.get(StatId::Hits), Some(7));
+    assert_eq!(stats.get(StatId::Misses), None);
+}
