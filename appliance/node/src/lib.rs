@@ -3,10 +3,17 @@
 //! * [`cli`] reads the command line, [`config`] the file, the environment and the machine
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
+//! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is.
+//! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`.
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod drives;
 pub mod logging;
+pub mod node;
 pub mod paths;
+pub mod serve;
+pub mod status;

@@ -1,2 +1,17 @@
 //! The memkv binary.
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use memkv_node::cli::{Cli, Command};
+use memkv_node::{demo, serve};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let exit = match cli.command {
+        Command::Start(args) => serve::start(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    exit.into()
+}

@@ -1,1 +1,58 @@
-//! Which block is where: index, placement, leases, eviction.
+//! Which block is where.
+//!
+//! The store is a state machine on one reactor: the index of keys, the placement of new blocks over
+//! the drives, leases on blocks being read, and eviction. It never touches a payload: a session asks
+//! it for a place ([`Store::reserve`]), moves the bytes itself, and comes back to [`Store::commit`];
+//! or asks for a [`LeaseGrant`], reads the drive itself, and lets go.
+//!
+//! ```text
+//!   session ── reserve(key, length) ─► key locked, units taken on healthy drives     (Reservation)
+//!           ── payload to the drive, by the session's own queues
+//!           ── commit(crcs) ─► journal records durable ─► published in the index ─► key unlocked
+//!
+//!   session ── lease(key) ─► block pinned: its units cannot be reused                 (ReadLease)
+//!           ── drive to socket
+//!           ── drop ─► unpinned; a block unpublished meanwhile frees its units now
+//! ```
+//!
+//! Three rules carry the promise that an acknowledged block is byte-exact or missing with a cause:
+//!
+//! 1. A block is published only after its records are durable, and answered only after that.
+//! 2. Removal runs unpublish → removal record durable and readers gone → units free. No unit is
+//!    reused while a reader, a writer or an older record names it.
+//! 3. One key has one writer at a time ([`locks`]); a delete or a second put orders after it.
+//!
+//! Sessions on the store's own reactor call it directly; others through messages whose reply and
+//! release slots are reserved when the call is made ([`handle`]).
+#![forbid(unsafe_code)]
+
+mod block;
+mod checkpoint;
+mod commit;
+mod config;
+mod drives;
+mod evict;
+pub mod handle;
+mod lease;
+pub mod locks;
+pub mod metrics;
+mod policy;
+mod recover;
+mod remember;
+mod remove;
+mod reserve;
+mod store;
+
+pub use block::{Extent, KeyHash, MissReason};
+pub use commit::{CommitError, Stored};
+pub use config::{EvictionConfig, StoreConfig};
+pub use drives::{DriveId, DriveState, DriveStatus};
+pub use handle::{ReadLease, RemoteStore, Reservation, StoreHandle, StorePort};
+pub use lease::{Existing, LeaseGrant, Miss};
+pub use metrics::{Histogram, StoreCounters};
+pub use policy::{EvictionPolicy, Lru};
+pub use recover::{RecoverError, RecoveredDrive};
+pub use remember::{Caller, Outcome};
+pub use remove::Deleted;
+pub use reserve::{Mode, Refusal, ReservationGrant, ReserveRequest};
+pub use store::Store;

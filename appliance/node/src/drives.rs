@@ -1,0 +1,315 @@
+//! From configured drives to an open store: choose a driver each, format what is new, recover what
+//! is not, and refuse what does not belong together.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memkv_block::{BlockDevice, BlockQueue, IoError, OpenError, OpenOptions};
+use memkv_dma::{Class, Pool};
+use memkv_journal::{
+    FormatError, FormatOptions, Identity, Journal, NodeUuid, OpenError as JournalError, Superblock,
+};
+use memkv_poller::Local;
+use memkv_store::{EvictionConfig, Lru, RecoverError, RecoveredDrive, Store, StoreConfig};
+use uuid::Uuid;
+
+use crate::config::{Config, Drive};
+
+/// Why the drives of a node cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DrivesError {
+    /// The driver refused the path.
+    #[error("cannot open drive {name}")]
+    Open {
+        /// Its path.
+        name: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// No memory for a memory drive.
+    #[error("no memory for a drive of {size} bytes")]
+    Memory {
+        /// The size asked for.
+        size: u64,
+        /// Why.
+        #[source]
+        source: memkv_dma::ArenaError,
+    },
+    /// Its queue could not be opened, or a first read failed.
+    #[error("drive {name} does not answer")]
+    Io {
+        /// Its path.
+        name: String,
+        /// Why.
+        #[source]
+        source: IoError,
+    },
+    /// Something else lives there.
+    #[error("{name} is neither empty nor a memkv drive; it is left as it is. Name another file, or empty this one first")]
+    Foreign {
+        /// Its path.
+        name: String,
+    },
+    /// Some drives are formatted, others are new.
+    #[error("drive {new} is empty, but {old} belongs to a node already; a node's drives are formatted together")]
+    Mixed {
+        /// A new drive.
+        new: String,
+        /// A formatted one.
+        old: String,
+    },
+    /// A drive of the node was not configured.
+    #[error("drive {name} belongs to a node of {members} drives, {given} are configured; name all of them under storage.drives")]
+    Missing {
+        /// A drive that is there.
+        name: String,
+        /// Drives the node has.
+        members: usize,
+        /// Drives the configuration names.
+        given: usize,
+    },
+    /// Formatting failed.
+    #[error("cannot format drive {name}")]
+    Format {
+        /// Its path.
+        name: String,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
+    /// What is on the drive cannot be used.
+    #[error("cannot recover drive {name}")]
+    Recover {
+        /// Its path.
+        name: String,
+        /// Why.
+        #[source]
+        source: JournalError,
+    },
+    /// The drives do not form one node.
+    #[error("the drives do not form a node")]
+    Join(#[from] RecoverError),
+}
+
+/// What recovery found on one drive, for the status page.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    /// Every block is trusted: the last run ended in order.
+    pub clean: bool,
+    /// Blocks and parts that are live.
+    pub records: u64,
+    /// What the journal says of its own.
+    pub report: memkv_journal::RecoveryReport,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// An open store and what is worth telling about its drives.
+pub struct OpenStore {
+    /// The store, on the calling reactor.
+    pub store: Rc<Store>,
+    /// Per drive, in order.
+    pub recoveries: Vec<Recovery>,
+    /// The node's identity.
+    pub node: Uuid,
+    /// The highest incarnation of its drives.
+    pub incarnation: u64,
+}
+
+/// Opens every configured drive with the driver that fits it. New files are created at their size,
+/// with `progress(done, total)` in bytes.
+///
+/// # Errors
+/// [`DrivesError`] names the drive.
+pub fn open_devices(
+    config: &Config,
+    pool: &Pool,
+    progress: &dyn Fn(&str, u64, u64),
+) -> Result<Vec<Arc<dyn BlockDevice>>, DrivesError> {
+    let hugepages = config.memory.hugepages.into();
+    let open = |media: &PathBuf, size: Option<u64>| {
+        let name = media.display().to_string();
+        let report = |done: u64, total: u64| progress(&name, done, total);
+        let mut options = OpenOptions::new(media, pool.clone());
+        options.size = size;
+        options.progress = Some(&report);
+        memkv_block::open(options)
+            .map_err(|source| DrivesError::Open { name: name.clone(), source })
+    };
+    let drives = config.storage.drives.iter().map(|drive| match drive {
+        Drive::Device { media } => open(media, None),
+        Drive::File { media, size } => open(media, *size),
+        Drive::Memory { size } => memkv_block::memory(*size, hugepages)
+            .map_err(|source| DrivesError::Memory { size: *size, source }),
+    });
+    let drives = drives.collect::<Result<Vec<_>, _>>()?;
+    for drive in &drives {
+        let (name, driver, reason) = (drive.name(), drive.kind().name(), drive.reason());
+        tracing::info!(drive = name, driver, reason, "drive opened");
+    }
+    Ok(drives)
+}
+
+struct Opened {
+    name: String,
+    device: Arc<dyn BlockDevice>,
+    queue: Rc<dyn BlockQueue>,
+}
+
+/// Formats new drives, recovers old ones, and joins them into a store on this reactor.
+///
+/// # Errors
+/// [`DrivesError`] names the drive and what to do.
+pub async fn open_store(
+    local: Local,
+    config: Config,
+    pool: Pool,
+    devices: Vec<Arc<dyn BlockDevice>>,
+) -> Result<OpenStore, DrivesError> {
+    let mut opened = Vec::with_capacity(devices.len());
+    for device in devices {
+        let name = device.name().to_owned();
+        let queue = device
+            .open_queue(&local)
+            .map_err(|source| DrivesError::Io { name: name.clone(), source })?;
+        opened.push(Opened { name, device, queue });
+    }
+    let superblocks = superblocks(&opened, &pool).await?;
+    check_members(&opened, &superblocks)?;
+
+    let mut drives = Vec::with_capacity(opened.len());
+    let mut recoveries = Vec::with_capacity(opened.len());
+    let mut incarnation = 0;
+    let node = superblocks[0].node.0;
+    for (drive, superblock) in opened.iter().zip(superblocks) {
+        let began = Instant::now();
+        let (journal, recovered) =
+            Journal::open(drive.queue.clone(), &local, pool.clone(), superblock).await.map_err(
+                |source| DrivesError::Recover { name: drive.name.clone(), source },
+            )?;
+        let recovery = Recovery {
+            clean: recovered.clean,
+            records: recovered.live.len() as u64,
+            report: recovered.report.clone(),
+            took: began.elapsed(),
+        };
+        tracing::info!(
+            drive = drive.name,
+            clean = recovery.clean,
+            records = recovery.records,
+            milliseconds = recovery.took.as_millis() as u64,
+            "drive recovered"
+        );
+        incarnation = incarnation.max(journal.superblock().incarnation);
+        recoveries.push(recovery);
+        drives.push(RecoveredDrive { journal, recovered });
+    }
+    let store = Store::recover(&local, store_config(&config), Box::<Lru>::default(), drives).await?;
+    Ok(OpenStore { store, recoveries, node, incarnation })
+}
+
+fn store_config(config: &Config) -> StoreConfig {
+    let eviction = config.storage.eviction;
+    let share = |percent: u8| f64::from(percent) / 100.0;
+    StoreConfig {
+        extent_bytes: config.storage.block_size as u32,
+        eviction: eviction
+            .enabled
+            .then(|| EvictionConfig { high: share(eviction.high), low: share(eviction.low) }),
+        lease_max: Duration::from_millis(u64::from(config.limits.lease_ms)),
+        default_deadline: Duration::from_millis(u64::from(config.limits.request_timeout_ms)),
+        ..StoreConfig::default()
+    }
+}
+
+/// Reads every drive's superblock; formats them all when none has one.
+async fn superblocks(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, DrivesError> {
+    let mut found = Vec::with_capacity(opened.len());
+    for drive in opened {
+        let geometry = drive.device.geometry();
+        match memkv_journal::read_superblock(&*drive.queue, &geometry, pool).await {
+            Ok(superblock) => found.push(Some(superblock)),
+            Err(JournalError::NotFormatted) => found.push(None),
+            Err(source) => {
+                return Err(DrivesError::Recover { name: drive.name.clone(), source });
+            }
+        }
+    }
+    let old = found.iter().position(Option::is_some);
+    let new = found.iter().position(Option::is_none);
+    match (old, new) {
+        (Some(old), Some(new)) => Err(DrivesError::Mixed {
+            new: opened[new].name.clone(),
+            old: opened[old].name.clone(),
+        }),
+        (None, _) => format_all(opened, pool).await,
+        (Some(_), None) => Ok(found.into_iter().flatten().collect()),
+    }
+}
+
+async fn format_all(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, DrivesError> {
+    for drive in opened {
+        check_blank(drive, pool).await?;
+    }
+    let mut secret = [0; 32];
+    random(&mut secret);
+    let node = NodeUuid(new_uuid());
+    let uuids: Vec<_> = opened.iter().map(|_| memkv_journal::DriveUuid(new_uuid())).collect();
+    let mut formatted = Vec::with_capacity(opened.len());
+    for (drive, &uuid) in opened.iter().zip(&uuids) {
+        let identity =
+            Identity { node, drive: uuid, epoch: 1, members: uuids.clone(), secret };
+        let geometry = drive.device.geometry();
+        let options = FormatOptions::default();
+        let superblock =
+            memkv_journal::format(&*drive.queue, &geometry, pool, identity, options)
+                .await
+                .map_err(|source| DrivesError::Format { name: drive.name.clone(), source })?;
+        tracing::info!(drive = drive.name, %uuid, "drive formatted");
+        formatted.push(superblock);
+    }
+    Ok(formatted)
+}
+
+/// Bytes at the start of a drive that must be zero before it is formatted.
+const BLANK: usize = 64 * 1024;
+
+async fn check_blank(drive: &Opened, pool: &Pool) -> Result<(), DrivesError> {
+    let name = || drive.name.clone();
+    let chunk = pool.allocate_wait(Class::Checkpoint, BLANK).await;
+    let (result, chunk) = memkv_block::read(&*drive.queue, 0, BLANK, chunk).await;
+    result.map_err(|source| DrivesError::Io { name: name(), source })?;
+    if chunk.as_slice().iter().any(|&byte| byte != 0) {
+        return Err(DrivesError::Foreign { name: name() });
+    }
+    Ok(())
+}
+
+fn check_members(opened: &[Opened], superblocks: &[Superblock]) -> Result<(), DrivesError> {
+    let epoch = superblocks.iter().map(|s| s.epoch).max().expect("at least one drive");
+    let newest = superblocks.iter().position(|s| s.epoch == epoch).expect("just found");
+    let members = &superblocks[newest].members;
+    let all_here = members.iter().all(|member| superblocks.iter().any(|s| s.drive == *member));
+    if !all_here || members.len() != superblocks.len() {
+        return Err(DrivesError::Missing {
+            name: opened[newest].name.clone(),
+            members: members.len(),
+            given: opened.len(),
+        });
+    }
+    Ok(())
+}
+
+fn new_uuid() -> Uuid {
+    let mut bytes = [0; 16];
+    random(&mut bytes);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
+/// Fills with bytes nobody can guess.
+pub fn random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the kernel gives random bytes");
+}

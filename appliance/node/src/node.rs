@@ -1,0 +1,434 @@
+//! The one place that picks drivers and wires pollers to cores.
+//!
+//! ```text
+//!   thread reactor-0   store, journals, acceptor, sessions
+//!   thread reactor-n   sessions; the store by message
+//!   thread admin       HTTP, reads atomics, asks reactor 0 for the drives
+//! ```
+//!
+//! Connections are dealt out in turn by the acceptor on reactor 0. Stopping runs backwards: no new
+//! connections, sessions drained on every reactor, then the store leaves clean checkpoints.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use memkv_block::{BlockDevice, IoError};
+use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
+use memkv_net::NetError;
+use memkv_net::tcp::{Accepted, Engine, Listener};
+use memkv_poller::channel::{self, InboxReceiver, InboxSender};
+use memkv_poller::{IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock};
+use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
+use memkv_store::{DriveStatus, RemoteStore, Store, StoreHandle, StorePort};
+
+use crate::config::Config;
+use crate::drives::{self, DrivesError, OpenStore};
+use crate::status::Shared;
+
+/// Messages under way from other reactors to the store.
+const STORE_CALLS: usize = 4096;
+/// Leases and reservations held by sessions of other reactors.
+const STORE_ENDS: usize = 65_536;
+/// Connections and orders on their way to a reactor.
+const CONTROL: usize = 1024;
+/// How long stopping waits for a reactor.
+const STOP_WAIT: Duration = Duration::from_secs(30);
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No memory for the pool.
+    #[error("cannot set up the memory pool (memory.max_size)")]
+    Pool(#[from] PoolError),
+    /// The drives cannot be used.
+    #[error(transparent)]
+    Drives(#[from] DrivesError),
+    /// The data address is not to be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The data address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: NetError,
+    },
+    /// A reactor could not open its queues or sockets.
+    #[error("a reactor cannot open its queue on a drive")]
+    Queue(#[source] IoError),
+    /// A reactor could not set up its network engine.
+    #[error("a reactor cannot set up its network engine")]
+    Engine(#[source] NetError),
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    /// A reactor's thread ended before it was ready.
+    #[error("a reactor ended before it was ready; see the log")]
+    ReactorEnded,
+}
+
+/// Stopping did not come to its orderly end.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// A reactor did not answer in time: the next start will check every block.
+    #[error("reactor {reactor} did not finish within {} s; the next start checks every block", STOP_WAIT.as_secs())]
+    Stuck {
+        /// Which one.
+        reactor: usize,
+    },
+}
+
+/// Orders to a reactor.
+pub(crate) enum Control {
+    /// Serve this connection.
+    Serve(Accepted),
+    /// End all sessions, then say so.
+    Drain(mpsc::Sender<()>),
+    /// Leave clean checkpoints, then say so (reactor 0).
+    Shutdown(mpsc::Sender<()>),
+    /// Tell the state of the drives (reactor 0).
+    Drives(mpsc::Sender<Vec<DriveStatus>>),
+}
+
+/// A running node.
+pub struct Node {
+    shared: Arc<Shared>,
+    controls: Vec<InboxSender<Control>>,
+    threads: Vec<JoinHandle<()>>,
+    stop: StopFlag,
+}
+
+/// What the thread of reactor 0 tells when it is ready.
+struct Ready {
+    store: RemoteStore,
+    shared: Arc<Shared>,
+}
+
+/// Everything a reactor's thread is given; all of it can cross threads.
+#[derive(Clone)]
+struct Parts {
+    config: Config,
+    pool: Pool,
+    devices: Vec<Arc<dyn BlockDevice>>,
+    stop: StopFlag,
+}
+
+impl Node {
+    /// Starts a node; when this returns it serves.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running then.
+    pub fn start(
+        config: Config,
+        progress: &dyn Fn(&str, u64, u64),
+    ) -> Result<Self, StartError> {
+        let pool = Pool::new(PoolConfig {
+            size: config.memory.max_size,
+            chunk: config.memory.block_size,
+            hugepages: config.memory.hugepages.into(),
+        })?;
+        let address = config.network.address;
+        let listener = Listener::bind(address)
+            .map_err(|source| StartError::Listen { address, source })?;
+        let devices = drives::open_devices(&config, &pool, progress)?;
+        let count = config.reactors.max(1);
+        let parts = Parts { config, pool, devices, stop: StopFlag::new() };
+
+        let (controls, mut inboxes): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| channel::inbox(CONTROL)).unzip();
+        let first = inboxes.remove(0);
+        let (ready_tx, ready) = mpsc::channel();
+        let mut threads = Vec::with_capacity(count);
+        let (given, all) = (parts.clone(), controls.clone());
+        threads.push(spawn(0, move || first_reactor(&given, listener, all, first, &ready_tx))?);
+        let Ready { store, shared } = match ready.recv() {
+            Ok(ready) => ready?,
+            Err(_) => return Err(StartError::ReactorEnded),
+        };
+        let mut node = Self { shared, controls, threads, stop: parts.stop.clone() };
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let (given, shared, store) = (parts.clone(), node.shared.clone(), store.clone());
+            let (ready_tx, ready) = mpsc::channel();
+            let id = index + 1;
+            let thread = spawn(id, move || other_reactor(id, &given, &shared, store, inbox, &ready_tx));
+            let started = thread.map_err(StartError::from).and_then(|thread| {
+                node.threads.push(thread);
+                ready.recv().unwrap_or(Err(StartError::ReactorEnded))
+            });
+            if let Err(error) = started {
+                let _ = node.stop();
+                return Err(error);
+            }
+        }
+        Ok(node)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// What the admin endpoint asks.
+    pub fn admin(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Stops in order: sessions end, drives get clean checkpoints.
+    ///
+    /// # Errors
+    /// [`StopError`] when a reactor does not answer; nothing acknowledged is lost even then.
+    pub fn stop(self) -> Result<(), StopError> {
+        self.shared.close_doors();
+        let drained: Vec<_> = self.controls.iter().map(|c| order(c, Control::Drain)).collect();
+        let mut result = Ok(());
+        for (reactor, answer) in drained.into_iter().enumerate() {
+            if answer.recv_timeout(STOP_WAIT).is_err() {
+                result = Err(StopError::Stuck { reactor });
+            }
+        }
+        if result.is_ok() {
+            let answer = order(&self.controls[0], Control::Shutdown);
+            if answer.recv_timeout(STOP_WAIT).is_err() {
+                result = Err(StopError::Stuck { reactor: 0 });
+            }
+        }
+        self.stop.stop();
+        if result.is_ok() {
+            for thread in self.threads {
+                let _ = thread.join();
+            }
+        }
+        result
+    }
+}
+
+/// Sends an order that is answered on a channel; a full or gone inbox drops it, and the answer with it.
+pub(crate) fn order<T>(
+    to: &InboxSender<Control>,
+    make: impl FnOnce(mpsc::Sender<T>) -> Control,
+) -> mpsc::Receiver<T> {
+    let (tx, rx) = mpsc::channel();
+    if let Ok(permit) = to.try_reserve() {
+        permit.send(make(tx));
+    }
+    rx
+}
+
+impl From<std::io::Error> for StartError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Thread(error)
+    }
+}
+
+impl From<crate::config::HugepageUse> for Hugepages {
+    fn from(wanted: crate::config::HugepageUse) -> Self {
+        use crate::config::HugepageUse;
+        match wanted {
+            HugepageUse::Prefer => Self::Prefer,
+            HugepageUse::Require => Self::Require,
+            HugepageUse::Never => Self::Never,
+        }
+    }
+}
+
+impl From<crate::config::IdlePolicy> for IdlePolicy {
+    fn from(wanted: crate::config::IdlePolicy) -> Self {
+        match wanted {
+            crate::config::IdlePolicy::Busy => Self::Busy,
+            crate::config::IdlePolicy::Adaptive => Self::Adaptive,
+        }
+    }
+}
+
+fn spawn(id: usize, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, std::io::Error> {
+    std::thread::Builder::new().name(format!("reactor-{id}")).spawn(run)
+}
+
+fn new_reactor(id: usize, parts: &Parts) -> Reactor {
+    let mut seed = [0; 8];
+    drives::random(&mut seed);
+    let config = ReactorConfig {
+        id: ReactorId(id as u16),
+        idle: parts.config.idle.into(),
+        ..ReactorConfig::default()
+    };
+    Reactor::new(config, Rc::new(SystemClock), Rng::seeded(u64::from_le_bytes(seed)))
+}
+
+/// The thread of reactor 0: opens the store, then serves.
+fn first_reactor(
+    parts: &Parts,
+    listener: Listener,
+    controls: Vec<InboxSender<Control>>,
+    inbox: InboxReceiver<Control>,
+    ready: &mpsc::Sender<Result<Ready, StartError>>,
+) {
+    let mut reactor = new_reactor(0, parts);
+    let local = reactor.local();
+    let (config, pool, devices) =
+        (parts.config.clone(), parts.pool.clone(), parts.devices.clone());
+    let opened = reactor.block_on(drives::open_store(local.clone(), config, pool, devices));
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => return drop(ready.send(Err(error.into()))),
+    };
+    let OpenStore { store, recoveries, node, incarnation } = opened;
+    let shared = Shared::new(
+        &parts.config,
+        listener.local_addr(),
+        parts.pool.clone(),
+        parts.devices.clone(),
+        store.counters(),
+        recoveries,
+        Identity { server: *node.as_bytes(), incarnation },
+        controls.clone(),
+    );
+    shared.add_reactor(0, reactor.stats());
+    let handle = StoreHandle::Here(store.clone());
+    let context = match context(0, &local, parts, &shared, handle) {
+        Ok(context) => context,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let served = serve_orders(&local, context, Some(store.clone()), inbox);
+    if let Err(error) = served {
+        return drop(ready.send(Err(error)));
+    }
+    local.spawn(accept(listener, local.clone(), shared.clone(), controls));
+    let store = StorePort::open(&store, STORE_CALLS, STORE_ENDS);
+    let _ = ready.send(Ok(Ready { store, shared }));
+    reactor.run(&parts.stop);
+}
+
+/// The thread of any other reactor.
+fn other_reactor(
+    id: usize,
+    parts: &Parts,
+    shared: &Arc<Shared>,
+    store: RemoteStore,
+    inbox: InboxReceiver<Control>,
+    ready: &mpsc::Sender<Result<(), StartError>>,
+) {
+    let mut reactor = new_reactor(id, parts);
+    let local = reactor.local();
+    shared.add_reactor(id, reactor.stats());
+    let context = context(id, &local, parts, shared, StoreHandle::There(Box::new(store)));
+    let started = context.and_then(|context| serve_orders(&local, context, None, inbox));
+    let failed = started.is_err();
+    let _ = ready.send(started);
+    if !failed {
+        reactor.run(&parts.stop);
+    }
+}
+
+fn context(
+    id: usize,
+    local: &Local,
+    parts: &Parts,
+    shared: &Arc<Shared>,
+    store: StoreHandle,
+) -> Result<Rc<Context>, StartError> {
+    let mut drives = Vec::with_capacity(parts.devices.len());
+    for device in &parts.devices {
+        let queue = device.open_queue(local).map_err(StartError::Queue)?;
+        drives.push(DriveIo { device: device.clone(), queue });
+    }
+    let mut keys = KeyRing::default();
+    for entry in &parts.config.network.keys {
+        keys.add(entry.id, entry.key.clone(), &entry.tenant);
+    }
+    let limits = &parts.config.limits;
+    let stats = shared.clone();
+    Ok(Context::new(ContextParts {
+        local: local.clone(),
+        pool: parts.pool.clone(),
+        drives,
+        store,
+        keys,
+        limits: SessionLimits {
+            credits: limits.credits,
+            requests: limits.max_requests,
+            deadline: Duration::from_millis(u64::from(limits.request_timeout_ms)),
+            ..SessionLimits::default()
+        },
+        identity: shared.identity,
+        entropy: Box::new(drives::random),
+        stats: Box::new(move || stats.wire_stats()),
+        counters: shared.session_counters(id),
+    }))
+}
+
+/// Serves a reactor's inbox: connections, and the orders of stopping.
+fn serve_orders(
+    local: &Local,
+    context: Rc<Context>,
+    store: Option<Rc<Store>>,
+    mut inbox: InboxReceiver<Control>,
+) -> Result<(), StartError> {
+    let engine = Engine::new(local).map_err(StartError::Engine)?;
+    let reactor = local.clone();
+    local.spawn(async move {
+        while let Some(control) = inbox.recv().await {
+            match control {
+                Control::Serve(accepted) => match engine.attach(accepted) {
+                    Ok(connection) => {
+                        reactor.spawn(memkv_session::serve(context.clone(), connection));
+                    }
+                    Err(error) => tracing::warn!(%error, "connection lost before it was served"),
+                },
+                Control::Drain(done) => {
+                    let context = context.clone();
+                    reactor.spawn(async move {
+                        context.drain().await;
+                        let _ = done.send(());
+                    });
+                }
+                Control::Shutdown(done) => {
+                    let store = store.clone().expect("only reactor 0 has the store");
+                    reactor.spawn(async move {
+                        store.shutdown().await;
+                        let _ = done.send(());
+                    });
+                }
+                Control::Drives(answer) => {
+                    let store = store.as_ref().expect("only reactor 0 has the store");
+                    let _ = answer.send(store.drives());
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Deals connections out to the reactors in turn, and refuses those beyond the limit.
+async fn accept(
+    listener: Listener,
+    local: Local,
+    shared: Arc<Shared>,
+    controls: Vec<InboxSender<Control>>,
+) {
+    let acceptor = listener.accept_queue(&local);
+    let mut next = 0;
+    loop {
+        let accepted = match acceptor.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: those that are open go on.
+                tracing::warn!(%error, "cannot accept a connection");
+                local.sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if !shared.admit() {
+            tracing::warn!(peer = %accepted.peer(), "connection refused: limits.max_connections");
+            continue;
+        }
+        match controls[next].try_reserve() {
+            Ok(permit) => permit.send(Control::Serve(accepted)),
+            Err(_) => tracing::warn!("connection refused: a reactor's inbox is full"),
+        }
+        next = (next + 1) % controls.len();
+    }
+}

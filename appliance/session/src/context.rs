@@ -1,0 +1,218 @@
+//! What every session of one reactor shares.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use memkv_block::{BlockDevice, BlockQueue};
+use memkv_dma::Pool;
+use memkv_net::Connection;
+use memkv_poller::{Local, local::Event};
+use memkv_store::{DriveId, StoreHandle};
+use memkv_wire::{SharedKey, Status};
+
+use crate::SessionCounters;
+use crate::outbox::Outbox;
+use crate::session::goodbye;
+
+/// One drive as a session's reactor reaches it: the device for views, and a queue of this reactor.
+#[derive(Clone)]
+pub struct DriveIo {
+    /// The device, shared by all reactors.
+    pub device: Arc<dyn BlockDevice>,
+    /// This reactor's queue on it.
+    pub queue: Rc<dyn BlockQueue>,
+}
+
+/// Keys that clients may connect with, and the tenant each one stands for.
+#[derive(Clone, Default)]
+pub struct KeyRing {
+    keys: HashMap<u32, (SharedKey, Arc<str>)>,
+}
+
+impl KeyRing {
+    /// Adds a key under its id; the tenant is what the key proves, never what the client says.
+    pub fn add(&mut self, id: u32, key: SharedKey, tenant: &str) {
+        self.keys.insert(id, (key, tenant.into()));
+    }
+
+    /// The key of an id.
+    pub fn find(&self, id: u32) -> Option<(&SharedKey, &Arc<str>)> {
+        self.keys.get(&id).map(|(key, tenant)| (key, tenant))
+    }
+}
+
+/// Bounds on what one connection may ask for.
+#[derive(Clone, Debug)]
+pub struct SessionLimits {
+    /// Inline puts a client may have under way, in frames of up to 256 KiB.
+    pub credits: u32,
+    /// Requests under way per connection; further frames wait in the socket.
+    pub requests: u32,
+    /// Items per batch.
+    pub items: u32,
+    /// Offered puts that wait for their payload, per connection.
+    pub offers: u32,
+    /// Payload bytes of replies under way per connection; a get waits for its turn beyond that.
+    pub sending: u64,
+    /// Leases per connection.
+    pub leases: u32,
+    /// How long a new connection may take to say who it is.
+    pub handshake: Duration,
+    /// How long a request may take that names no deadline.
+    pub deadline: Duration,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self {
+            credits: 32,
+            requests: 256,
+            items: 4096,
+            offers: 256,
+            sending: 32 << 20,
+            leases: 65_536,
+            handshake: Duration::from_secs(5),
+            deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Who the server is, told in every handshake.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The node's uuid.
+    pub server: [u8; 16],
+    /// How often its store was opened: a client sees a restart by it.
+    pub incarnation: u64,
+}
+
+/// What a [`Context`] is made of.
+pub struct ContextParts {
+    /// The reactor.
+    pub local: Local,
+    /// Memory for payloads.
+    pub pool: Pool,
+    /// The drives, in the store's order.
+    pub drives: Vec<DriveIo>,
+    /// The store, here or on another reactor.
+    pub store: StoreHandle,
+    /// The keys; replaced as a whole when the configuration is reloaded.
+    pub keys: KeyRing,
+    /// Bounds.
+    pub limits: SessionLimits,
+    /// Who we are.
+    pub identity: Identity,
+    /// Fills nonces with bytes nobody can guess (the simulator's are seeded).
+    pub entropy: Box<dyn Fn(&mut [u8])>,
+    /// Figures for the Stats operation: (id, value).
+    pub stats: Box<dyn Fn() -> Vec<(u16, u64)>>,
+    /// What this reactor's sessions count; others read it.
+    pub counters: Arc<SessionCounters>,
+}
+
+/// What every session of one reactor shares.
+pub struct Context {
+    pub(crate) local: Local,
+    pub(crate) pool: Pool,
+    pub(crate) drives: Vec<DriveIo>,
+    pub(crate) store: StoreHandle,
+    pub(crate) keys: RefCell<KeyRing>,
+    pub(crate) limits: SessionLimits,
+    pub(crate) identity: Identity,
+    pub(crate) entropy: Box<dyn Fn(&mut [u8])>,
+    pub(crate) stats: Box<dyn Fn() -> Vec<(u16, u64)>>,
+    pub(crate) counters: Arc<SessionCounters>,
+    pub(crate) draining: Cell<bool>,
+    pub(crate) drained: Event,
+    /// Work that must end before the store may stop: sessions and the requests they left behind.
+    pub(crate) working: Cell<usize>,
+    next_session: Cell<u64>,
+    live: RefCell<BTreeMap<u64, (Rc<Outbox>, Rc<dyn Connection>)>>,
+}
+
+impl Context {
+    /// Puts the parts together.
+    pub fn new(parts: ContextParts) -> Rc<Self> {
+        Rc::new(Self {
+            local: parts.local,
+            pool: parts.pool,
+            drives: parts.drives,
+            store: parts.store,
+            keys: RefCell::new(parts.keys),
+            limits: parts.limits,
+            identity: parts.identity,
+            entropy: parts.entropy,
+            stats: parts.stats,
+            counters: parts.counters,
+            draining: Cell::new(false),
+            drained: Event::default(),
+            working: Cell::new(0),
+            next_session: Cell::new(1),
+            live: RefCell::default(),
+        })
+    }
+
+    /// The reactor's session counters, readable from any thread.
+    pub fn counters(&self) -> Arc<SessionCounters> {
+        self.counters.clone()
+    }
+
+    pub(crate) fn drive(&self, id: DriveId) -> &DriveIo {
+        &self.drives[usize::from(id.0)]
+    }
+
+    /// A number no other session of the node has: the reactor's id is in its upper bits.
+    pub(crate) fn session_number(&self) -> u64 {
+        let number = self.next_session.get();
+        self.next_session.set(number + 1);
+        (u64::from(self.local.id().0) << 48) | number
+    }
+
+    /// Ends every session: no new requests, replies of those under way are still sent. Resolves
+    /// when nothing of this reactor's sessions touches the store any more.
+    pub async fn drain(&self) {
+        self.draining.set(true);
+        let live = std::mem::take(&mut *self.live.borrow_mut());
+        for (outbox, connection) in live.into_values() {
+            outbox.push(goodbye(self, Status::ShuttingDown, "the server is stopping".into()));
+            self.local.spawn(async move {
+                outbox.flushed().await;
+                connection.shutdown();
+            });
+        }
+        while self.working.get() > 0 {
+            self.drained.listen().await;
+        }
+    }
+
+    pub(crate) fn joined(&self, number: u64, outbox: Rc<Outbox>, connection: Rc<dyn Connection>) {
+        if self.draining.get() {
+            return connection.shutdown();
+        }
+        self.live.borrow_mut().insert(number, (outbox, connection));
+    }
+
+    pub(crate) fn left(&self, number: u64) {
+        self.live.borrow_mut().remove(&number);
+    }
+
+    pub(crate) fn work(self: &Rc<Self>) -> Working {
+        self.working.set(self.working.get() + 1);
+        Working(self.clone())
+    }
+}
+
+/// Counts as work until dropped.
+pub(crate) struct Working(Rc<Context>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.working.set(self.0.working.get() - 1);
+        if self.0.draining.get() {
+            self.0.drained.notify_all();
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Requests that move no payload.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use memkv_store::{Existing, KeyHash, Miss};
+use memkv_wire::{
+    DeleteItems, Header, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, MetaError, Status,
+    StatsReply, SuspectItems,
+};
+
+use crate::join::{LocalFuture, join_all};
+use crate::replies;
+use crate::session::Session;
+
+impl Session {
+    /// Exists: what is stored, per key; pins nothing.
+    pub async fn exists(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let list = KeyList::parse(meta)?;
+        let (keys, places) = self.hashes(&list.keys);
+        match self.context.store.exists(keys).await {
+            Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
+            Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
+        }
+        Ok(())
+    }
+
+    /// Lease: keeps blocks from eviction for a bounded time.
+    pub async fn lease(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let list = LeaseList::parse(meta)?;
+        let held = self.held.get().saturating_add(list.keys.len() as u32);
+        if held > self.context.limits.leases {
+            self.reply(header, Status::LimitExceeded, Vec::new());
+            return Ok(());
+        }
+        self.held.set(held);
+        let (keys, places) = self.hashes(&list.keys);
+        let duration = Duration::from_millis(u64::from(list.lease_ms));
+        match self.context.store.hold(keys, self.number, duration).await {
+            Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
+            Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
+        }
+        Ok(())
+    }
+
+    /// Release: ends leases early.
+    pub async fn release(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let list = KeyList::parse(meta)?;
+        let (keys, _) = self.hashes(&list.keys);
+        self.held.set(self.held.get().saturating_sub(keys.len() as u32));
+        self.context.store.unhold(keys, self.number).await;
+        self.reply(header, Status::Ok, Vec::new());
+        Ok(())
+    }
+
+    /// MatchPrefix: the position of the first key that is missing here.
+    pub async fn match_prefix(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let MatchItems { mut items } = MatchItems::parse(meta)?;
+        items.sort_by_key(|item| item.position);
+        let mut keys = Vec::with_capacity(items.len());
+        for item in &items {
+            match self.hash(item.key) {
+                Some(key) => keys.push(key),
+                None => break,
+            }
+        }
+        let Ok(run) = self.context.store.match_prefix(keys).await else {
+            self.reply(header, Status::ShuttingDown, Vec::new());
+            return Ok(());
+        };
+        let first_missing = items.get(run).map_or(MatchReply::NONE, |item| item.position);
+        let examined = (run + 1).min(items.len()) as u32;
+        let mut meta = Vec::new();
+        MatchReply { first_missing, examined }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+        Ok(())
+    }
+
+    /// Delete: every item orders after a put of its key that is under way.
+    pub async fn delete(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let DeleteItems { items } = DeleteItems::parse(meta)?;
+        let deadline = self.deadline(header);
+        let mut waits: Vec<LocalFuture<'_, ItemReply>> = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let caller = self.caller(header, index);
+            let (key, generation) = (self.hash(item.key), item.generation);
+            waits.push(Box::pin(async move {
+                let Some(key) = key else { return replies::item(Status::BadRequest) };
+                match self.context.store.delete(key, generation, deadline, caller).await {
+                    Ok(deleted) => replies::deleted(deleted),
+                    Err(_) => replies::item(Status::ShuttingDown),
+                }
+            }));
+        }
+        let items = join_all(waits).await;
+        let mut meta = Vec::new();
+        ItemReplies { items }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+        Ok(())
+    }
+
+    /// Suspect: a getter saw bad bytes.
+    pub async fn suspect(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let SuspectItems { items } = SuspectItems::parse(meta)?;
+        let mut replies = Vec::with_capacity(items.len());
+        for item in &items {
+            replies.push(match self.hash(item.key) {
+                Some(key) => self.check_block(key, item.generation).await,
+                None => replies::item(Status::BadRequest),
+            });
+        }
+        let mut meta = Vec::new();
+        ItemReplies { items: replies }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+        Ok(())
+    }
+
+    /// Stats: the node's figures.
+    pub fn stats(&self, header: &Header) -> Result<(), MetaError> {
+        let mut meta = Vec::new();
+        StatsReply { stats: (self.context.stats)() }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+        Ok(())
+    }
+
+    /// Hashes of the keys whose length is allowed, and where they stood.
+    fn hashes(&self, keys: &[&[u8]]) -> (Vec<KeyHash>, Vec<usize>) {
+        let hashed = keys.iter().enumerate().filter_map(|(i, key)| Some((self.hash(key)?, i)));
+        hashed.unzip()
+    }
+
+    fn reply_items(
+        &self,
+        header: &Header,
+        found: Vec<Result<Existing, Miss>>,
+        places: &[usize],
+        count: usize,
+    ) {
+        let mut items = vec![replies::item(Status::BadRequest); count];
+        for (found, &place) in found.into_iter().zip(places) {
+            items[place] = match found {
+                Ok(existing) => replies::existing(Status::Ok, &existing),
+                Err(miss) => replies::miss(miss),
+            };
+        }
+        let mut meta = Vec::new();
+        ItemReplies { items }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+    }
+}

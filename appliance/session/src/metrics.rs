@@ -1,0 +1,59 @@
+//! What sessions count. One writing thread per set, see [`memkv_store::metrics`].
+
+use memkv_store::Histogram;
+use memkv_store::metrics::Counter;
+
+/// Counters of one reactor's sessions.
+#[derive(Default, Debug)]
+pub struct SessionCounters {
+    /// Connections that finished their handshake.
+    pub connected: Counter,
+    /// Connections open now.
+    pub connections: Counter,
+    /// Connections refused in the handshake.
+    pub refused: Counter,
+    /// Connections closed for breaking the protocol (bad MAC, wrong sequence, no credit, …).
+    pub violations: Counter,
+    /// Requests answered.
+    pub requests: Counter,
+    /// Blocks sent.
+    pub reads: Counter,
+    /// Payload bytes sent.
+    pub read_bytes: Counter,
+    /// Blocks stored.
+    pub writes: Counter,
+    /// Payload bytes stored.
+    pub write_bytes: Counter,
+    /// Puts refused because the putter's CRC did not fit its bytes.
+    pub crc_refused: Counter,
+    /// Blocks found bad before they were sent.
+    pub crc_bad: Counter,
+    /// Reports of bad bytes from getters.
+    pub suspects: Counter,
+    /// Connections lost while a request held reserved space.
+    pub lost_after_reserve: Counter,
+    /// Connections lost while a commit was under way.
+    pub lost_after_append: Counter,
+    /// Offers that ran out before their payload came.
+    pub offers_expired: Counter,
+    /// Stage: waiting for the store's place for a put.
+    pub wait_reserve: Histogram,
+    /// Stage: payload from the socket.
+    pub wait_receive: Histogram,
+    /// Stage: waiting for a receive or send chunk.
+    pub wait_chunk: Histogram,
+    /// Stage: drive writes still under way after the payload had arrived.
+    pub wait_write: Histogram,
+    /// Stage: journal and publication.
+    pub wait_commit: Histogram,
+    /// Stage: lookup and pin.
+    pub wait_lease: Histogram,
+    /// Stage: drive reads.
+    pub wait_read: Histogram,
+    /// Stage: from a reply being ready to it being with the carrier.
+    pub wait_send: Histogram,
+    /// Whole puts, from their frame to their reply.
+    pub put_total: Histogram,
+    /// Whole gets, from their frame to the reply being ready.
+    pub get_total: Histogram,
+}

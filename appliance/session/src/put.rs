@@ -1,0 +1,397 @@
+//! Storing blocks: small ones inline, large ones offered first.
+//!
+//! ```text
+//! inline   Put(keys, CRCs, payload) ─► checked, placed, written, committed ─► reply per item
+//! offered  Offer(keys, lengths) ─► each placed, or refused: present, busy, full ─► Want per item
+//!          Data(item, payload, CRCs) ─► received straight into its place ─► committed ─► reply
+//! ```
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use memkv_dma::{Class, DmaBuf};
+use memkv_poller::Instant;
+use memkv_store::{KeyHash, Mode, Refusal, ReserveRequest};
+use memkv_wire as wire;
+use memkv_wire::{
+    CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_INLINE, MetaError, Opener,
+    PutItem, PutItems, PutMode, Status, crc32c, trailer_len,
+};
+
+use crate::extents::{WriteError, Writes};
+use crate::input::Input;
+use crate::join::{LocalFuture, join_all};
+use crate::replies;
+use crate::session::{End, Session};
+
+/// One inline item: its request and its place in the payload.
+struct Inline {
+    index: usize,
+    hash: KeyHash,
+    request: ReserveRequest,
+    at: usize,
+}
+
+impl Session {
+    /// An inline put: its payload is received whole, then the reader goes on to the next frame.
+    pub async fn put_inline(
+        self: &Rc<Self>,
+        input: &mut Input,
+        header: Header,
+        meta: Vec<u8>,
+        began: Instant,
+    ) -> Result<(), End> {
+        let length = header.payload_length();
+        if length > u64::from(MAX_INLINE) || self.credits.borrow_mut().take(1).is_err() {
+            return Err(End::NoCredit);
+        }
+        let payload = match length {
+            0 => None,
+            length => {
+                let since = self.context.local.now();
+                let class = Class::Receive;
+                let mut chunk = self.context.pool.allocate_wait(class, length as usize).await;
+                let now = self.context.local.now();
+                self.context.counters.wait_chunk.record(now.saturating_duration_since(since));
+                chunk.set_len(length as usize);
+                let (received, chunk) = input.payload(chunk).await;
+                received?;
+                Some(chunk)
+            }
+        };
+        let received = self.context.local.now();
+        self.context.counters.wait_receive.record(received.saturating_duration_since(began));
+        let permit = self.requests.acquire(1).await;
+        let work = self.context.work();
+        let session = self.clone();
+        self.context.local.spawn(async move {
+            let (status, meta) = match session.put_items(&header, &meta, payload).await {
+                Ok(items) => {
+                    let mut meta = Vec::new();
+                    ItemReplies { items }.encode(&mut meta);
+                    (Status::Ok, meta)
+                }
+                Err(error) => {
+                    let mut meta = Vec::new();
+                    wire::Refusal { retry_ms: 0, text: &error.to_string() }.encode(&mut meta);
+                    (error.status(), meta)
+                }
+            };
+            let returned = session.credits.borrow_mut().put_back(1);
+            returned.expect("the credit was taken when the frame came");
+            let reply = Header::reply(&header, status).with_credits(1);
+            let now = session.context.local.now();
+            session.context.counters.put_total.record(now.saturating_duration_since(began));
+            session.send(reply, meta);
+            drop((permit, work));
+        });
+        Ok(())
+    }
+
+    async fn put_items(
+        self: &Rc<Self>,
+        header: &Header,
+        meta: &[u8],
+        payload: Option<DmaBuf>,
+    ) -> Result<Vec<ItemReply>, MetaError> {
+        let put = PutItems::parse(meta)?;
+        let payload = payload.as_ref().map_or(&[][..], |chunk| chunk.as_slice());
+        if put.inline_length()? != payload.len() as u64 {
+            return Err(MetaError::InlineLength { got: payload.len() as u64 });
+        }
+        let items = put.items;
+        let mut replies: Vec<ItemReply> =
+            items.iter().map(|_| replies::item(Status::BadRequest)).collect();
+        let mut waiting = self.acceptable(header, &items, payload, &mut replies);
+        // Keys are locked in the order of their hashes, so two batches never wait for each other
+        // in a circle; a key that comes twice in one batch waits for the next round.
+        waiting.sort_by_key(|item| (item.hash, item.index));
+        while !waiting.is_empty() {
+            let mut seen = HashSet::new();
+            let (round, later): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|item| seen.insert(item.hash));
+            waiting = later;
+            let mut commits: Vec<(usize, LocalFuture<'_, ItemReply>)> = Vec::new();
+            for item in round {
+                match self.place_inline(&item, payload).await {
+                    Ok(writes) => {
+                        let length = item.request.length;
+                        commits.push((item.index, Box::pin(self.commit(writes, length))));
+                    }
+                    Err(refusal) => {
+                        replies[item.index] = replies::refusal(&refusal, item.request.length);
+                    }
+                }
+            }
+            let (indexes, futures): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
+            for (index, reply) in indexes.into_iter().zip(join_all(futures).await) {
+                replies[index] = reply;
+            }
+        }
+        Ok(replies)
+    }
+
+    /// The items whose key, length and CRC are acceptable; the others' replies are filled in.
+    fn acceptable(
+        &self,
+        header: &Header,
+        items: &[PutItem<'_>],
+        payload: &[u8],
+        replies: &mut [ItemReply],
+    ) -> Vec<Inline> {
+        let mut accepted = Vec::with_capacity(items.len());
+        let mut at = 0;
+        for (index, item) in items.iter().enumerate() {
+            let bytes = &payload[at..at + item.length as usize];
+            let place = at;
+            at += bytes.len();
+            match self.reserve_request(header, index, item) {
+                Err(status) => replies[index] = replies::item(status),
+                Ok(_) if !crcs_fit(bytes, self.extent_bytes(), &item.crcs) => {
+                    self.context.counters.crc_refused.bump();
+                    replies[index] = replies::item(Status::CrcMismatch);
+                }
+                Ok(request) => {
+                    accepted.push(Inline { index, hash: request.hash, request, at: place });
+                }
+            }
+        }
+        accepted
+    }
+
+    fn extent_bytes(&self) -> usize {
+        self.context.store.config().extent_bytes as usize
+    }
+
+    fn reserve_request(
+        &self,
+        header: &Header,
+        index: usize,
+        item: &PutItem<'_>,
+    ) -> Result<ReserveRequest, Status> {
+        if item.durable {
+            return Err(Status::Unsupported);
+        }
+        let key = self.full_key(item.key).map_err(|_| Status::BadRequest)?;
+        Ok(ReserveRequest {
+            hash: self.context.store.hasher().hash(&key),
+            key,
+            length: item.length,
+            mode: match item.mode {
+                PutMode::Absent => Mode::Absent,
+                PutMode::Replace => Mode::Replace,
+                PutMode::Generation(generation) => Mode::Generation(generation),
+            },
+            ttl_seconds: item.ttl_seconds,
+            deadline: self.deadline(header),
+            caller: self.caller(header, index),
+        })
+    }
+
+    async fn place_inline(&self, item: &Inline, payload: &[u8]) -> Result<Writes, Refusal> {
+        let context = &self.context;
+        let since = context.local.now();
+        let reserved = context.store.reserve(item.request.clone()).await;
+        context.counters.wait_reserve.record(context.local.now().saturating_duration_since(since));
+        let mut writes = Writes::new(reserved?);
+        let mut left = &payload[item.at..item.at + item.request.length as usize];
+        while !left.is_empty() {
+            let (mut buffer, in_place) = writes.next_buffer(context).await;
+            let (now, rest) = left.split_at(buffer.len());
+            buffer.as_mut_slice().copy_from_slice(now);
+            writes.arrived(context, buffer, in_place, crc32c(now));
+            left = rest;
+        }
+        Ok(writes)
+    }
+
+    /// Waits for the writes and commits: from here on nothing gives the block up but a failure.
+    async fn commit(&self, mut writes: Writes, length: u64) -> ItemReply {
+        let context = &self.context;
+        let since = context.local.now();
+        if let Err(error) = writes.finish(context).await {
+            writes.abandon(context).await;
+            return match error {
+                WriteError::Drive => replies::item(Status::IoError),
+                WriteError::Refused(refusal) => replies::refusal(&refusal, length),
+            };
+        }
+        let written = context.local.now();
+        context.counters.wait_write.record(written.saturating_duration_since(since));
+        let (reservation, crcs) = writes.into_commit();
+        let stored = reservation.commit(crcs).await;
+        let now = context.local.now();
+        context.counters.wait_commit.record(now.saturating_duration_since(written));
+        if self.closed.get() {
+            context.counters.lost_after_append.bump();
+        }
+        match stored {
+            Ok(stored) => {
+                context.counters.writes.bump();
+                context.counters.write_bytes.add(length);
+                replies::stored(length, stored.generation)
+            }
+            Err(_) => replies::item(Status::IoError),
+        }
+    }
+
+    /// Offer: a place for each item that is not there yet.
+    pub async fn offer(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let PutItems { items } = PutItems::parse(meta)?;
+        let mut replies: Vec<ItemReply> =
+            items.iter().map(|_| replies::item(Status::BadRequest)).collect();
+        let mut requests = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            match self.reserve_request(header, index, item) {
+                Ok(request) => requests.push((index, request)),
+                Err(status) => replies[index] = replies::item(status),
+            }
+        }
+        requests.sort_by_key(|(index, request)| (request.hash, *index));
+        for (index, request) in requests {
+            replies[index] = self.offer_one(header, index as u32, request).await;
+        }
+        self.expire_offers(header, items.len() as u32);
+        let mut meta = Vec::new();
+        ItemReplies { items: replies }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+        Ok(())
+    }
+
+    async fn offer_one(&self, header: &Header, item: u32, request: ReserveRequest) -> ItemReply {
+        let context = &self.context;
+        let name = (header.request_id(), item);
+        let (full, known) = {
+            let offers = self.offers.borrow();
+            (offers.len() >= context.limits.offers as usize, offers.contains_key(&name))
+        };
+        if known {
+            return replies::item(Status::BadRequest);
+        }
+        if full {
+            return replies::item(Status::LimitExceeded);
+        }
+        let length = request.length;
+        let since = context.local.now();
+        let reserved = context.store.reserve(request).await;
+        context.counters.wait_reserve.record(context.local.now().saturating_duration_since(since));
+        match reserved {
+            // The client left while we waited: the place goes back at once.
+            Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
+            Ok(reservation) => {
+                self.offers.borrow_mut().insert(name, reservation);
+                ItemReply { length, ..replies::item(Status::Want) }
+            }
+            Err(refusal) => replies::refusal(&refusal, length),
+        }
+    }
+
+    /// Gives the places of an offer back when its payload has not come by the deadline.
+    fn expire_offers(self: &Rc<Self>, header: &Header, items: u32) {
+        let request = header.request_id();
+        let range = (request, 0)..=(request, items);
+        if self.offers.borrow().range(range.clone()).next().is_none() {
+            return;
+        }
+        let deadline = self.deadline(header);
+        let session = self.clone();
+        self.context.local.spawn(async move {
+            session.context.local.sleep_until(deadline).await;
+            let late: Vec<_> =
+                session.offers.borrow().range(range).map(|(&name, _)| name).collect();
+            for name in late {
+                session.offers.borrow_mut().remove(&name);
+                session.context.counters.offers_expired.bump();
+            }
+        });
+    }
+
+    /// Data: the payload of one offered item, straight into its place.
+    pub async fn put_data(
+        self: &Rc<Self>,
+        input: &mut Input,
+        opener: &Opener,
+        header: Header,
+        meta: &[u8],
+        began: Instant,
+    ) -> Result<(), End> {
+        let DataMeta { item } = DataMeta::parse(meta)?;
+        let request = header.request_id();
+        let offered = self.offers.borrow_mut().remove(&(request, item));
+        let reservation = offered.ok_or(End::NotWanted { request, item })?;
+        let (got, offered) = (header.payload_length(), reservation.length());
+        if got != offered {
+            return Err(End::WrongLength { got, offered });
+        }
+        let mut writes = Writes::new(reservation);
+        let received = self.receive(input, opener, &header, &mut writes).await;
+        let claimed = match received {
+            Ok(claimed) => claimed,
+            Err(end) => {
+                self.context.counters.lost_after_reserve.bump();
+                writes.abandon(&self.context).await;
+                return Err(end);
+            }
+        };
+        let now = self.context.local.now();
+        self.context.counters.wait_receive.record(now.saturating_duration_since(began));
+        let permit = self.requests.acquire(1).await;
+        let work = self.context.work();
+        let session = self.clone();
+        self.context.local.spawn(async move {
+            session.finish_data(&header, item, writes, &claimed, began).await;
+            drop((permit, work));
+        });
+        Ok(())
+    }
+
+    async fn receive(
+        &self,
+        input: &mut Input,
+        opener: &Opener,
+        header: &Header,
+        writes: &mut Writes,
+    ) -> Result<CrcList, End> {
+        let extents = (header.payload_length() as usize).div_ceil(self.extent_bytes());
+        for _ in 0..extents {
+            let (buffer, in_place) = writes.next_buffer(&self.context).await;
+            let (crc, buffer) = input.payload(buffer).await;
+            writes.arrived(&self.context, buffer, in_place, crc?);
+        }
+        if !header.has_trailer() {
+            return Err(End::NoTrailer);
+        }
+        let trailer = input.bytes(trailer_len(extents)).await?;
+        Ok(opener.open_trailer(header.mac(), &trailer)?)
+    }
+
+    async fn finish_data(
+        &self,
+        header: &Header,
+        item: u32,
+        writes: Writes,
+        claimed: &CrcList,
+        began: Instant,
+    ) {
+        let length = header.payload_length();
+        let reply = if claimed.as_slice() == writes.crcs() {
+            self.commit(writes, length).await
+        } else {
+            self.context.counters.crc_refused.bump();
+            writes.abandon(&self.context).await;
+            replies::item(Status::CrcMismatch)
+        };
+        let now = self.context.local.now();
+        self.context.counters.put_total.record(now.saturating_duration_since(began));
+        let mut meta = Vec::new();
+        DataReply { item, reply }.encode(&mut meta);
+        self.reply(header, Status::Ok, meta);
+    }
+}
+
+/// Whether the putter's CRCs, one per extent, are those of the bytes that came.
+fn crcs_fit(bytes: &[u8], extent: usize, claimed: &CrcList) -> bool {
+    let claimed = claimed.as_slice();
+    claimed.len() == bytes.len().div_ceil(extent)
+        && bytes.chunks(extent).zip(claimed).all(|(piece, &crc)| crc32c(piece) == crc)
+}

@@ -1,0 +1,295 @@
+//! One connection: its state, its reader, its end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use memkv_journal::{KeyBytes, KeyError};
+use memkv_net::Connection;
+use memkv_poller::local::Semaphore;
+use memkv_poller::{Instant, timeout};
+use memkv_store::{Caller, KeyHash, Reservation};
+use memkv_wire::{CreditAccount, FrameError, GoodbyeMeta, Header, MetaError, Opcode, Opener, Refusal, Status};
+
+use crate::Context;
+use crate::connect::{Connected, connect};
+use crate::input::{Input, InputError};
+use crate::outbox::{Outbox, Reply};
+
+/// How long a peer that broke the protocol has to read why.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The peer said goodbye, or the node drains.
+    #[error("the session is over")]
+    Goodbye,
+    /// The stream ended or broke.
+    #[error("the connection ended")]
+    Input(#[from] InputError),
+    /// A frame that no correct client sends.
+    #[error("a frame was refused")]
+    Frame(#[from] FrameError),
+    /// A meta that no correct client sends where there is payload behind it.
+    #[error("a meta was refused")]
+    Meta(#[from] MetaError),
+    /// More payload than there is credit for.
+    #[error("payload came without credit")]
+    NoCredit,
+    /// Payload for a put that was not offered, or has run out.
+    #[error("payload came for request {request}, item {item}, which is not waiting for any")]
+    NotWanted {
+        /// The request id of the frame.
+        request: u64,
+        /// The item it names.
+        item: u32,
+    },
+    /// Payload without the trailer that holds its CRCs.
+    #[error("payload came without its CRCs")]
+    NoTrailer,
+    /// Payload of another length than was offered.
+    #[error("{got} bytes of payload came where {offered} were offered")]
+    WrongLength {
+        /// Bytes in the frame.
+        got: u64,
+        /// Bytes offered.
+        offered: u64,
+    },
+}
+
+/// A connection's state.
+pub(crate) struct Session {
+    pub context: Rc<Context>,
+    pub number: u64,
+    pub client: u128,
+    /// Encoded tenant and namespace: what precedes every key's bytes.
+    pub tenant: std::sync::Arc<str>,
+    pub namespace: String,
+    pub outbox: Rc<Outbox>,
+    pub credits: RefCell<CreditAccount>,
+    /// Offered puts with a place, waiting for their payload.
+    pub offers: RefCell<BTreeMap<(u64, u32), Reservation>>,
+    pub requests: Semaphore,
+    pub sending: Semaphore,
+    pub held: Cell<u32>,
+    pub closed: Cell<bool>,
+}
+
+/// Serves one connection to its end.
+pub async fn serve(context: Rc<Context>, connection: Rc<dyn Connection>) {
+    let _work = context.work();
+    let mut input = Input::new(connection.clone());
+    let deadline = context.local.now() + context.limits.handshake;
+    let hello = connect(&context, &connection, &mut input);
+    let connected = match timeout(&context.local, deadline, hello).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(error)) => {
+            context.counters.refused.bump();
+            tracing::warn!(peer = connection.peer(), error = chain(&error), "handshake refused");
+            return connection.shutdown();
+        }
+        Err(_) => {
+            context.counters.refused.bump();
+            return connection.shutdown();
+        }
+    };
+    context.counters.connected.bump();
+    context.counters.connections.add(1);
+    run(&context, &connection, &mut input, connected).await;
+    context.counters.connections.set(context.counters.connections.get() - 1);
+}
+
+async fn run(
+    context: &Rc<Context>,
+    connection: &Rc<dyn Connection>,
+    input: &mut Input,
+    connected: Connected,
+) {
+    let limits = &context.limits;
+    let Connected { sealer, mut opener, client, tenant, namespace } = connected;
+    let session = Rc::new(Session {
+        context: context.clone(),
+        number: context.session_number(),
+        client,
+        tenant,
+        namespace,
+        outbox: Rc::default(),
+        credits: RefCell::new(CreditAccount::new(limits.credits)),
+        offers: RefCell::default(),
+        requests: Semaphore::new(limits.requests as usize),
+        sending: Semaphore::new(limits.sending as usize),
+        held: Cell::new(0),
+        closed: Cell::new(false),
+    });
+    let outbox = session.outbox.clone();
+    context.local.spawn(outbox.run(context.clone(), connection.clone(), sealer));
+    context.joined(session.number, session.outbox.clone(), connection.clone());
+
+    let end = session.clone().read(input, &mut opener).await;
+    session.ended(&end, connection).await;
+    context.left(session.number);
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+impl Session {
+    /// Reads frames until the end; every request becomes a task.
+    async fn read(self: Rc<Self>, input: &mut Input, opener: &mut Opener) -> End {
+        loop {
+            if let Err(end) = self.read_frame(input, opener).await {
+                return end;
+            }
+        }
+    }
+
+    async fn read_frame(
+        self: &Rc<Self>,
+        input: &mut Input,
+        opener: &mut Opener,
+    ) -> Result<(), End> {
+        let raw = input.header().await?;
+        let began = self.context.local.now();
+        let peeked = opener.peek(&raw)?;
+        let meta = input.bytes(peeked.meta_length() as usize).await?;
+        let header = opener.open(&raw, &meta)?;
+        match header.opcode() {
+            Opcode::Put => self.put_inline(input, header, meta, began).await,
+            Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
+            Opcode::Goodbye => Err(End::Goodbye),
+            _ => {
+                let permit = self.requests.acquire(1).await;
+                let work = self.context.work();
+                let session = self.clone();
+                self.context.local.spawn(async move {
+                    session.answer(header, meta, began).await;
+                    drop((permit, work));
+                });
+                Ok(())
+            }
+        }
+    }
+
+    async fn answer(self: &Rc<Self>, header: Header, meta: Vec<u8>, began: Instant) {
+        let result = match header.opcode() {
+            Opcode::Exists => self.exists(&header, &meta).await,
+            Opcode::MatchPrefix => self.match_prefix(&header, &meta).await,
+            Opcode::Lease => self.lease(&header, &meta).await,
+            Opcode::Release => self.release(&header, &meta).await,
+            Opcode::Get => self.get(&header, &meta, began).await,
+            Opcode::Delete => self.delete(&header, &meta).await,
+            Opcode::Offer => self.offer(&header, &meta).await,
+            Opcode::Suspect => self.suspect(&header, &meta).await,
+            Opcode::Stats => self.stats(&header),
+            Opcode::Connect | Opcode::Put | Opcode::Data | Opcode::Goodbye => {
+                self.refuse(&header, Status::Unsupported, "not at this point of a session");
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            self.refuse(&header, error.status(), &error.to_string());
+        }
+    }
+
+    /// Queues a reply without payload.
+    pub fn reply(&self, request: &Header, status: Status, meta: Vec<u8>) {
+        self.send(Header::reply(request, status), meta);
+    }
+
+    /// Refuses a request as a whole, and says why.
+    pub fn refuse(&self, request: &Header, status: Status, text: &str) {
+        tracing::debug!(%status, text, "request refused");
+        let mut meta = Vec::new();
+        Refusal { retry_ms: 0, text }.encode(&mut meta);
+        self.reply(request, status, meta);
+    }
+
+    /// Queues a reply with a header of its own.
+    pub fn send(&self, header: Header, meta: Vec<u8>) {
+        self.context.counters.requests.bump();
+        self.outbox.push(Reply {
+            header,
+            meta,
+            payload: Vec::new(),
+            lease: None,
+            budget: None,
+            ready: self.context.local.now(),
+        });
+    }
+
+    /// When a request must have given up.
+    pub fn deadline(&self, header: &Header) -> Instant {
+        let given = header.deadline_ms();
+        let limit = self.context.limits.deadline;
+        let wait = if given == 0 { limit } else { Duration::from_millis(u64::from(given)) };
+        self.context.local.now() + wait.min(limit * 6)
+    }
+
+    /// Who asks, for retries.
+    pub fn caller(&self, header: &Header, item: usize) -> Caller {
+        Caller { client: self.client, request: header.request_id(), item: item as u32 }
+    }
+
+    /// The whole key, for records.
+    pub fn full_key(&self, key: &[u8]) -> Result<KeyBytes, KeyError> {
+        KeyBytes::new(&self.tenant, &self.namespace, key)
+    }
+
+    /// The key's hash; `None` when the key's length is not allowed.
+    pub fn hash(&self, key: &[u8]) -> Option<KeyHash> {
+        let full = self.full_key(key).ok()?;
+        Some(self.context.store.hasher().hash(&full))
+    }
+
+    /// The reader is done: offered places go back, replies of running requests are dropped.
+    async fn ended(&self, end: &End, connection: &Rc<dyn Connection>) {
+        self.closed.set(true);
+        let waiting = std::mem::take(&mut *self.offers.borrow_mut());
+        if !waiting.is_empty() {
+            self.context.counters.lost_after_reserve.bump();
+        }
+        drop(waiting);
+        if !matches!(end, End::Goodbye | End::Input(_)) {
+            self.context.counters.violations.bump();
+            let error = chain(end);
+            tracing::warn!(peer = connection.peer(), error, "connection closed");
+            // The peer is told why, if it still reads.
+            self.outbox.push(goodbye(&self.context, end.status(), error));
+            let deadline = self.context.local.now() + LAST_WORD;
+            let _ = timeout(&self.context.local, deadline, self.outbox.flushed()).await;
+        }
+        self.outbox.close();
+        connection.shutdown();
+    }
+}
+
+impl End {
+    /// The status that names the violation to the peer.
+    fn status(&self) -> Status {
+        match self {
+            Self::NoCredit => Status::CreditExceeded,
+            Self::Frame(error) => error.status(),
+            Self::Meta(error) => error.status(),
+            _ => Status::BadRequest,
+        }
+    }
+}
+
+/// The server's last frame on a connection: why it ends.
+pub(crate) fn goodbye(context: &Context, status: Status, text: String) -> Reply {
+    let header = Header::request(Opcode::Goodbye, 0).with_status(status);
+    let mut meta = Vec::new();
+    GoodbyeMeta { text: &text }.encode(&mut meta);
+    let ready = context.local.now();
+    Reply { header, meta, payload: Vec::new(), lease: None, budget: None, ready }
+}

@@ -1,0 +1,64 @@
+//! Checkpoints: what a drive's journal no longer has to remember frame by frame.
+
+use std::rc::Rc;
+
+use memkv_journal::Record;
+
+use crate::commit::records_of;
+use crate::{DriveId, Store};
+
+impl Store {
+    /// The checkpointer's task: writes a checkpoint of each drive whose journal wants one.
+    pub(crate) async fn checkpointer(self: Rc<Self>) {
+        loop {
+            self.checkpoint_now.listen().await;
+            for index in 0..self.drives.len() {
+                let drive = &self.drives[index];
+                if drive.online() && drive.journal.wants_checkpoint() {
+                    self.checkpoint(drive.id, false).await;
+                }
+            }
+        }
+    }
+
+    /// Writes one drive's checkpoint.
+    ///
+    /// The start is fixed and the index is copied without an await between them: every record
+    /// before the start is in the copy, every later one is replayed. A block that was unpublished
+    /// but whose removal is not durable yet is left out, which is that removal.
+    async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
+        let drive = self.drive(id);
+        let start = drive.journal.begin_checkpoint();
+        let records = self.records_on(id);
+        let (generation, clock) = (self.generation.get(), self.unix_now());
+        let written =
+            drive.journal.write_checkpoint(start, records, clean, generation, clock).await;
+        match written {
+            Ok(()) => self.counters.checkpoints.bump(),
+            Err(error) => self.drive_failed(id, &error),
+        }
+    }
+
+    fn records_on(&self, id: DriveId) -> Vec<Record> {
+        let blocks = self.blocks.borrow();
+        let mut records = Vec::new();
+        for (_, block) in blocks.iter().filter(|(_, b)| b.published && b.is_on(id)) {
+            let plan = records_of(block, |d| self.drive(d).uuid);
+            let here = plan.into_iter().filter(|(drive, _)| *drive == id);
+            records.extend(here.flat_map(|(_, records)| records));
+        }
+        records
+    }
+
+    /// Ends service: refuses new puts, and leaves every drive with a clean checkpoint, so that the
+    /// next start needs no replay and trusts every block. Sessions are drained before.
+    pub async fn shutdown(self: &Rc<Self>) {
+        self.draining.set(true);
+        assert!(self.pending.borrow().is_empty(), "sessions finish their puts before shutdown");
+        for index in 0..self.drives.len() {
+            if self.drives[index].online() {
+                self.checkpoint(self.drives[index].id, true).await;
+            }
+        }
+    }
+}

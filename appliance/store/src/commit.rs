@@ -1,0 +1,204 @@
+//! Making a block durable, then visible.
+
+use std::rc::Rc;
+
+use memkv_journal::{Applied, BlockId, PartRef, Record};
+
+use crate::block::{Block, MissReason, Slot};
+use crate::remember::Outcome;
+use crate::reserve::Pending;
+use crate::{DriveId, Store};
+
+/// A put that is durable and visible.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// The value's generation.
+    pub generation: u64,
+}
+
+/// The records did not become durable; the block is not stored.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// A drive's journal failed; the drive is offline now.
+    #[error("the journal of drive {} failed", drive.0)]
+    DriveFailed {
+        /// Which drive.
+        drive: DriveId,
+    },
+}
+
+/// Records by drive, in order of drives.
+pub(crate) type Plan = Vec<(DriveId, Vec<Record>)>;
+
+impl Store {
+    /// Commits a reservation whose payload is on its drives. In order, and safe to lose at any step:
+    ///
+    /// 1. append the block's records to the journals of its drives, all together; a block of the
+    ///    same key that lies on that one drive leaves in the same frame;
+    /// 2. all durable: take the older block out of the index, publish this one;
+    /// 3. append the removal of an older block on other drives, and wait: otherwise a later delete
+    ///    and a crash would bring it back;
+    /// 4. remember the outcome for retries, unlock the key, answer.
+    ///
+    /// # Errors
+    /// [`CommitError`] when a journal fails; nothing is visible then.
+    pub async fn commit(self: &Rc<Self>, id: u64, crcs: &[u32]) -> Result<Stored, CommitError> {
+        let pending = self.pending.borrow_mut().remove(&id).expect("the reservation is pending");
+        assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
+        let caller = pending.request.caller;
+        let (block, guard) = self.block_of(pending, crcs);
+        let generation = block.id.generation;
+        let began = self.local.now();
+
+        let mut plan = records_of(&block, |d| self.drive(d).uuid);
+        let leaving = self.joins_frame(&block, &mut plan);
+        let applied = match self.append_all(plan).await {
+            Ok(applied) => applied,
+            Err(drive) => {
+                self.undo(block).await;
+                return Err(CommitError::DriveFailed { drive });
+            }
+        };
+        self.counters.commit_wait.record(self.local.now().saturating_duration_since(began));
+
+        let older = self.index.borrow().get(&block.hash()).copied();
+        if let Some(older) = older {
+            self.unpublish(older, MissReason::Never);
+        }
+        self.publish(block);
+        self.counters.inserts.bump();
+        drop(applied);
+
+        match older {
+            Some(older) if leaving == Some(older) => self.free_when_unread(older),
+            Some(older) => self.remove_durably(older).await,
+            None => {}
+        }
+        let now = self.local.now();
+        self.remembered.borrow_mut().insert(now, caller, Outcome::Stored { generation });
+        drop(guard);
+        Ok(Stored { generation })
+    }
+
+    fn block_of(&self, pending: Pending, crcs: &[u32]) -> (Block, crate::locks::KeyGuard) {
+        let Pending { request, mut extents, guard } = pending;
+        for (extent, &crc) in extents.iter_mut().zip(crcs) {
+            extent.crc = crc;
+        }
+        let expires = match request.ttl_seconds {
+            0 => 0,
+            ttl => self.unix_now() + u64::from(ttl),
+        };
+        let block = Block {
+            id: BlockId { hash: request.hash.0, generation: self.next_generation() },
+            key: request.key,
+            length: request.length,
+            expires,
+            flags: 0,
+            verified: u16::MAX,
+            extents,
+            pins: 0,
+            published: true,
+            unread: Rc::default(),
+        };
+        (block, guard)
+    }
+
+    /// Adds the removal of the key's present block to the plan when both lie on the same one drive:
+    /// one frame then replaces the one by the other.
+    fn joins_frame(&self, block: &Block, plan: &mut Plan) -> Option<Slot> {
+        let older = self.index.borrow().get(&block.hash()).copied()?;
+        let [(drive, records)] = plan.as_mut_slice() else { return None };
+        let blocks = self.blocks.borrow();
+        let old = blocks.get(older);
+        if old.extents.iter().any(|e| e.drive != *drive) {
+            return None;
+        }
+        records.push(Record::Remove { block: old.id });
+        Some(older)
+    }
+
+    /// Appends to all journals at once and waits for all. On a failure the drive goes offline and
+    /// its id is returned; the others have then settled too.
+    pub(crate) async fn append_all(self: &Rc<Self>, plan: Plan) -> Result<Vec<Applied>, DriveId> {
+        let mut waits = Vec::with_capacity(plan.len());
+        for (drive, records) in plan {
+            self.counters.appends.bump();
+            waits.push((drive, self.drive(drive).journal.append(records)));
+        }
+        let mut applied = Vec::with_capacity(waits.len());
+        let mut failed = None;
+        for (drive, wait) in waits {
+            match wait.await {
+                Ok(guard) => applied.push(guard),
+                Err(error) => {
+                    self.drive_failed(drive, &error);
+                    failed = Some(drive);
+                }
+            }
+            if self.drive(drive).online() && self.drive(drive).journal.wants_checkpoint() {
+                self.checkpoint_now.notify_all();
+            }
+        }
+        match failed {
+            None => Ok(applied),
+            Some(drive) => Err(drive),
+        }
+    }
+
+    /// A commit failed on one drive: what became durable on others is removed before its units are
+    /// free again.
+    async fn undo(self: &Rc<Self>, block: Block) {
+        let plan = self.removal_plan(&block);
+        let removed = self.append_all(plan).await;
+        if removed.is_ok() {
+            self.release_units(&block.extents);
+        }
+    }
+}
+
+/// The records that make a block durable: one `Put`, or a `Part` per extent and a `Head` beside the
+/// first part.
+pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> uuid::Uuid) -> Plan {
+    if let [extent] = block.extents.as_slice() {
+        let record = Record::Put {
+            block: block.id,
+            key: block.key.clone(),
+            extent: extent.range,
+            length: extent.length,
+            crc: extent.crc,
+            expires: block.expires,
+            flags: block.flags,
+        };
+        return vec![(extent.drive, vec![record])];
+    }
+    let mut plan: Plan = Vec::new();
+    for (index, extent) in block.extents.iter().enumerate() {
+        let part = Record::Part {
+            block: block.id,
+            index: index as u16,
+            extent: extent.range,
+            length: extent.length,
+            crc: extent.crc,
+        };
+        match plan.iter_mut().find(|(drive, _)| *drive == extent.drive) {
+            Some((_, records)) => records.push(part),
+            None => plan.push((extent.drive, vec![part])),
+        }
+    }
+    let parts = block.extents.iter().map(|e| PartRef {
+        drive: uuid(e.drive),
+        length: e.length,
+        crc: e.crc,
+    });
+    let head = Record::Head {
+        block: block.id,
+        key: block.key.clone(),
+        length: block.length,
+        expires: block.expires,
+        flags: block.flags,
+        parts: parts.collect(),
+    };
+    plan[0].1.push(head);
+    plan
+}

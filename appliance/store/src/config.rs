@@ -1,0 +1,48 @@
+//! What the store is told when it starts.
+
+use std::time::Duration;
+
+/// Settings of one store.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Bytes per extent: a power of two from 16 KiB to 4 MiB. Values are at most 16 extents.
+    pub extent_bytes: u32,
+    /// `None`: a full store answers `Full`.
+    pub eviction: Option<EvictionConfig>,
+    /// The longest lease a client may hold.
+    pub lease_max: Duration,
+    /// How long a put waits for another put of the same key when it names no deadline.
+    pub default_deadline: Duration,
+    /// How long outcomes of requests are remembered for retries, per client.
+    pub remember: Duration,
+    /// The most outcomes remembered at one time.
+    pub remember_max: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            extent_bytes: 4 << 20,
+            eviction: Some(EvictionConfig::default()),
+            lease_max: Duration::from_secs(60),
+            default_deadline: Duration::from_secs(10),
+            remember: Duration::from_secs(60),
+            remember_max: 65_536,
+        }
+    }
+}
+
+/// When eviction starts and how far it goes, as shares of all units.
+#[derive(Clone, Copy, Debug)]
+pub struct EvictionConfig {
+    /// Eviction starts above this share in use.
+    pub high: f64,
+    /// And stops below this one.
+    pub low: f64,
+}
+
+impl Default for EvictionConfig {
+    fn default() -> Self {
+        Self { high: 0.95, low: 0.92 }
+    }
+}

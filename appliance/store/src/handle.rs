@@ -1,0 +1,418 @@
+//! The store as a session sees it, from the store's reactor or from another.
+//!
+//! On the store's own reactor a call is a plain call. From another reactor it is a message through
+//! the store's bounded inbox. A call that will need a second message later (the end of a lease, the
+//! commit or abort of a reservation) takes that message's place when it is made: so dropping a
+//! [`ReadLease`] or a [`Reservation`] never waits and never fails. Those places are held long, so
+//! they are in an inbox of their own: calls never queue behind them.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use memkv_poller::channel::{self, InboxReceiver, InboxSender, OneSender, Permit};
+use memkv_poller::Instant;
+
+use crate::block::{Extent, KeyHash, Slot};
+use crate::commit::{CommitError, Stored};
+use crate::lease::{Existing, LeaseGrant, Miss};
+use crate::metrics::StoreCounters;
+use crate::remember::Caller;
+use crate::remove::Deleted;
+use crate::reserve::{Refusal, ReservationGrant, ReserveRequest};
+use crate::store::KeyHasher;
+use crate::{DriveId, DriveStatus, Store, StoreConfig};
+
+/// Messages to a store from other reactors.
+enum Call {
+    Reserve(ReserveRequest, OneSender<Result<ReservationGrant, Refusal>>),
+    PlaceAgain(u64, DriveId, OneSender<Result<Vec<Extent>, Refusal>>),
+    Commit(u64, Vec<u32>, OneSender<Result<Stored, CommitError>>),
+    Abort(u64),
+    Lease(KeyHash, OneSender<Result<LeaseGrant, Miss>>),
+    Unpin(Slot),
+    Verified(Slot, u64, u16),
+    Exists(Vec<KeyHash>, OneSender<Vec<Result<Existing, Miss>>>),
+    MatchPrefix(Vec<KeyHash>, OneSender<usize>),
+    Hold(Vec<KeyHash>, u64, Duration, OneSender<Vec<Result<Existing, Miss>>>),
+    Unhold(Vec<KeyHash>, u64),
+    Delete(KeyHash, u64, Instant, Caller, OneSender<Deleted>),
+    DropCorrupt(KeyHash, u64, OneSender<()>),
+    DriveFailed(DriveId, String),
+    Drives(OneSender<Vec<DriveStatus>>),
+}
+
+/// The receiving end, on the store's reactor.
+pub struct StorePort;
+
+impl StorePort {
+    /// Opens the inboxes for other reactors and serves them from now on: `calls` messages under
+    /// way, and `ends` leases and reservations held at one time.
+    pub fn open(store: &Rc<Store>, calls: usize, ends: usize) -> RemoteStore {
+        let (calls, inbox) = channel::inbox(calls);
+        store.local.spawn(serve(store.clone(), inbox));
+        let (ends, inbox) = channel::inbox(ends);
+        store.local.spawn(serve(store.clone(), inbox));
+        RemoteStore {
+            calls,
+            ends,
+            hasher: store.hasher(),
+            config: store.config.clone(),
+            counters: store.counters(),
+        }
+    }
+}
+
+async fn serve(store: Rc<Store>, inbox: InboxReceiver<Call>) {
+    while let Some(call) = inbox.recv().await {
+        answer(&store, call);
+    }
+}
+
+/// Short questions are answered at once, long ones in a task of their own.
+fn answer(store: &Rc<Store>, call: Call) {
+    let spawned = store.clone();
+    match call {
+        Call::Abort(id) => store.abort(id),
+        Call::Lease(key, reply) => reply.send(store.lease(key)),
+        Call::Unpin(slot) => store.unpin(slot),
+        Call::Verified(slot, generation, bits) => store.mark_verified(slot, generation, bits),
+        Call::Exists(keys, reply) => reply.send(store.exists(&keys)),
+        Call::MatchPrefix(keys, reply) => reply.send(store.match_prefix(&keys)),
+        Call::Hold(keys, holder, duration, reply) => {
+            reply.send(keys.iter().map(|&key| store.hold(key, holder, duration)).collect());
+        }
+        Call::Unhold(keys, holder) => keys.iter().for_each(|&key| store.unhold(key, holder)),
+        Call::PlaceAgain(id, failed, reply) => reply.send(store.place_again(id, failed)),
+        Call::DriveFailed(drive, why) => store.drive_failed(drive, &why),
+        Call::Drives(reply) => reply.send(store.drives()),
+        Call::Reserve(request, reply) => store.local.spawn(async move {
+            reply.send(spawned.reserve(request).await);
+        }),
+        Call::Commit(id, crcs, reply) => store.local.spawn(async move {
+            reply.send(spawned.commit(id, &crcs).await);
+        }),
+        Call::Delete(key, generation, deadline, caller, reply) => store.local.spawn(async move {
+            reply.send(spawned.delete(key, generation, deadline, caller).await);
+        }),
+        Call::DropCorrupt(key, generation, reply) => store.local.spawn(async move {
+            spawned.drop_corrupt(key, generation).await;
+            reply.send(());
+        }),
+    }
+}
+
+/// A store on another reactor; `Send`, to be carried to the reactors that will use it.
+#[derive(Clone)]
+pub struct RemoteStore {
+    calls: InboxSender<Call>,
+    ends: InboxSender<Call>,
+    hasher: KeyHasher,
+    config: StoreConfig,
+    counters: Arc<StoreCounters>,
+}
+
+/// The store as a session uses it.
+#[derive(Clone)]
+pub enum StoreHandle {
+    /// On this reactor.
+    Here(Rc<Store>),
+    /// On another.
+    There(Box<RemoteStore>),
+}
+
+/// The reactor of the store stopped: the node is going down.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the store is shutting down")]
+pub struct Stopped;
+
+impl RemoteStore {
+    async fn ask<T>(&self, call: impl FnOnce(OneSender<T>) -> Call) -> Result<T, Stopped> {
+        let (reply, answer) = channel::oneshot();
+        self.calls.reserve().await.send(call(reply));
+        answer.await.ok_or(Stopped)
+    }
+}
+
+impl StoreHandle {
+    /// Hashes keys as the store does.
+    pub fn hasher(&self) -> &KeyHasher {
+        match self {
+            Self::Here(store) => &store.hasher,
+            Self::There(remote) => &remote.hasher,
+        }
+    }
+
+    /// The store's settings.
+    pub fn config(&self) -> &StoreConfig {
+        match self {
+            Self::Here(store) => &store.config,
+            Self::There(remote) => &remote.config,
+        }
+    }
+
+    /// The store's counters.
+    pub fn counters(&self) -> Arc<StoreCounters> {
+        match self {
+            Self::Here(store) => store.counters(),
+            Self::There(remote) => remote.counters.clone(),
+        }
+    }
+
+    /// See [`Store::reserve`].
+    ///
+    /// # Errors
+    /// The refusal; `Busy` when the store is stopping.
+    pub async fn reserve(&self, request: ReserveRequest) -> Result<Reservation, Refusal> {
+        let length = request.length;
+        let (grant, end) = match self {
+            Self::Here(store) => {
+                (store.reserve(request).await?, ReservationEnd::Here(store.clone()))
+            }
+            Self::There(remote) => {
+                let permit = remote.ends.reserve().await;
+                let answer = remote.ask(|reply| Call::Reserve(request, reply)).await;
+                let grant = answer.unwrap_or(Err(Refusal::Busy { retry_ms: 1000 }))?;
+                (grant, ReservationEnd::There(remote.clone(), permit))
+            }
+        };
+        let ReservationGrant { id, extents } = grant;
+        Ok(Reservation { id, length, extents, end: Some(end) })
+    }
+
+    /// See [`Store::lease`].
+    ///
+    /// # Errors
+    /// The miss and its reason.
+    pub async fn lease(&self, key: KeyHash) -> Result<ReadLease, Miss> {
+        match self {
+            Self::Here(store) => {
+                let grant = store.lease(key)?;
+                Ok(ReadLease { grant, end: Some(LeaseEnd::Here(store.clone())) })
+            }
+            Self::There(remote) => {
+                let permit = remote.ends.reserve().await;
+                let answer = remote.ask(|reply| Call::Lease(key, reply)).await;
+                let grant = answer.unwrap_or(Err(Miss(crate::MissReason::Never)))?;
+                Ok(ReadLease { grant, end: Some(LeaseEnd::There(permit)) })
+            }
+        }
+    }
+
+    /// See [`Store::exists`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn exists(
+        &self,
+        keys: Vec<KeyHash>,
+    ) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+        match self {
+            Self::Here(store) => Ok(store.exists(&keys)),
+            Self::There(remote) => remote.ask(|reply| Call::Exists(keys, reply)).await,
+        }
+    }
+
+    /// See [`Store::match_prefix`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn match_prefix(&self, keys: Vec<KeyHash>) -> Result<usize, Stopped> {
+        match self {
+            Self::Here(store) => Ok(store.match_prefix(&keys)),
+            Self::There(remote) => remote.ask(|reply| Call::MatchPrefix(keys, reply)).await,
+        }
+    }
+
+    /// See [`Store::hold`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn hold(
+        &self,
+        keys: Vec<KeyHash>,
+        holder: u64,
+        duration: Duration,
+    ) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+        match self {
+            Self::Here(store) => {
+                Ok(keys.iter().map(|&key| store.hold(key, holder, duration)).collect())
+            }
+            Self::There(remote) => {
+                remote.ask(|reply| Call::Hold(keys, holder, duration, reply)).await
+            }
+        }
+    }
+
+    /// See [`Store::unhold`].
+    pub async fn unhold(&self, keys: Vec<KeyHash>, holder: u64) {
+        match self {
+            Self::Here(store) => keys.iter().for_each(|&key| store.unhold(key, holder)),
+            Self::There(remote) => {
+                remote.calls.reserve().await.send(Call::Unhold(keys, holder));
+            }
+        }
+    }
+
+    /// See [`Store::delete`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn delete(
+        &self,
+        key: KeyHash,
+        generation: u64,
+        deadline: Instant,
+        caller: Caller,
+    ) -> Result<Deleted, Stopped> {
+        match self {
+            Self::Here(store) => Ok(store.delete(key, generation, deadline, caller).await),
+            Self::There(remote) => {
+                remote.ask(|reply| Call::Delete(key, generation, deadline, caller, reply)).await
+            }
+        }
+    }
+
+    /// See [`Store::drop_corrupt`].
+    pub async fn drop_corrupt(&self, key: KeyHash, generation: u64) {
+        match self {
+            Self::Here(store) => store.drop_corrupt(key, generation).await,
+            Self::There(remote) => {
+                let _ = remote.ask(|reply| Call::DropCorrupt(key, generation, reply)).await;
+            }
+        }
+    }
+
+    /// See [`Store::drive_failed`].
+    pub async fn drive_failed(&self, drive: DriveId, why: &dyn std::fmt::Display) {
+        match self {
+            Self::Here(store) => store.drive_failed(drive, why),
+            Self::There(remote) => {
+                let call = Call::DriveFailed(drive, why.to_string());
+                remote.calls.reserve().await.send(call);
+            }
+        }
+    }
+
+    /// See [`Store::drives`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drives(&self) -> Result<Vec<DriveStatus>, Stopped> {
+        match self {
+            Self::Here(store) => Ok(store.drives()),
+            Self::There(remote) => remote.ask(Call::Drives).await,
+        }
+    }
+}
+
+/// A place for a block, held until commit or drop. Dropping it aborts: its owner has seen every
+/// write it submitted complete.
+#[must_use]
+pub struct Reservation {
+    id: u64,
+    length: u64,
+    extents: Vec<Extent>,
+    end: Option<ReservationEnd>,
+}
+
+enum ReservationEnd {
+    Here(Rc<Store>),
+    There(Box<RemoteStore>, Permit<Call>),
+}
+
+impl Reservation {
+    /// Where each extent of the payload goes.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Payload bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// See [`Store::place_again`].
+    ///
+    /// # Errors
+    /// The refusal; the reservation stays as it was.
+    pub async fn place_again(&mut self, failed: DriveId) -> Result<(), Refusal> {
+        let id = self.id;
+        self.extents = match self.end.as_ref().expect("held until commit or drop") {
+            ReservationEnd::Here(store) => store.place_again(id, failed)?,
+            ReservationEnd::There(remote, _) => {
+                let answer = remote.ask(|reply| Call::PlaceAgain(id, failed, reply)).await;
+                answer.unwrap_or(Err(Refusal::Busy { retry_ms: 1000 }))?
+            }
+        };
+        Ok(())
+    }
+
+    /// See [`Store::commit`].
+    ///
+    /// # Errors
+    /// A failed drive, or [`Stopped`] as `None`: then the outcome is unknown.
+    pub async fn commit(mut self, crcs: Vec<u32>) -> Result<Stored, Option<CommitError>> {
+        match self.end.take().expect("committed once") {
+            ReservationEnd::Here(store) => store.commit(self.id, &crcs).await.map_err(Some),
+            ReservationEnd::There(_, permit) => {
+                let (reply, answer) = channel::oneshot();
+                permit.send(Call::Commit(self.id, crcs, reply));
+                answer.await.ok_or(None)?.map_err(Some)
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        match self.end.take() {
+            Some(ReservationEnd::Here(store)) => store.abort(self.id),
+            Some(ReservationEnd::There(_, permit)) => permit.send(Call::Abort(self.id)),
+            None => {}
+        }
+    }
+}
+
+/// The right to read a block's extents; while it lives, its units are not reused.
+#[must_use]
+pub struct ReadLease {
+    grant: LeaseGrant,
+    end: Option<LeaseEnd>,
+}
+
+enum LeaseEnd {
+    Here(Rc<Store>),
+    There(Permit<Call>),
+}
+
+impl ReadLease {
+    /// Where the bytes are, and what they are.
+    pub fn block(&self) -> &LeaseGrant {
+        &self.grant
+    }
+
+    /// The CRCs of these extents were checked (one bit each). Only a hint: when the inbox is full
+    /// the next reader checks again.
+    pub fn mark_verified(&self, store: &StoreHandle, extents: u16) {
+        let (slot, generation) = (self.grant.slot, self.grant.generation);
+        match store {
+            StoreHandle::Here(store) => store.mark_verified(slot, generation, extents),
+            StoreHandle::There(remote) => {
+                if let Ok(permit) = remote.calls.try_reserve() {
+                    permit.send(Call::Verified(slot, generation, extents));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ReadLease {
+    fn drop(&mut self) {
+        match self.end.take() {
+            Some(LeaseEnd::Here(store)) => store.unpin(self.grant.slot),
+            Some(LeaseEnd::There(permit)) => permit.send(Call::Unpin(self.grant.slot)),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Reading: who may read which extents, and for how long they stay.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::block::{Extent, KeyHash, MissReason, Slot};
+use crate::Store;
+
+/// What is stored under a key, for answers that carry no payload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Existing {
+    /// Bytes of the value.
+    pub length: u64,
+    /// Its generation.
+    pub generation: u64,
+    /// One CRC32C per extent.
+    pub crcs: Vec<u32>,
+}
+
+/// A key that has no readable block.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Miss(pub MissReason);
+
+/// A pinned block: where its bytes are. Whoever gets one must [`Store::unpin`] it.
+#[derive(Clone, Debug)]
+pub struct LeaseGrant {
+    /// The pinned slot.
+    pub slot: Slot,
+    /// Bytes of the value.
+    pub length: u64,
+    /// Its generation.
+    pub generation: u64,
+    /// Where its bytes are.
+    pub extents: Vec<Extent>,
+    /// One bit per extent that needs no check before it is sent.
+    pub verified: u16,
+}
+
+impl Store {
+    pub(crate) fn existing(&self, key: KeyHash) -> Option<Existing> {
+        let slot = self.find(key).ok()?;
+        let blocks = self.blocks.borrow();
+        let block = blocks.get(slot);
+        let crcs = block.extents.iter().map(|e| e.crc).collect();
+        Some(Existing { length: block.length, generation: block.id.generation, crcs })
+    }
+
+    /// Pins the block of a key for reading.
+    ///
+    /// # Errors
+    /// [`Miss`] with the reason.
+    pub fn lease(self: &Rc<Self>, key: KeyHash) -> Result<LeaseGrant, Miss> {
+        let found = self.find(key);
+        self.count_lookup(&found);
+        let slot = match found {
+            Ok(slot) => slot,
+            Err(reason) => {
+                self.tidy_expired(key, reason);
+                return Err(Miss(reason));
+            }
+        };
+        self.policy.borrow_mut().accessed(slot);
+        self.counters.leases.bump();
+        let mut blocks = self.blocks.borrow_mut();
+        let block = blocks.get_mut(slot);
+        block.pins += 1;
+        Ok(LeaseGrant {
+            slot,
+            length: block.length,
+            generation: block.id.generation,
+            extents: block.extents.clone(),
+            verified: block.verified,
+        })
+    }
+
+    /// Ends a read. The units of a block that was unpublished meanwhile are freed by its remover.
+    pub fn unpin(&self, slot: Slot) {
+        let mut blocks = self.blocks.borrow_mut();
+        let block = blocks.get_mut(slot);
+        assert!(block.pins > 0, "a read ends once");
+        block.pins -= 1;
+        if block.pins == 0 && !block.published {
+            block.unread.notify_all();
+        }
+    }
+
+    /// Extents of a pinned block were read and their CRCs were right.
+    pub fn mark_verified(&self, slot: Slot, generation: u64, extents: u16) {
+        if let Some(block) = self.blocks.borrow_mut().find(slot, generation) {
+            block.verified |= extents;
+        }
+    }
+
+    /// What is stored under the keys; pins nothing and touches no order.
+    pub fn exists(self: &Rc<Self>, keys: &[KeyHash]) -> Vec<Result<Existing, Miss>> {
+        keys.iter().map(|&key| self.exists_one(key)).collect()
+    }
+
+    fn exists_one(self: &Rc<Self>, key: KeyHash) -> Result<Existing, Miss> {
+        let found = self.find(key);
+        self.count_lookup(&found);
+        match found {
+            Ok(_) => Ok(self.existing(key).expect("just found")),
+            Err(reason) => {
+                self.tidy_expired(key, reason);
+                Err(Miss(reason))
+            }
+        }
+    }
+
+    /// How many of the keys, from the first on, are readable.
+    pub fn match_prefix(self: &Rc<Self>, keys: &[KeyHash]) -> usize {
+        let mut run = 0;
+        for &key in keys {
+            let found = self.find(key);
+            self.count_lookup(&found);
+            if found.is_err() {
+                break;
+            }
+            run += 1;
+        }
+        run
+    }
+
+    /// Keeps a block from eviction for a while, for one holder. A second lease of the same holder
+    /// replaces the first.
+    ///
+    /// # Errors
+    /// [`Miss`] with the reason.
+    pub fn hold(
+        &self,
+        key: KeyHash,
+        holder: u64,
+        duration: Duration,
+    ) -> Result<Existing, Miss> {
+        let slot = self.find(key).map_err(Miss)?;
+        let until = self.local.now() + duration.min(self.config.lease_max);
+        let mut leases = self.leases.borrow_mut();
+        let holders = leases.entry(slot).or_default();
+        holders.retain(|&(who, _)| who != holder);
+        holders.push((holder, until));
+        drop(leases);
+        self.policy.borrow_mut().accessed(slot);
+        Ok(self.existing(key).expect("just found"))
+    }
+
+    /// Ends a holder's lease of a key, if it has one.
+    pub fn unhold(&self, key: KeyHash, holder: u64) {
+        let Some(&slot) = self.index.borrow().get(&key) else { return };
+        let mut leases = self.leases.borrow_mut();
+        if let Some(holders) = leases.get_mut(&slot) {
+            holders.retain(|&(who, _)| who != holder);
+            if holders.is_empty() {
+                leases.remove(&slot);
+            }
+        }
+    }
+
+    /// Whether a lease keeps the block from eviction now.
+    pub(crate) fn held(&self, slot: Slot) -> bool {
+        let now = self.local.now();
+        let mut leases = self.leases.borrow_mut();
+        let Some(holders) = leases.get_mut(&slot) else { return false };
+        holders.retain(|&(_, until)| until > now);
+        if holders.is_empty() {
+            leases.remove(&slot);
+            return false;
+        }
+        true
+    }
+
+    /// An expired block is found by whoever asks for it; its space is given back then.
+    fn tidy_expired(self: &Rc<Self>, key: KeyHash, reason: MissReason) {
+        if reason != MissReason::Expired {
+            return;
+        }
+        let Some(guard) = self.locks.try_lock(key) else { return };
+        let Some(&slot) = self.index.borrow().get(&key) else { return };
+        self.unpublish(slot, MissReason::Expired);
+        let store = self.clone();
+        self.local.spawn(async move {
+            store.remove_durably(slot).await;
+            drop(guard);
+        });
+    }
+}
+

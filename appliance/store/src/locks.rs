@@ -1,0 +1,126 @@
+//! One writer per key: the in-flight table.
+//!
+//! A put holds its key from `reserve` to `commit` or `abort`, a delete while it runs. Waiters queue
+//! in order; a waiter gives up at its own deadline, with nothing reserved.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use memkv_poller::{Instant, Local, timeout};
+
+use crate::KeyHash;
+
+/// The table of keys with a put or a delete under way.
+#[derive(Default)]
+pub struct KeyLocks {
+    held: RefCell<HashMap<KeyHash, VecDeque<Rc<Waiter>>>>,
+}
+
+#[derive(Default)]
+struct Waiter {
+    granted: Cell<bool>,
+    gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// The right to change one key; dropping it hands the key to the next waiter.
+pub struct KeyGuard {
+    locks: Rc<KeyLocks>,
+    key: KeyHash,
+}
+
+/// The deadline passed while another request held the key.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Contended;
+
+impl KeyLocks {
+    /// Takes the key if nobody holds it.
+    pub fn try_lock(self: &Rc<Self>, key: KeyHash) -> Option<KeyGuard> {
+        let mut held = self.held.borrow_mut();
+        if held.contains_key(&key) {
+            return None;
+        }
+        held.insert(key, VecDeque::new());
+        Some(KeyGuard { locks: self.clone(), key })
+    }
+
+    /// Waits for the key, in order of arrival, until `deadline`.
+    ///
+    /// # Errors
+    /// [`Contended`] when the deadline passes first.
+    pub async fn lock(
+        self: &Rc<Self>,
+        local: &Local,
+        key: KeyHash,
+        deadline: Instant,
+    ) -> Result<KeyGuard, Contended> {
+        if let Some(guard) = self.try_lock(key) {
+            return Ok(guard);
+        }
+        let waiter = Rc::new(Waiter::default());
+        self.held.borrow_mut().get_mut(&key).expect("held").push_back(waiter.clone());
+        let wait = Wait { locks: self.clone(), key, waiter };
+        timeout(local, deadline, wait).await.map_err(|_| Contended)
+    }
+
+    /// Whether a put or a delete of this key is under way.
+    pub fn is_held(&self, key: KeyHash) -> bool {
+        self.held.borrow().contains_key(&key)
+    }
+
+    fn release(&self, key: KeyHash) {
+        let mut held = self.held.borrow_mut();
+        let queue = held.get_mut(&key).expect("a guard's key is held");
+        while let Some(next) = queue.pop_front() {
+            if next.gone.get() {
+                continue;
+            }
+            next.granted.set(true);
+            if let Some(waker) = next.waker.borrow_mut().take() {
+                waker.wake();
+            }
+            return;
+        }
+        held.remove(&key);
+    }
+}
+
+impl Drop for KeyGuard {
+    fn drop(&mut self) {
+        self.locks.release(self.key);
+    }
+}
+
+struct Wait {
+    locks: Rc<KeyLocks>,
+    key: KeyHash,
+    waiter: Rc<Waiter>,
+}
+
+impl Future for Wait {
+    type Output = KeyGuard;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<KeyGuard> {
+        if self.waiter.granted.get() {
+            self.waiter.granted.set(false);
+            self.waiter.gone.set(true);
+            return Poll::Ready(KeyGuard { locks: self.locks.clone(), key: self.key });
+        }
+        *self.waiter.waker.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        // Granted between the deadline and the drop: pass the key on, or nobody ever gets it.
+        self.waiter.gone.set(true);
+        if self.waiter.granted.replace(false) {
+            self.locks.release(self.key);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Joining what each drive remembers into one index.
+//!
+//! Every drive describes only itself. A head and its parts may lie on different drives, and a crash
+//! may have caught a block between them, so what counts is decided here:
+//!
+//! | found | decision |
+//! | --- | --- |
+//! | `Put` | a block |
+//! | `Head` with all its parts, lengths and CRCs agreeing | a block |
+//! | `Head` with a part missing or different | dropped: its put was never answered, or a fault took a part |
+//! | `Part` without its head | dropped |
+//! | two blocks of one key | the higher generation; the lower one's removal was not durable |
+//! | two blocks that share a unit | the higher generation; the lower one's removal was lost |
+//!
+//! What is dropped is removed durably before the first request, so that no later crash sees it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use memkv_journal::{BlockId, Journal, KeyBytes, PartRef, Record, Recovered, UnitRange};
+use memkv_poller::{Local, local::Event};
+use uuid::Uuid;
+
+use crate::block::{Block, Extent, KeyHash, Slab};
+use crate::drives::{Drive, DriveState};
+use crate::policy::EvictionPolicy;
+use crate::remember::Remembered;
+use crate::store::{Gone, KeyHasher};
+use crate::{DriveId, Store, StoreConfig};
+
+/// One opened drive.
+pub struct RecoveredDrive {
+    /// Its journal, open for appends.
+    pub journal: Rc<Journal>,
+    /// What it remembered.
+    pub recovered: Recovered,
+}
+
+/// Drives that cannot form one node, or that failed while they were joined.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// No drives at all.
+    #[error("a store needs at least one drive")]
+    NoDrives,
+    /// Two drives of different nodes.
+    #[error("drive {drive} belongs to node {found}, the others to node {expected}")]
+    ForeignDrive {
+        /// The drive that does not fit.
+        drive: Uuid,
+        /// Its node.
+        found: Uuid,
+        /// The node of the first drive.
+        expected: Uuid,
+    },
+    /// A journal failed while leftovers were removed.
+    #[error("drive {drive} failed while leftovers of the last run were removed")]
+    Cleaning {
+        /// Which drive.
+        drive: Uuid,
+    },
+}
+
+struct Candidate {
+    id: BlockId,
+    key: KeyBytes,
+    length: u64,
+    expires: u64,
+    flags: u16,
+    extents: Vec<Extent>,
+    verified: bool,
+}
+
+/// A part is named by its block, its drive and its index.
+type PartKey = (BlockKey, Uuid, u16);
+type BlockKey = (u128, u64);
+
+struct FoundPart {
+    range: UnitRange,
+    length: u32,
+    crc: u32,
+    used: bool,
+}
+
+struct FoundHead {
+    id: BlockId,
+    key: KeyBytes,
+    length: u64,
+    expires: u64,
+    flags: u16,
+    parts: Vec<PartRef>,
+}
+
+#[derive(Default)]
+struct Findings {
+    candidates: Vec<Candidate>,
+    heads: Vec<(DriveId, FoundHead)>,
+    parts: BTreeMap<PartKey, FoundPart>,
+    dropped: Vec<(DriveId, BlockId)>,
+    generation: u64,
+    clock: u64,
+    clean: bool,
+}
+
+impl Store {
+    /// Joins the drives and starts the store's tasks on this reactor.
+    ///
+    /// # Errors
+    /// [`RecoverError`] when the drives are not of one node or fail.
+    pub async fn recover(
+        local: &Local,
+        config: StoreConfig,
+        policy: Box<dyn EvictionPolicy>,
+        opened: Vec<RecoveredDrive>,
+    ) -> Result<Rc<Self>, RecoverError> {
+        let (drives, recovered) = check_members(opened)?;
+        let mut findings = read_findings(&drives, recovered);
+        join_heads(&drives, &mut findings);
+        let store = Rc::new(Self::empty(local, config, policy, drives, &findings));
+        store.fill(&mut findings);
+        store.clean_up(findings.dropped).await?;
+        local.spawn(store.clone().evictor());
+        local.spawn(store.clone().checkpointer());
+        store.watch_space();
+        Ok(store)
+    }
+
+    fn empty(
+        local: &Local,
+        config: StoreConfig,
+        policy: Box<dyn EvictionPolicy>,
+        drives: Vec<Drive>,
+        findings: &Findings,
+    ) -> Self {
+        let hasher = KeyHasher::new(&drives[0].journal.superblock().secret);
+        let remembered = Remembered::new(config.remember, config.remember_max);
+        Self {
+            local: local.clone(),
+            config,
+            hasher,
+            drives,
+            blocks: RefCell::new(Slab::default()),
+            index: RefCell::default(),
+            policy: RefCell::new(policy),
+            locks: Rc::default(),
+            pending: RefCell::default(),
+            next_pending: Cell::new(1),
+            generation: Cell::new(findings.generation),
+            clock_high: Cell::new(findings.clock),
+            remembered: RefCell::new(remembered),
+            gone: RefCell::new(Gone::default()),
+            leases: RefCell::new(HashMap::new()),
+            evict_now: Event::default(),
+            evict_run: Cell::new(0),
+            checkpoint_now: Event::default(),
+            draining: Cell::new(false),
+            counters: std::sync::Arc::default(),
+        }
+    }
+
+    /// Publishes the newest block of every key. Newest first, so that of two blocks that share a
+    /// unit the one written last wins; then into the index oldest first, which is the order in
+    /// which they are evicted.
+    fn fill(&self, findings: &mut Findings) {
+        let mut candidates = std::mem::take(&mut findings.candidates);
+        candidates.sort_by_key(|c| std::cmp::Reverse(c.id.generation));
+        let mut seen: HashMap<KeyHash, ()> = HashMap::with_capacity(candidates.len());
+        let mut kept = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            let hash = KeyHash(candidate.id.hash);
+            if seen.contains_key(&hash) || !self.mark_units(&candidate.extents) {
+                let on = candidate.extents.iter().map(|e| (e.drive, candidate.id));
+                findings.dropped.extend(on);
+                continue;
+            }
+            seen.insert(hash, ());
+            kept.push(candidate);
+        }
+        for c in kept.into_iter().rev() {
+            self.publish(Block {
+                id: c.id,
+                key: c.key,
+                length: c.length,
+                expires: c.expires,
+                flags: c.flags,
+                extents: c.extents,
+                verified: if c.verified { u16::MAX } else { 0 },
+                pins: 0,
+                published: true,
+                unread: Rc::default(),
+            });
+        }
+    }
+
+    fn mark_units(&self, extents: &[Extent]) -> bool {
+        for (i, extent) in extents.iter().enumerate() {
+            if self.drive(extent.drive).journal.mark(extent.range).is_err() {
+                self.release_units(&extents[..i]);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Removes leftovers from the journals that still list them.
+    async fn clean_up(
+        self: &Rc<Self>,
+        mut dropped: Vec<(DriveId, BlockId)>,
+    ) -> Result<(), RecoverError> {
+        dropped.sort_by_key(|(drive, id)| (*drive, id.hash, id.generation));
+        dropped.dedup();
+        let mut plan: BTreeMap<DriveId, Vec<Record>> = BTreeMap::new();
+        for (drive, block) in dropped {
+            plan.entry(drive).or_default().push(Record::Remove { block });
+        }
+        for (drive, records) in plan {
+            // Piece by piece: a frame is bounded.
+            for piece in records.chunks(256) {
+                let done = self.append_all(vec![(drive, piece.to_vec())]).await;
+                if done.is_err() {
+                    return Err(RecoverError::Cleaning { drive: self.drive(drive).uuid });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_members(
+    opened: Vec<RecoveredDrive>,
+) -> Result<(Vec<Drive>, Vec<Recovered>), RecoverError> {
+    let expected = opened.first().ok_or(RecoverError::NoDrives)?.journal.superblock().node;
+    let mut drives = Vec::with_capacity(opened.len());
+    let mut recovered = Vec::with_capacity(opened.len());
+    for (index, drive) in opened.into_iter().enumerate() {
+        let superblock = drive.journal.superblock();
+        let uuid = superblock.drive;
+        if superblock.node != expected {
+            return Err(RecoverError::ForeignDrive {
+                drive: uuid,
+                found: superblock.node,
+                expected,
+            });
+        }
+        drives.push(Drive {
+            id: DriveId(index as u16),
+            uuid,
+            journal: drive.journal.clone(),
+            state: Cell::new(DriveState::Online),
+            why_offline: RefCell::new(None),
+        });
+        recovered.push(drive.recovered);
+    }
+    Ok((drives, recovered))
+}
+
+fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
+    let mut findings = Findings { clean: true, ..Findings::default() };
+    findings.clean = recovered.iter().all(|r| r.clean);
+    let clean = findings.clean;
+    for (drive, recovered) in drives.iter().zip(recovered) {
+        findings.generation = findings.generation.max(recovered.generation_high);
+        findings.clock = findings.clock.max(recovered.clock_high);
+        for record in recovered.live {
+            findings.take(drive, record, clean);
+        }
+    }
+    findings
+}
+
+impl Findings {
+    fn take(&mut self, drive: &Drive, record: Record, clean: bool) {
+        match record {
+            Record::Put { block, key, extent, length, crc, expires, flags } => {
+                self.generation = self.generation.max(block.generation);
+                let offset = drive.journal.data_offset(extent.start);
+                let extent = Extent { drive: drive.id, range: extent, offset, length, crc };
+                self.candidates.push(Candidate {
+                    id: block,
+                    key,
+                    length: u64::from(length),
+                    expires,
+                    flags,
+                    extents: vec![extent],
+                    verified: clean,
+                });
+            }
+            Record::Part { block, index, extent, length, crc } => {
+                self.generation = self.generation.max(block.generation);
+                let name = ((block.hash, block.generation), drive.uuid, index);
+                let part = FoundPart { range: extent, length, crc, used: false };
+                self.parts.insert(name, part);
+            }
+            Record::Head { block, key, length, expires, flags, parts } => {
+                self.generation = self.generation.max(block.generation);
+                let head = FoundHead { id: block, key, length, expires, flags, parts };
+                self.heads.push((drive.id, head));
+            }
+            Record::Remove { .. } => unreachable!("a removal is never live"),
+        }
+    }
+}
+
+/// Finds the parts of every head; what does not fit together is dropped.
+fn join_heads(drives: &[Drive], findings: &mut Findings) {
+    let clean = findings.clean;
+    for (drive, head) in std::mem::take(&mut findings.heads) {
+        match extents_of(drives, &mut findings.parts, &head) {
+            Some(extents) => findings.candidates.push(Candidate {
+                id: head.id,
+                key: head.key,
+                length: head.length,
+                expires: head.expires,
+                flags: head.flags,
+                extents,
+                verified: clean,
+            }),
+            None => findings.dropped.push((drive, head.id)),
+        }
+    }
+    for ((block, uuid, _), part) in &findings.parts {
+        if !part.used
+            && let Some(drive) = drives.iter().find(|d| d.uuid == *uuid)
+        {
+            let id = BlockId { hash: block.0, generation: block.1 };
+            findings.dropped.push((drive.id, id));
+        }
+    }
+}
+
+fn extents_of(
+    drives: &[Drive],
+    parts: &mut BTreeMap<PartKey, FoundPart>,
+    head: &FoundHead,
+) -> Option<Vec<Extent>> {
+    let mut extents = Vec::with_capacity(head.parts.len());
+    for (index, part) in head.parts.iter().enumerate() {
+        let name = ((head.id.hash, head.id.generation), part.drive, index as u16);
+        let found = parts.get(&name)?;
+        if found.length != part.length || found.crc != part.crc {
+            return None;
+        }
+        let drive = drives.iter().find(|d| d.uuid == part.drive)?;
+        extents.push(Extent {
+            drive: drive.id,
+            range: found.range,
+            offset: drive.journal.data_offset(found.range.start),
+            length: found.length,
+            crc: found.crc,
+        });
+    }
+    let total: u64 = extents.iter().map(|e| u64::from(e.length)).sum();
+    if total != head.length || extents.is_empty() {
+        return None;
+    }
+    for (index, part) in head.parts.iter().enumerate() {
+        let name = ((head.id.hash, head.id.generation), part.drive, index as u16);
+        parts.get_mut(&name).expect("found above").used = true;
+    }
+    Some(extents)
+}

@@ -1,0 +1,249 @@
+//! Taking a place for a new block.
+
+use std::rc::Rc;
+
+use memkv_journal::KeyBytes;
+use memkv_poller::Instant;
+
+use crate::block::{Extent, KeyHash};
+use crate::drives::place;
+use crate::lease::Existing;
+use crate::locks::KeyGuard;
+use crate::remember::{Caller, Outcome};
+use crate::{DriveId, Store};
+
+/// What a put demands of the key's present state.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// The key must be absent.
+    Absent,
+    /// Any state; an older block is replaced.
+    Replace,
+    /// The key must hold exactly this generation.
+    Generation(u64),
+}
+
+/// A put that wants a place.
+#[derive(Clone, Debug)]
+pub struct ReserveRequest {
+    /// The key's hash by the store's own hasher.
+    pub hash: KeyHash,
+    /// The whole key.
+    pub key: KeyBytes,
+    /// Payload bytes, 1 to 16 extents.
+    pub length: u64,
+    /// What the key's present state must be.
+    pub mode: Mode,
+    /// Seconds to live; 0 is for ever.
+    pub ttl_seconds: u32,
+    /// When to give up waiting for the key.
+    pub deadline: Instant,
+    /// Who asks.
+    pub caller: Caller,
+}
+
+/// Why a put gets no place. Nothing is reserved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The key is there, with these bytes: the put is acknowledged with what is stored.
+    Present(Existing),
+    /// The key is there with another length.
+    Conflict(Existing),
+    /// The key's generation is another one, or none.
+    GenerationMismatch(Option<Existing>),
+    /// No place just now; again after so many milliseconds.
+    Busy {
+        /// A hint.
+        retry_ms: u32,
+    },
+    /// No place, and eviction is off or cannot make one.
+    Full,
+    /// Length zero or above the limit.
+    TooLarge {
+        /// The most bytes a value may have.
+        max: u64,
+    },
+    /// No drive serves.
+    NoDrive,
+    /// This very request was done before.
+    Done(Outcome),
+}
+
+/// A place: where each extent goes.
+#[derive(Clone, Debug)]
+pub struct ReservationGrant {
+    /// Names the reservation in commit and abort.
+    pub id: u64,
+    /// Its extents, in the order of the payload.
+    pub extents: Vec<Extent>,
+}
+
+/// A reservation that is neither committed nor aborted.
+pub(crate) struct Pending {
+    pub request: ReserveRequest,
+    pub extents: Vec<Extent>,
+    pub guard: KeyGuard,
+}
+
+/// Extents per block at most; one CRC each.
+pub(crate) const EXTENTS_MAX: u64 = 16;
+
+impl Store {
+    /// Locks the key and takes units for the payload.
+    ///
+    /// # Errors
+    /// A [`Refusal`]; nothing is held then.
+    pub async fn reserve(
+        self: &Rc<Self>,
+        request: ReserveRequest,
+    ) -> Result<ReservationGrant, Refusal> {
+        let max = u64::from(self.config.extent_bytes) * EXTENTS_MAX;
+        if request.length == 0 || request.length > max {
+            return Err(Refusal::TooLarge { max });
+        }
+        if self.draining.get() {
+            return Err(Refusal::Busy { retry_ms: 1000 });
+        }
+        // The common answer to a put of a present key needs no lock. A replaced or deleted key
+        // may be on its way out, but then this put orders before that.
+        if request.mode == Mode::Absent && self.remembered(&request.caller).is_none() {
+            self.refuse_by_state(&request)?;
+        }
+        let guard = self.lock_key(request.hash, request.deadline).await?;
+        if let Some(outcome) = self.remembered(&request.caller) {
+            self.counters.retries_remembered.bump();
+            return Err(Refusal::Done(outcome));
+        }
+        self.refuse_by_state(&request)?;
+        let extents = self.take_units(request.length)?;
+        let id = self.next_pending.get();
+        self.next_pending.set(id + 1);
+        let pending = Pending { request, extents: extents.clone(), guard };
+        self.pending.borrow_mut().insert(id, pending);
+        Ok(ReservationGrant { id, extents })
+    }
+
+    pub(crate) async fn lock_key(
+        &self,
+        key: KeyHash,
+        deadline: Instant,
+    ) -> Result<KeyGuard, Refusal> {
+        if let Some(guard) = self.locks.try_lock(key) {
+            return Ok(guard);
+        }
+        self.counters.put_put.bump();
+        let since = self.local.now();
+        let guard = self.locks.lock(&self.local, key, deadline).await;
+        self.counters.key_wait.record(self.local.now().saturating_duration_since(since));
+        guard.map_err(|_| self.busy(10))
+    }
+
+    pub(crate) fn remembered(&self, caller: &Caller) -> Option<Outcome> {
+        self.remembered.borrow().get(caller)
+    }
+
+    fn busy(&self, retry_ms: u32) -> Refusal {
+        self.counters.busy.bump();
+        Refusal::Busy { retry_ms }
+    }
+
+    fn refuse_by_state(&self, request: &ReserveRequest) -> Result<(), Refusal> {
+        let existing = self.existing(request.hash);
+        match (request.mode, existing) {
+            (Mode::Absent, None) | (Mode::Replace, _) => Ok(()),
+            (Mode::Absent, Some(existing)) if existing.length == request.length => {
+                self.counters.present.bump();
+                Err(Refusal::Present(existing))
+            }
+            (Mode::Absent, Some(existing)) => Err(Refusal::Conflict(existing)),
+            (Mode::Generation(want), Some(existing)) if existing.generation == want => Ok(()),
+            (Mode::Generation(_), existing) => Err(Refusal::GenerationMismatch(existing)),
+        }
+    }
+
+    /// Units for every extent of a payload, all or none.
+    fn take_units(&self, length: u64) -> Result<Vec<Extent>, Refusal> {
+        if !self.drives.iter().any(crate::drives::Drive::online) {
+            return Err(Refusal::NoDrive);
+        }
+        if self.drives.iter().any(|d| d.online() && !d.journal.room_for_put()) {
+            self.checkpoint_now.notify_all();
+            return Err(self.busy(50));
+        }
+        let step = u64::from(self.config.extent_bytes);
+        let mut extents = Vec::with_capacity(length.div_ceil(step) as usize);
+        let mut left = length;
+        while left > 0 {
+            let bytes = left.min(step) as u32;
+            match self.take_extent(bytes) {
+                Some(extent) => extents.push(extent),
+                None => {
+                    self.release_units(&extents);
+                    return Err(self.no_space(units_for(bytes)));
+                }
+            }
+            left -= u64::from(bytes);
+        }
+        self.watch_space();
+        Ok(extents)
+    }
+
+    fn take_extent(&self, bytes: u32) -> Option<Extent> {
+        let (drive, range) = place(&self.drives, &self.local, units_for(bytes))?;
+        let offset = self.drive(drive).journal.data_offset(range.start);
+        Some(Extent { drive, range, offset, length: bytes, crc: 0 })
+    }
+
+    fn no_space(&self, run: u16) -> Refusal {
+        if self.config.eviction.is_none() || self.counters.blocks.get() == 0 {
+            self.counters.full.bump();
+            return Refusal::Full;
+        }
+        self.evict_run.set(self.evict_run.get().max(run));
+        self.evict_now.notify_all();
+        self.busy(5)
+    }
+
+    /// Places the extents of a reservation that lay on a failed drive somewhere else. The old units
+    /// stay quarantined: a late write may still land there.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when there is no other place; the reservation stays, to be aborted.
+    pub fn place_again(&self, id: u64, failed: DriveId) -> Result<Vec<Extent>, Refusal> {
+        let mut pending = self.pending.borrow_mut();
+        let pending = pending.get_mut(&id).expect("the reservation is pending");
+        for extent in &mut pending.extents {
+            if extent.drive == failed {
+                let other = self.take_extent(extent.length).ok_or(Refusal::Full)?;
+                assert_ne!(other.drive, failed, "a failed drive gets no new extents");
+                *extent = other;
+                self.counters.placed_again.bump();
+            }
+        }
+        Ok(pending.extents.clone())
+    }
+
+    /// Gives a reservation up. All its writes have completed or never were submitted.
+    pub fn abort(&self, id: u64) {
+        let pending = self.pending.borrow_mut().remove(&id).expect("the reservation is pending");
+        self.release_units(&pending.extents);
+        self.counters.aborts.bump();
+        drop(pending.guard);
+    }
+
+    /// Returns units to their drives' allocators. Units of an offline drive are never reused.
+    pub(crate) fn release_units(&self, extents: &[Extent]) {
+        for extent in extents {
+            let drive = self.drive(extent.drive);
+            if drive.online() {
+                drive.journal.release(extent.range);
+            }
+        }
+    }
+}
+
+/// Units of 16 KiB that hold so many bytes.
+pub(crate) fn units_for(bytes: u32) -> u16 {
+    let units = bytes.div_ceil(memkv_dma::UNIT as u32);
+    u16::try_from(units).expect("an extent is at most 256 units")
+}
