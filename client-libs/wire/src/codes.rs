@@ -79,7 +79,7 @@ codes! {
     /// The result of a request (header bytes 6–7) or of one item of it.
     #[repr(u16)]
     Status: u16 {
-        /// Done. The only status that a request's header carries.
+        /// Done. The only status in the header of a request, Goodbye excepted.
         Ok = 0 => "ok",
         /// Offer: send the bytes of this item in a Data frame.
         Want = 1 => "want",

@@ -115,7 +115,8 @@ impl Raw {
         self.check_lengths(opcode)
     }
 
-    /// A reply comes from a server; only a reply has a status and may announce more of its kind.
+    /// A reply comes from a server; only a reply may announce more of its kind; only a reply and a
+    /// Goodbye have a status.
     fn check_flags(&self) -> Result<(), FrameError> {
         let got = self.flags.get();
         let has = |bit| got & bit != 0;
@@ -123,7 +124,8 @@ impl Raw {
         let known = got & !flags::ALL == 0;
         let from = !reply || has(flags::FROM_SERVER);
         let more = reply || !has(flags::MORE);
-        let status = reply || self.status.get() == 0;
+        let goodbye = self.opcode == Opcode::Goodbye.raw();
+        let status = reply || goodbye || self.status.get() == 0;
         match known && from && more && status {
             true => Ok(()),
             false => Err(FrameError::BadFlags { got }),
@@ -253,7 +255,7 @@ impl Header {
         Opcode::from_raw(self.0.opcode).expect("a Header holds a known opcode")
     }
 
-    /// The result, for replies; [`Status::Ok`] for requests.
+    /// The result, for replies; the reason, for a Goodbye; [`Status::Ok`] for other requests.
     #[inline]
     pub fn status(&self) -> Status {
         Status::from_raw(self.0.status.get()).expect("a Header holds a known status")
@@ -317,7 +319,7 @@ impl Header {
         self.with_flags(flags::MORE)
     }
 
-    /// The same reply with another status.
+    /// The same reply or Goodbye with another status.
     #[inline]
     #[must_use]
     pub fn with_status(mut self, status: Status) -> Header {

@@ -38,7 +38,11 @@ pub use credits::{CreditAccount, CreditError};
 pub use frame::{FrameError, MAX_TRAILER_LEN, Opener, Sealer, Side, trailer_len};
 pub use header::{AUTHENTICATED_LEN, HEADER_LEN, Header, VERSION, flags};
 pub use key::{KeyError, SharedKey, loopback_key};
-pub use meta::MetaError;
+pub use meta::{
+    DataMeta, DataReply, DeleteItem, DeleteItems, Empty, GetItem, GetItems, GetReply, GoodbyeMeta,
+    ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems, MatchReply, MetaError,
+    PutItem, PutItems, PutMode, Refusal, StatsReply, SuspectItem, SuspectItems, TO_THE_END,
+};
 
 /// Most bytes of meta of any frame: 1 MiB.
 pub const MAX_META: u32 = 1 << 20;
@@ -50,6 +54,8 @@ pub const MAX_VALUE: u64 = 64 << 20;
 pub const MAX_INLINE: u32 = 256 << 10;
 /// Longest key in bytes.
 pub const MAX_KEY: usize = 512;
+/// Longest text of a Goodbye or a refusal in bytes; longer ones are cut when encoded.
+pub const MAX_TEXT: usize = 1024;
 /// Longest name of a namespace in bytes.
 pub const MAX_NAMESPACE: usize = 255;
 /// Bytes per extent in production: 4 MiB. The server's own is in [`handshake::Limits`].

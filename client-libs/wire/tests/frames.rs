@@ -308,9 +308,11 @@ fn a_goodbye_goes_either_way() {
     GoodbyeMeta { text: "shutting down" }.encode(&mut meta);
     for side in [Side::Client, Side::Server] {
         let mut out = Vec::new();
-        connected(side).0.seal(&mut Header::request(Opcode::Goodbye, 0), &meta, &mut out);
+        let header = Header::request(Opcode::Goodbye, 0).with_status(Status::ShuttingDown);
+        connected(side).0.seal(&mut header.clone(), &meta, &mut out);
         let got = open(&mut connected(side.peer()).1, &out).expect("authentic");
         assert_eq!((got.opcode(), got.is_reply()), (Opcode::Goodbye, false));
+        assert_eq!(got.status(), Status::ShuttingDown);
     }
 }
 

@@ -162,7 +162,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 (Opcode::Exists, Status::Ok, items.clone()),
                 (Opcode::MatchPrefix, Status::Ok, Reply::Match(matched)),
                 (Opcode::Lease, Status::Ok, items.clone()),
-                (Opcode::Release, Status::Ok, items.clone()),
+                (Opcode::Release, Status::Ok, Reply::Empty(Empty)),
                 (Opcode::Put, Status::Ok, items.clone()),
                 (Opcode::Get, Status::Ok, Reply::Get(GetReply { item, offset, reply })),
                 (Opcode::Delete, Status::Ok, items.clone()),
@@ -170,7 +170,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 (Opcode::Data, Status::Ok, Reply::Data(DataReply { item, reply })),
                 (Opcode::Suspect, Status::Ok, items),
                 (Opcode::Stats, Status::Ok, Reply::Stats(StatsReply { stats })),
-                (Opcode::Goodbye, Status::Ok, Reply::Goodbye(Empty)),
+                (Opcode::Goodbye, Status::Ok, Reply::Empty(Empty)),
                 (Opcode::Put, Status::Busy, Reply::Refused(refusal)),
             ]
         },
@@ -439,6 +439,18 @@ fn no_item_is_longer_than_its_key_and_the_overhead() {
     };
     PutItems { items: vec![item] }.encode(&mut bytes);
     assert_eq!(bytes.len(), 4 + MAX_KEY + memkv_wire::ITEM_OVERHEAD);
+}
+
+#[test]
+fn long_texts_are_cut_at_a_character() {
+    let text = "é".repeat(1000);
+    let mut bytes = Vec::new();
+    GoodbyeMeta { text: &text }.encode(&mut bytes);
+    assert_eq!(GoodbyeMeta::parse(&bytes).map(|meta| meta.text.len()), Ok(1024));
+    bytes.clear();
+    let text = format!("x{text}");
+    Refusal { retry_ms: 1, text: &text }.encode(&mut bytes);
+    assert_eq!(Refusal::parse(&bytes).map(|meta| meta.text.len()), Ok(1023));
 }
 
 #[test]

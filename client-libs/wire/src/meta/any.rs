@@ -99,7 +99,7 @@ pub enum Reply<'a> {
     Refused(Refusal<'a>),
     /// Connect.
     Connect(ServerHello),
-    /// Exists, Lease, Release, Put, Offer, Delete, Suspect.
+    /// Exists, Lease, Put, Offer, Delete, Suspect.
     Items(ItemReplies),
     /// MatchPrefix.
     Match(MatchReply),
@@ -109,8 +109,8 @@ pub enum Reply<'a> {
     Data(DataReply),
     /// Stats.
     Stats(StatsReply),
-    /// Goodbye; nobody waits for it.
-    Goodbye(Empty),
+    /// Release; and Goodbye, whose reply nobody waits for.
+    Empty(Empty),
 }
 
 impl<'a> Reply<'a> {
@@ -126,7 +126,6 @@ impl<'a> Reply<'a> {
             Opcode::Connect => Reply::Connect(ServerHello::parse(meta)?),
             Opcode::Exists
             | Opcode::Lease
-            | Opcode::Release
             | Opcode::Put
             | Opcode::Offer
             | Opcode::Delete
@@ -135,7 +134,7 @@ impl<'a> Reply<'a> {
             Opcode::Get => Reply::Get(GetReply::parse(meta)?),
             Opcode::Data => Reply::Data(DataReply::parse(meta)?),
             Opcode::Stats => Reply::Stats(StatsReply::parse(meta)?),
-            Opcode::Goodbye => Reply::Goodbye(Empty::parse(meta)?),
+            Opcode::Release | Opcode::Goodbye => Reply::Empty(Empty::parse(meta)?),
         })
     }
 
@@ -152,7 +151,7 @@ impl<'a> Reply<'a> {
             Reply::Get(meta) => meta.encode(out),
             Reply::Data(meta) => meta.encode(out),
             Reply::Stats(meta) => meta.encode(out),
-            Reply::Goodbye(meta) => meta.encode(out),
+            Reply::Empty(meta) => meta.encode(out),
         }
     }
 }

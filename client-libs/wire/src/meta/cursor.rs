@@ -1,6 +1,7 @@
 //! Reading a meta from its start to its end, and the extensions that may end it.
 
 use super::MetaError;
+use crate::MAX_TEXT;
 
 /// Extension types from here on must be understood; unknown ones below are skipped.
 pub const MUST_UNDERSTAND: u16 = 0x8000;
@@ -81,9 +82,10 @@ pub(crate) fn finish<T>(mut reader: Reader<'_>, value: T) -> Result<T, MetaError
     Ok(value)
 }
 
-/// Appends a text as u16 length and UTF-8.
+/// Appends a text as u16 length and UTF-8, cut at [`MAX_TEXT`] bytes.
 pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
-    let length = u16::try_from(text.len()).expect("texts of the protocol are short");
+    let text = &text[..text.floor_char_boundary(MAX_TEXT)];
+    let length = u16::try_from(text.len()).expect("MAX_TEXT is far below 64 KiB");
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }

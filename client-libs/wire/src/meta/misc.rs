@@ -4,7 +4,7 @@ use super::cursor::{Reader, finish, put_str};
 use super::{Item, MetaError, put_list, take_list};
 use crate::StatId;
 
-/// No meta but extensions: the request of Stats.
+/// No meta but extensions: the request of Stats, the reply to Release.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Empty;
 
@@ -75,15 +75,12 @@ impl StatsReply {
 /// Why a side ends the connection: `text_length u16 | text | extensions`. Nothing follows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GoodbyeMeta<'a> {
-    /// For the log of the other side; at most 1 KiB.
+    /// For the log of the other side.
     pub text: &'a str,
 }
 
 impl<'a> GoodbyeMeta<'a> {
-    /// Appends the meta to `out`.
-    ///
-    /// # Panics
-    /// On a text of 64 KiB or more.
+    /// Appends the meta to `out`; a text longer than [`MAX_TEXT`](crate::MAX_TEXT) is cut there.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_str(out, self.text);
     }
@@ -110,10 +107,7 @@ pub struct Refusal<'a> {
 }
 
 impl<'a> Refusal<'a> {
-    /// Appends the meta to `out`.
-    ///
-    /// # Panics
-    /// On a text of 64 KiB or more.
+    /// Appends the meta to `out`; a text longer than [`MAX_TEXT`](crate::MAX_TEXT) is cut there.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.retry_ms.to_le_bytes());
         put_str(out, self.text);

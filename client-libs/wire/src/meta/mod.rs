@@ -8,7 +8,8 @@
 //! | operation | request | reply |
 //! | --- | --- | --- |
 //! | Connect | [`ClientHello`](crate::handshake::ClientHello) | [`ServerHello`](crate::handshake::ServerHello) |
-//! | Exists, Release | [`KeyList`] | [`ItemReplies`] |
+//! | Exists | [`KeyList`] | [`ItemReplies`] |
+//! | Release | [`KeyList`] | [`Empty`] |
 //! | Lease | [`LeaseList`] | [`ItemReplies`] |
 //! | MatchPrefix | [`MatchItems`] | [`MatchReply`] |
 //! | Put, Offer | [`PutItems`] | [`ItemReplies`] |
