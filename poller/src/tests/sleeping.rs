@@ -1,0 +1,299 @@
+//! Real threads, real sleep.
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::real;
+use crate::channel::{inbox, oneshot};
+use crate::local::Event;
+use crate::{
+    Clock, IdlePolicy, Interrupt, Local, Poller, Progress, Reactor, ReactorConfig, ReactorStats,
+    Remote, Rng, StopFlag, SystemClock,
+};
+
+type Running = (Remote, std::sync::Arc<ReactorStats>, std::thread::JoinHandle<()>);
+
+/// A reactor that runs on a thread of its own until `stop`.
+fn start(idle: IdlePolicy, stop: &StopFlag) -> Running {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let stop = stop.clone();
+    let thread = std::thread::spawn(move || {
+        let config = ReactorConfig { idle, ..ReactorConfig::default() };
+        let mut reactor = Reactor::new(config, Rc::new(SystemClock), Rng::seeded(0));
+        sender.send((reactor.remote(), reactor.stats())).unwrap();
+        reactor.run(&stop);
+    });
+    let (remote, stats) = receiver.recv().unwrap();
+    (remote, stats, thread)
+}
+
+/// Sends a token to and fro between this thread's reactor and another.
+fn ping_pong(idle: IdlePolicy, rounds: u32) -> (u64, u64) {
+    let stop = StopFlag::new();
+    let (remote, stats, thread) = start(idle, &stop);
+    let (to_them, mut from_us) = inbox::<u32>(1);
+    let (to_us, mut from_them) = inbox::<u32>(1);
+    let echo = move |local: &Local| {
+        local.spawn(async move {
+            while let Some(number) = from_us.recv().await {
+                to_us.reserve().await.send(number + 1);
+            }
+        });
+    };
+    remote.spawn(Box::new(echo)).unwrap();
+    let mut reactor = real();
+    let last = reactor.block_on(async move {
+        let mut number = 0;
+        for _ in 0..rounds {
+            to_them.reserve().await.send(number);
+            number = from_them.recv().await.expect("the echo lives");
+        }
+        number
+    });
+    assert_eq!(last, rounds);
+    stop.stop();
+    thread.join().unwrap();
+    (reactor.stats().sleeps.load(Relaxed), stats.sleeps.load(Relaxed))
+}
+
+#[test]
+fn two_sleeping_reactors_wake_each_other_every_time() {
+    let (ours, theirs) = ping_pong(IdlePolicy::Adaptive, 5_000);
+    assert!(ours > 0 && theirs > 0, "they did sleep: {ours}, {theirs}");
+}
+
+#[test]
+fn a_busy_reactor_never_sleeps() {
+    let (_, theirs) = ping_pong(IdlePolicy::Busy, 200);
+    assert_eq!(theirs, 0);
+}
+
+#[test]
+fn an_idle_reactor_sleeps_through() {
+    let mut reactor = real();
+    let (local, stats) = (reactor.local(), reactor.stats());
+    let began = SystemClock.now();
+    reactor.block_on(async move { local.sleep(Duration::from_millis(300)).await });
+    let took = SystemClock.now().saturating_duration_since(began);
+    assert!(took >= Duration::from_millis(300), "{took:?}");
+    // A few for the start, a few for the end and for stray signals: no rhythm in between.
+    assert!(stats.polls.load(Relaxed) < 10, "{stats:?}");
+    assert!((1..5).contains(&stats.sleeps.load(Relaxed)), "{stats:?}");
+    assert!(stats.idle_ns.load(Relaxed) >= 290_000_000, "{stats:?}");
+}
+
+#[test]
+fn many_threads_send_and_nothing_is_lost() {
+    let mut reactor = real();
+    let (sender, mut receiver) = inbox::<u64>(4);
+    let threads: Vec<_> = (0..4u64)
+        .map(|thread| {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                let mut reactor = real();
+                reactor.block_on(async move {
+                    for number in 0..1000 {
+                        sender.reserve().await.send(thread * 1000 + number);
+                    }
+                });
+            })
+        })
+        .collect();
+    drop(sender);
+    let mut all = reactor.block_on(async move {
+        let mut all = Vec::new();
+        while let Some(value) = receiver.recv().await {
+            all.push(value);
+        }
+        all
+    });
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in 0..4 {
+        let own: Vec<u64> = all.iter().copied().filter(|value| value / 1000 == thread).collect();
+        assert!(own.is_sorted(), "each sender's values come in its order");
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..4000).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_flag_stops_every_reactor_asleep_or_not() {
+    let stop = StopFlag::new();
+    let idle = [IdlePolicy::Adaptive, IdlePolicy::Busy, IdlePolicy::Adaptive];
+    let running: Vec<_> = idle.iter().map(|&idle| start(idle, &stop)).collect();
+    for (remote, ..) in &running {
+        let (sender, receiver) = oneshot();
+        remote.spawn(Box::new(move |_| sender.send(()))).unwrap();
+        assert_eq!(real().block_on(receiver), Some(()), "it turns");
+    }
+    assert!(!stop.is_stopped());
+    stop.stop();
+    for (.., thread) in running {
+        thread.join().unwrap();
+    }
+    // Too late to start.
+    let mut late = real();
+    late.run(&stop);
+    assert_eq!(late.stats().polls.load(Relaxed), 0);
+}
+
+/// Reads what comes through a socket.
+struct Socket {
+    stream: UnixStream,
+    total: Rc<Cell<usize>>,
+    event: Event,
+    disarmed: Rc<Cell<u32>>,
+}
+
+impl Poller for Socket {
+    fn name(&self) -> &'static str {
+        "socket"
+    }
+
+    fn poll(&mut self) -> Progress {
+        let mut bytes = [0; 16];
+        let Ok(count) = self.stream.read(&mut bytes) else { return Progress::Idle };
+        self.total.set(self.total.get() + count);
+        self.event.notify_all();
+        Progress::of(u32::try_from(count).unwrap())
+    }
+
+    fn arm(&mut self) -> Interrupt {
+        Interrupt::Fd(self.stream.as_raw_fd())
+    }
+
+    fn disarm(&mut self) {
+        self.disarmed.set(self.disarmed.get() + 1);
+    }
+}
+
+#[test]
+fn a_pollers_interrupt_ends_the_sleep() {
+    let (stream, mut far) = UnixStream::pair().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut reactor = real();
+    let (total, event, disarmed) = (Rc::new(Cell::new(0)), Event::new(), Rc::new(Cell::new(0)));
+    reactor.local().add_poller(Box::new(Socket {
+        stream,
+        total: total.clone(),
+        event: event.clone(),
+        disarmed: disarmed.clone(),
+    }));
+    let (go, went) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        for _ in went {
+            far.write_all(b"ping").unwrap();
+        }
+    });
+    let sum = total.clone();
+    reactor.block_on(async move {
+        for round in 1..=100 {
+            go.send(()).unwrap();
+            while sum.get() < 4 * round {
+                event.listen().await;
+            }
+        }
+    });
+    writer.join().unwrap();
+    assert_eq!(total.get(), 400);
+    let sleeps = reactor.stats().sleeps.load(Relaxed);
+    assert!(sleeps > 0);
+    assert!(u64::from(disarmed.get()) >= sleeps, "every arm was followed by a disarm");
+}
+
+/// A device without interrupts, or one whose work comes at the worst moment.
+struct Awkward {
+    answer: Interrupt,
+    /// Has work once it has been polled, or armed, this often.
+    polls_left: u32,
+    arms_left: u32,
+    event: Event,
+    done: Rc<Cell<bool>>,
+}
+
+impl Poller for Awkward {
+    fn name(&self) -> &'static str {
+        "awkward"
+    }
+
+    fn poll(&mut self) -> Progress {
+        self.polls_left = self.polls_left.saturating_sub(1);
+        if self.polls_left > 0 || self.arms_left > 0 || self.done.get() {
+            return Progress::Idle;
+        }
+        self.done.set(true);
+        self.event.notify_all();
+        Progress::Busy(1)
+    }
+
+    fn arm(&mut self) -> Interrupt {
+        self.arms_left = self.arms_left.saturating_sub(1);
+        self.answer
+    }
+}
+
+fn awkward(answer: Interrupt, polls_left: u32, arms_left: u32) -> u64 {
+    let mut reactor = real();
+    let (event, done) = (Event::new(), Rc::new(Cell::new(false)));
+    let theirs = event.clone();
+    let poller = Awkward { answer, polls_left, arms_left, event: theirs, done: done.clone() };
+    reactor.local().add_poller(Box::new(poller));
+    reactor.block_on(async move {
+        while !done.get() {
+            event.listen().await;
+        }
+    });
+    reactor.stats().sleeps.load(Relaxed)
+}
+
+#[test]
+fn a_poller_that_cannot_be_armed_keeps_its_reactor_awake() {
+    assert_eq!(awkward(Interrupt::Busy, 1000, 0), 0);
+}
+
+#[test]
+fn work_that_comes_while_arming_is_found_by_the_last_look() {
+    // Says it is quiet, and has work the moment it has said so: without the look, an endless sleep.
+    assert_eq!(awkward(Interrupt::Quiet, 0, 1), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn run_binds_the_thread_to_its_core() {
+    use nix::sched::{CpuSet, sched_getaffinity};
+    use nix::unistd::Pid;
+    let affinity = || sched_getaffinity(Pid::from_raw(0)).unwrap();
+    let allowed: Vec<usize> =
+        (0..CpuSet::count()).filter(|&cpu| affinity().is_set(cpu).unwrap()).collect();
+    let cpu = *allowed.last().unwrap();
+    let bound = std::thread::spawn(move || {
+        let config = ReactorConfig { cpu: Some(cpu), ..ReactorConfig::default() };
+        let mut reactor = Reactor::new(config, Rc::new(SystemClock), Rng::seeded(0));
+        let stop = StopFlag::new();
+        let flag = stop.clone();
+        reactor.local().spawn(async move { flag.stop() });
+        reactor.run(&stop);
+        let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(bound.join().unwrap(), [cpu]);
+}
+
+#[test]
+fn a_core_that_does_not_exist_is_no_reason_not_to_run() {
+    let config = ReactorConfig { cpu: Some(1_000_000), ..ReactorConfig::default() };
+    let mut reactor = Reactor::new(config, Rc::new(SystemClock), Rng::seeded(0));
+    let (stop, ran) = (StopFlag::new(), Rc::new(Cell::new(false)));
+    let (flag, theirs) = (stop.clone(), ran.clone());
+    reactor.local().spawn(async move {
+        theirs.set(true);
+        flag.stop();
+    });
+    reactor.run(&stop);
+    assert!(ran.get());
+}
