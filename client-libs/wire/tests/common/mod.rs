@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod samples;
+
 use memkv_wire::handshake::{connect_keys, session_keys};
 use memkv_wire::{HEADER_LEN, Opener, Sealer, SharedKey, Side};
 
