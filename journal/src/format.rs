@@ -1,0 +1,95 @@
+//! Making a drive ours.
+
+use memkv_block::{BlockQueue, Geometry, IoError};
+use memkv_dma::{Class, Pool};
+use thiserror::Error;
+
+use crate::layout::{FormatOptions, Layout, LayoutError};
+use crate::quorum::{erase_superblock, exclusive, write_superblock};
+use crate::superblock::{CheckpointRef, Features, Identity, MEMBERS_MAX, Superblock};
+
+/// Bytes zeroed at a time.
+const STEP: usize = 1 << 20;
+
+/// Why a drive cannot be formatted.
+#[derive(Debug, Error)]
+pub enum FormatError {
+    /// It cannot be laid out as asked.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The list of members is too long, or lacks the drive itself.
+    #[error("a node has 1 to {MEMBERS_MAX} drives, this one among them; the list has {members}")]
+    Members {
+        /// Drives in the list.
+        members: usize,
+    },
+    /// The drive failed.
+    #[error("the drive failed while it was formatted")]
+    Io(#[from] IoError),
+}
+
+/// Formats a drive; everything on it is lost. Data units are not touched.
+///
+/// 1. All superblock copies are erased: a format that does not finish leaves an unformatted drive.
+/// 2. The ring is written with zeros, so that its space is there, and the first page of both
+///    checkpoints, so that neither is taken for one of this format.
+/// 3. Flush, then the superblock.
+pub async fn format(
+    queue: &dyn BlockQueue,
+    geometry: &Geometry,
+    pool: &Pool,
+    identity: Identity,
+    options: FormatOptions,
+) -> Result<Superblock, FormatError> {
+    let layout = Layout::plan(geometry, &options)?;
+    let members = identity.members.len();
+    if members > MEMBERS_MAX || !identity.members.contains(&identity.drive) {
+        return Err(FormatError::Members { members });
+    }
+    // 1.
+    erase_superblock(queue, pool).await?;
+    // 2.
+    let page = crate::frame::FRAME_ALIGN as u64;
+    write_zeros(queue, geometry, pool, layout.ring_offset, layout.ring_bytes).await?;
+    for offset in layout.checkpoint_offset {
+        write_zeros(queue, geometry, pool, offset, page).await?;
+    }
+    // 3.
+    memkv_block::flush(queue).await?;
+    let superblock = Superblock {
+        features: Features::default(),
+        revision: 1,
+        identity,
+        layout,
+        active: 0,
+        clean: true,
+        incarnation: 0,
+        generation_high: 0,
+        clock_high: 0,
+        checkpoints: [CheckpointRef::EMPTY; 2],
+        starts: Vec::new(),
+    };
+    write_superblock(queue, pool, &superblock).await?;
+    Ok(superblock)
+}
+
+async fn write_zeros(
+    queue: &dyn BlockQueue,
+    geometry: &Geometry,
+    pool: &Pool,
+    offset: u64,
+    bytes: u64,
+) -> Result<(), IoError> {
+    let step = (STEP as u64).min(u64::from(geometry.max_transfer)).min(bytes);
+    let mut buf = pool.allocate_wait(Class::Checkpoint, step as usize).await;
+    buf.as_mut_slice().fill(0);
+    let mut at = 0;
+    while at < bytes {
+        let len = step.min(bytes - at) as usize;
+        let (result, back) = memkv_block::write(queue, offset + at, len, buf).await;
+        result?;
+        buf = exclusive(back);
+        at += len as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! The names things have on a drive: uuids, unit ranges, block ids and whole keys.
+//!
+//! Bare integers never cross a module edge: a drive is a [`DriveUuid`], a run of units a
+//! [`UnitRange`], a value a [`BlockId`], and what the client called it is a [`KeyBytes`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Bytes of a unit, the grain of allocation on a drive (16 KiB).
+pub const UNIT: usize = 16 * 1024;
+/// Units of the largest extent (256 units, 4 MiB).
+pub const EXTENT_UNITS: u16 = 256;
+/// Most parts a block may have (64 MiB in extents of 4 MiB).
+pub const PARTS_MAX: usize = 16;
+/// Longest tenant and longest namespace name, in bytes.
+pub const NAME_MAX: usize = 255;
+/// Longest key proper, in bytes; the shortest has one.
+pub const KEY_MAX: usize = 512;
+/// Longest encoded [`KeyBytes`]: two length bytes, tenant, namespace and key.
+pub const KEY_BYTES_MAX: usize = 2 + 2 * NAME_MAX + KEY_MAX;
+
+/// Identity of one formatted drive. Formatting again makes a new one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct DriveUuid(pub Uuid);
+
+/// Identity of the node a drive belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct NodeUuid(pub Uuid);
+
+impl From<Uuid> for DriveUuid {
+    fn from(uuid: Uuid) -> Self {
+        DriveUuid(uuid)
+    }
+}
+
+impl From<Uuid> for NodeUuid {
+    fn from(uuid: Uuid) -> Self {
+        NodeUuid(uuid)
+    }
+}
+
+impl fmt::Display for DriveUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for NodeUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A run of contiguous units: `start .. start + count`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct UnitRange {
+    /// First unit, counted from the start of the data region.
+    pub start: u32,
+    /// Units in the run, 1 to [`EXTENT_UNITS`] for anything the journal records.
+    pub count: u16,
+}
+
+impl UnitRange {
+    /// The unit after the last one. `u64`, because the last unit of a full drive is `u32::MAX`.
+    pub fn end(self) -> u64 {
+        u64::from(self.start) + u64::from(self.count)
+    }
+
+    /// Bytes the run holds.
+    pub fn bytes(self) -> u64 {
+        u64::from(self.count) * UNIT as u64
+    }
+}
+
+/// One value of one key: the key's 128-bit keyed hash and the value's generation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct BlockId {
+    /// Hash of the whole key under the store's secret.
+    pub hash: u128,
+    /// Which of the key's values this is.
+    pub generation: u64,
+}
+
+impl std::hash::Hash for BlockId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        // The hash is keyed and uniform already; folding it is enough for any table.
+        let folded = (self.hash as u64) ^ ((self.hash >> 64) as u64).rotate_left(32);
+        state.write_u64(folded ^ self.generation.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    }
+}
+
+/// Why bytes are not a whole key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum KeyError {
+    /// The bytes end before the tenant, the namespace or the key begins.
+    #[error("the key is cut short: {len} bytes")]
+    Short {
+        /// Bytes given.
+        len: usize,
+    },
+    /// The tenant's or the namespace's name is longer than [`NAME_MAX`].
+    #[error("a tenant or namespace name has {len} bytes, more than {NAME_MAX}")]
+    NameTooLong {
+        /// Bytes of the name.
+        len: usize,
+    },
+    /// The key proper has no byte, or more than [`KEY_MAX`].
+    #[error("a key has 1 to {KEY_MAX} bytes, not {len}")]
+    KeyLength {
+        /// Bytes of the key.
+        len: usize,
+    },
+    /// The tenant's or the namespace's name is not UTF-8.
+    #[error("a tenant or namespace name is not UTF-8")]
+    NotUtf8,
+}
+
+/// A whole key: tenant, namespace and the client's key, in one shared allocation.
+///
+/// ```text
+/// tenant length u8 | tenant | namespace length u8 | namespace | key (1..=512 bytes, to the end)
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyBytes(Arc<[u8]>);
+
+impl KeyBytes {
+    /// Joins the three names. Fails when one is too long or the key is empty.
+    pub fn new(tenant: &str, namespace: &str, key: &[u8]) -> Result<KeyBytes, KeyError> {
+        for name in [tenant, namespace] {
+            if name.len() > NAME_MAX {
+                return Err(KeyError::NameTooLong { len: name.len() });
+            }
+        }
+        if key.is_empty() || key.len() > KEY_MAX {
+            return Err(KeyError::KeyLength { len: key.len() });
+        }
+        let mut bytes = Vec::with_capacity(2 + tenant.len() + namespace.len() + key.len());
+        bytes.push(tenant.len() as u8);
+        bytes.extend_from_slice(tenant.as_bytes());
+        bytes.push(namespace.len() as u8);
+        bytes.extend_from_slice(namespace.as_bytes());
+        bytes.extend_from_slice(key);
+        Ok(KeyBytes(bytes.into()))
+    }
+
+    /// Checks and takes encoded bytes, as they came from a drive.
+    pub fn parse(bytes: &[u8]) -> Result<KeyBytes, KeyError> {
+        let (tenant, rest) = take_name(bytes, bytes.len())?;
+        let (namespace, key) = take_name(rest, bytes.len())?;
+        if key.is_empty() || key.len() > KEY_MAX {
+            return Err(KeyError::KeyLength { len: key.len() });
+        }
+        for name in [tenant, namespace] {
+            std::str::from_utf8(name).map_err(|_| KeyError::NotUtf8)?;
+        }
+        Ok(KeyBytes(bytes.into()))
+    }
+
+    /// The encoded form.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Bytes of the encoded form, at most [`KEY_BYTES_MAX`].
+    #[allow(clippy::len_without_is_empty, reason = "a whole key is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The tenant's name.
+    pub fn tenant(&self) -> &str {
+        let len = usize::from(self.0[0]);
+        utf8(&self.0[1..1 + len])
+    }
+
+    /// The namespace's name.
+    pub fn namespace(&self) -> &str {
+        let at = 1 + usize::from(self.0[0]);
+        let len = usize::from(self.0[at]);
+        utf8(&self.0[at + 1..at + 1 + len])
+    }
+
+    /// The client's key.
+    pub fn key(&self) -> &[u8] {
+        let at = 1 + usize::from(self.0[0]);
+        let len = usize::from(self.0[at]);
+        &self.0[at + 1 + len..]
+    }
+}
+
+impl fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.tenant(), self.namespace(), self.key().escape_ascii())
+    }
+}
+
+fn take_name(bytes: &[u8], whole: usize) -> Result<(&[u8], &[u8]), KeyError> {
+    let (&len, rest) = bytes.split_first().ok_or(KeyError::Short { len: whole })?;
+    rest.split_at_checked(usize::from(len)).ok_or(KeyError::Short { len: whole })
+}
+
+fn utf8(bytes: &[u8]) -> &str {
+    // Both constructors took UTF-8 only.
+    std::str::from_utf8(bytes).expect("names were checked when the key was made")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_keeps_its_three_names() {
+        let key = KeyBytes::new("acme", "llama", b"prefix/\xff\x00").unwrap();
+        assert_eq!(
+            (key.tenant(), key.namespace(), key.key()),
+            ("acme", "llama", &b"prefix/\xff\x00"[..])
+        );
+        assert_eq!(KeyBytes::parse(key.as_bytes()).unwrap(), key);
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        assert_eq!(KeyBytes::new("", "", b""), Err(KeyError::KeyLength { len: 0 }));
+        assert_eq!(KeyBytes::new("", "", &[1; 513]), Err(KeyError::KeyLength { len: 513 }));
+        let long = "x".repeat(256);
+        assert_eq!(KeyBytes::new(&long, "", b"k"), Err(KeyError::NameTooLong { len: 256 }));
+        assert_eq!(KeyBytes::parse(&[]), Err(KeyError::Short { len: 0 }));
+        assert_eq!(KeyBytes::parse(&[3, b'a', b'b']), Err(KeyError::Short { len: 3 }));
+        assert_eq!(KeyBytes::parse(&[0, 0]), Err(KeyError::KeyLength { len: 0 }));
+        assert_eq!(KeyBytes::parse(&[1, 0xff, 0, 1]), Err(KeyError::NotUtf8));
+    }
+
+    #[test]
+    fn the_longest_key_has_the_documented_length() {
+        let name = "n".repeat(NAME_MAX);
+        assert_eq!(KeyBytes::new(&name, &name, &[7; KEY_MAX]).unwrap().len(), KEY_BYTES_MAX);
+    }
+}

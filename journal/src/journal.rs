@@ -1,0 +1,517 @@
+//! One drive's journal, open: appends, checkpoints and the unit allocator.
+//!
+//! ```text
+//! append ─► calls waiting ─► frame being written ─► answered, in order ─► Applied dropped
+//!           └── the commit task: one write in flight; all who wait meanwhile ride in the next ──┘
+//! ```
+//!
+//! Everything runs on the reactor that opened the journal. The commit task lives only while there is
+//! something to write.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use memkv_block::{BlockQueue, IoError};
+use memkv_dma::{Class, DmaBuf, Pool};
+use memkv_poller::Local;
+use thiserror::Error;
+
+use crate::allocator::{Allocator, MarkError};
+use crate::append::{Append, Slot};
+use crate::checkpoint::codec::AreaHeader;
+use crate::checkpoint::write::{Target, write_area};
+use crate::commit;
+use crate::ids::{DriveUuid, UNIT, UnitRange};
+use crate::layout::Layout;
+use crate::log::{Bounds, Log, Mark, Refusal};
+use crate::quorum::write_superblock;
+use crate::record::{Record, Usage};
+use crate::recovery::{Means, OpenError, RecoveryReport, recover};
+use crate::superblock::{CheckpointRef, STARTS_MAX, Start, Superblock};
+
+/// Why the journal did not do what it was asked.
+#[derive(Clone, Debug, Error)]
+pub enum JournalError {
+    /// The drive failed, now or earlier; the journal takes nothing more. Whether records under way
+    /// are on the drive is known only after it is opened again.
+    #[error("the drive failed and its journal is offline")]
+    Failed(#[source] Arc<IoError>),
+    /// The ring is full up to the start of the last checkpoint. Write one, and try again.
+    #[error("the journal ring is full until the next checkpoint")]
+    RingFull,
+    /// The checkpoint could not hold the live records and these.
+    #[error("the drive remembers as many blocks as it was formatted for")]
+    CheckpointFull,
+    /// The records of one call do not fit one frame.
+    #[error("{bytes} bytes of records do not fit a frame, which holds {limit}")]
+    TooLarge {
+        /// Bytes of the records.
+        bytes: usize,
+        /// Bytes a frame holds.
+        limit: usize,
+    },
+    /// Another checkpoint is being written.
+    #[error("a checkpoint is being written already")]
+    CheckpointRunning,
+}
+
+/// What is found on a drive when its journal is opened.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Recovered {
+    /// What lives: Puts, Heads and Parts, never a Remove. No two name the same unit, and all are on
+    /// the drive; whoever keeps one [marks](Journal::mark) its units.
+    pub live: Vec<Record>,
+    /// The journal was closed in order over verified blocks, and nothing was appended since.
+    pub clean: bool,
+    /// No generation above this one was recorded. After an unclean start generations above it may
+    /// have been given out all the same.
+    pub generation_high: u64,
+    /// Latest unix second the drive knows.
+    pub clock_high: u64,
+    /// What reading met.
+    pub report: RecoveryReport,
+}
+
+/// Where a checkpoint begins; from [`Journal::begin_checkpoint`].
+#[derive(Debug)]
+#[must_use = "take the snapshot, then write the checkpoint"]
+pub struct CheckpointStart(Mark);
+
+impl CheckpointStart {
+    /// Sequence of the first frame the checkpoint does not answer for.
+    pub fn sequence(&self) -> u64 {
+        self.0.sequence
+    }
+}
+
+/// Counters since the journal was opened, and levels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct JournalStats {
+    /// Calls of append that were durable.
+    pub appends: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Frames written, fillers included.
+    pub frames: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Calls of append that were refused for want of room.
+    pub refused: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+    /// Bytes of them.
+    pub checkpoint_bytes: u64,
+    /// Flushes asked for by [`Journal::flush`].
+    pub flushes: u64,
+    /// Ring bytes from the last checkpoint's start to the head.
+    pub ring_used: u64,
+    /// Ring bytes in all.
+    pub ring_bytes: u64,
+    /// Upper bound of the rows the next checkpoint takes.
+    pub rows: u64,
+    /// Rows a checkpoint can hold.
+    pub rows_max: u64,
+    /// Upper bound of the key bytes the next checkpoint takes.
+    pub key_bytes: u64,
+    /// Key bytes a checkpoint can hold.
+    pub key_bytes_max: u64,
+}
+
+/// What the commit task and all guards share with the journal.
+pub(crate) struct Shared {
+    pub(crate) queue: Rc<dyn BlockQueue>,
+    pub(crate) local: Local,
+    pool: Pool,
+    pub(crate) layout: Layout,
+    pub(crate) drive: DriveUuid,
+    pub(crate) epoch: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) log: RefCell<Log<Rc<Slot>>>,
+    /// The one buffer frames are built in; away while one is written.
+    pub(crate) frame: RefCell<Option<DmaBuf>>,
+    pub(crate) committing: Cell<bool>,
+    pub(crate) failure: RefCell<Option<Arc<IoError>>>,
+    pub(crate) stats: Cell<JournalStats>,
+    pub(crate) clock_high: Cell<u64>,
+    allocator: RefCell<Allocator>,
+    superblock: RefCell<Superblock>,
+    checkpointing: Cell<bool>,
+}
+
+impl Shared {
+    pub(crate) fn applied(&self, sequence: u64) {
+        self.log.borrow_mut().applied(sequence);
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut JournalStats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// Remembers the first failure; the journal is offline from here on.
+    pub(crate) fn fail(&self, error: IoError) -> JournalError {
+        let mut failure = self.failure.borrow_mut();
+        let first = failure.get_or_insert_with(|| {
+            tracing::error!(drive = %self.drive, %error, "the drive failed; its journal is offline");
+            Arc::new(error)
+        });
+        JournalError::Failed(Arc::clone(first))
+    }
+
+    pub(crate) fn check_failed(&self) -> Result<(), JournalError> {
+        match &*self.failure.borrow() {
+            Some(error) => Err(JournalError::Failed(Arc::clone(error))),
+            None => Ok(()),
+        }
+    }
+
+    /// The later of the clock and what the drive knew: time never runs backwards on a drive.
+    pub(crate) fn clock(&self) -> u64 {
+        let clock = self.clock_high.get().max(self.local.unix_seconds());
+        self.clock_high.set(clock);
+        clock
+    }
+}
+
+/// The journal of one drive; see the [crate's introduction](crate).
+pub struct Journal {
+    shared: Rc<Shared>,
+}
+
+/// Opens a drive's journal: reads the checkpoint and the log after it, then, before anything can be
+/// appended, raises the incarnation and clears `clean` in the superblock. Big logs and checkpoints are
+/// read piece by piece; other tasks run in between.
+pub async fn open(
+    queue: Rc<dyn BlockQueue>,
+    local: &Local,
+    pool: Pool,
+    superblock: Superblock,
+) -> Result<(Rc<Journal>, Recovered), OpenError> {
+    let means = Means { queue: &*queue, pool: &pool, local, superblock: &superblock };
+    let outcome = recover(&means).await?;
+    let active = superblock.checkpoints[outcome.area];
+    let head = Mark { sequence: outcome.end.sequence, position: outcome.end.position };
+    let clean = superblock.clean
+        && outcome.report.frames == 0
+        && outcome.report.damaged_frames == 0
+        && !outcome.report.torn_tail
+        && !outcome.report.fell_back;
+
+    let superblock = started(superblock, &outcome, head.sequence);
+    write_superblock(&*queue, &pool, &superblock).await?;
+
+    let layout = superblock.layout;
+    let bounds = Bounds {
+        ring_bytes: layout.ring_bytes,
+        frame_max: layout.frame_max as usize,
+        limits: layout.limits,
+    };
+    let usage = usage_of(&outcome.live);
+    let mut log = Log::new(bounds, active, head, usage);
+    log.raise_generation(outcome.generation_high);
+    let frame = pool.allocate_wait(Class::Checkpoint, layout.frame_max as usize).await;
+    let shared = Rc::new(Shared {
+        queue: Rc::clone(&queue),
+        local: local.clone(),
+        pool,
+        layout,
+        drive: superblock.identity.drive,
+        epoch: superblock.identity.epoch,
+        incarnation: superblock.incarnation,
+        log: RefCell::new(log),
+        frame: RefCell::new(Some(frame)),
+        committing: Cell::new(false),
+        failure: RefCell::new(None),
+        stats: Cell::new(JournalStats::default()),
+        clock_high: Cell::new(outcome.clock_high),
+        allocator: RefCell::new(Allocator::new(layout.units)),
+        superblock: RefCell::new(superblock),
+        checkpointing: Cell::new(false),
+    });
+    let recovered = Recovered {
+        live: outcome.live,
+        clean,
+        generation_high: outcome.generation_high,
+        clock_high: outcome.clock_high,
+        report: outcome.report,
+    };
+    tracing::info!(drive = %shared.drive, clean, report = ?recovered.report, "journal opened");
+    Ok((Rc::new(Journal { shared }), recovered))
+}
+
+/// The superblock of a journal that has just started: the next incarnation, owner of every frame from
+/// `first_sequence` on.
+fn started(
+    mut superblock: Superblock,
+    outcome: &crate::recovery::Outcome,
+    first_sequence: u64,
+) -> Superblock {
+    superblock.revision += 1;
+    superblock.incarnation += 1;
+    superblock.clean = false;
+    superblock.active = outcome.area;
+    superblock.generation_high = outcome.generation_high;
+    superblock.clock_high = outcome.clock_high;
+    let starts = &mut superblock.starts;
+    // Frames that later starts had claimed are gone, or were never written.
+    starts.retain(|start| start.first_sequence < first_sequence);
+    if starts.len() == STARTS_MAX {
+        starts.remove(0);
+    }
+    starts.push(Start { incarnation: superblock.incarnation, first_sequence });
+    superblock
+}
+
+fn usage_of(records: &[Record]) -> Usage {
+    records.iter().fold(Usage::default(), |sum, record| sum + record.usage())
+}
+
+/// Lowers the flag again however the checkpoint ends.
+struct Running<'a>(&'a Cell<bool>);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+impl Journal {
+    /// The superblock as it is on the drive.
+    pub fn superblock(&self) -> Superblock {
+        self.shared.superblock.borrow().clone()
+    }
+
+    /// The drive.
+    pub fn drive(&self) -> DriveUuid {
+        self.shared.drive
+    }
+
+    /// Byte offset of a unit from the start of the drive.
+    pub fn data_offset(&self, unit: u32) -> u64 {
+        assert!(unit < self.shared.layout.units, "unit {unit} is not on the drive");
+        self.shared.layout.data_offset + u64::from(unit) * UNIT as u64
+    }
+
+    /// Takes `units` contiguous units, 1 to 256, or `None` when no run is that long. Nothing is
+    /// recorded: the units are the caller's until it releases them.
+    pub fn allocate(&self, units: u16) -> Option<UnitRange> {
+        self.shared.allocator.borrow_mut().allocate(units)
+    }
+
+    /// Gives units back. Panics when one of them is free already.
+    pub fn release(&self, range: UnitRange) {
+        self.shared.allocator.borrow_mut().release(range);
+    }
+
+    /// Takes the units that a recovered record names.
+    pub fn mark(&self, range: UnitRange) -> Result<(), MarkError> {
+        self.shared.allocator.borrow_mut().mark(range)
+    }
+
+    /// Units that are free.
+    pub fn free_units(&self) -> u32 {
+        self.shared.allocator.borrow().free_units()
+    }
+
+    /// Units of the drive.
+    pub fn total_units(&self) -> u32 {
+        self.shared.layout.units
+    }
+
+    /// Whether a put may begin: the ring and the next checkpoint have room for it and for those under
+    /// way. When not, it is to be answered `Busy`, and a checkpoint is due.
+    pub fn room_for_put(&self) -> bool {
+        !self.failed() && self.shared.log.borrow().room_for_put()
+    }
+
+    /// Most bytes the records of one call may have ([`Record::encoded_len`]).
+    pub fn append_max(&self) -> usize {
+        self.shared.layout.frame_max as usize - crate::frame::FRAME_HEADER
+    }
+
+    /// Appends records, all or none: they ride in one frame. They are on their way when this returns,
+    /// whatever becomes of the future; it resolves when they are written, in the order of the calls.
+    ///
+    /// # Panics
+    /// When there is no record, or one that could not be read back.
+    pub fn append(&self, records: Vec<Record>) -> Append {
+        assert!(!records.is_empty(), "an append has a record");
+        for record in &records {
+            assert!(record.check().is_ok(), "a record that cannot be read back: {record:?}");
+            let end = record.extent().map_or(0, UnitRange::end);
+            assert!(end <= u64::from(self.shared.layout.units), "{record:?} is beyond the drive");
+        }
+        let shared = &self.shared;
+        if let Err(error) = shared.check_failed() {
+            return Append::refused(Rc::clone(shared), error);
+        }
+        let slot = Slot::new();
+        let admitted = shared.log.borrow_mut().admit(records, Rc::clone(&slot));
+        if let Err((refusal, _)) = admitted {
+            shared.count(|stats| stats.refused += 1);
+            return Append::refused(Rc::clone(shared), refusal.into());
+        }
+        if !shared.committing.replace(true) {
+            shared.local.spawn(commit::run(Rc::clone(shared)));
+        }
+        Append::new(Rc::clone(shared), slot)
+    }
+
+    /// Whether a checkpoint is due, for the ring, the columns, or the list of starts.
+    pub fn wants_checkpoint(&self) -> bool {
+        let many_starts = self.shared.superblock.borrow().starts.len() > STARTS_MAX * 3 / 4;
+        !self.failed() && (many_starts || self.shared.log.borrow().wants_checkpoint())
+    }
+
+    /// Begins a checkpoint: the snapshot may be taken from now on. Everything dropped as
+    /// [`Applied`] before is in the index; the log is kept from the oldest frame that is not.
+    pub fn begin_checkpoint(&self) -> CheckpointStart {
+        assert!(!self.shared.checkpointing.get(), "one checkpoint at a time");
+        CheckpointStart(self.shared.log.borrow_mut().begin_checkpoint())
+    }
+
+    /// Writes a checkpoint: all live records as the index showed them at some moment after
+    /// [`begin_checkpoint`](Journal::begin_checkpoint). `clean` says that this is the last word of an
+    /// orderly stop and every block is verified.
+    ///
+    /// 1. Columns and header into the area that is not in force; a crash leaves the other one alone.
+    /// 2. Flush: the area, and every frame before, are durable before anything names it.
+    /// 3. The superblock, by quorum, with a flush of its own: from here on the new one is in force.
+    /// 4. The ring before the start is free. Not before step 3: until then a crash needs it.
+    pub async fn write_checkpoint(
+        &self,
+        start: CheckpointStart,
+        records: Vec<Record>,
+        clean: bool,
+        generation_high: u64,
+        clock_high: u64,
+    ) -> Result<(), JournalError> {
+        let shared = &*self.shared;
+        shared.check_failed()?;
+        if shared.checkpointing.replace(true) {
+            return Err(JournalError::CheckpointRunning);
+        }
+        let _running = Running(&shared.checkpointing);
+        let usage = usage_of(&records);
+        if !usage.fits(shared.layout.limits) {
+            return Err(JournalError::CheckpointFull);
+        }
+        shared.log.borrow_mut().raise_generation(generation_high);
+        shared.clock_high.set(shared.clock_high.get().max(clock_high));
+        let next = self.next_superblock(start.0, clean);
+        let area = next.active;
+        let header = AreaHeader {
+            drive: shared.drive,
+            number: next.checkpoints[area].number,
+            start_sequence: start.0.sequence,
+            start_position: start.0.position,
+            rows: 0,
+            pieces: [0; 3],
+            last_used: [0; 3],
+            generation_high: next.generation_high,
+            clock_high: next.clock_high,
+            epoch: shared.epoch,
+        };
+        let (queue, pool) = (&*shared.queue, &shared.pool);
+        let layout = &shared.layout;
+        let target = Target { queue, pool, local: &shared.local, layout, area };
+        // 1.
+        let written = write_area(&target, header, &records).await;
+        let bytes = written.map_err(|error| shared.fail(error))?;
+        // 2.
+        memkv_block::flush(queue).await.map_err(|error| shared.fail(error))?;
+        shared.check_failed()?;
+        // 3.
+        let written = write_superblock(queue, pool, &next).await;
+        written.map_err(|error| shared.fail(error))?;
+        *shared.superblock.borrow_mut() = next;
+        // 4.
+        shared.log.borrow_mut().end_checkpoint(start.0, usage);
+        shared.count(|stats| {
+            stats.checkpoints += 1;
+            stats.checkpoint_bytes += bytes;
+        });
+        Ok(())
+    }
+
+    /// The superblock that puts a checkpoint starting at `start` in force.
+    fn next_superblock(&self, start: Mark, clean: bool) -> Superblock {
+        let mut next = self.shared.superblock.borrow().clone();
+        let number = next.checkpoints.map(|checkpoint| checkpoint.number).into_iter().max();
+        next.revision += 1;
+        next.active = 1 - next.active;
+        next.clean = clean;
+        next.checkpoints[next.active] = CheckpointRef {
+            number: number.unwrap_or(0) + 1,
+            start_sequence: start.sequence,
+            start_position: start.position,
+        };
+        next.generation_high = self.shared.log.borrow().generation_high();
+        next.clock_high = self.shared.clock();
+        // Starts of logs that neither checkpoint needs are forgotten, but for the one in force there.
+        let [a, b] = next.checkpoints;
+        let oldest = a.start_sequence.min(b.start_sequence);
+        while next.starts.len() > 1 && next.starts[1].first_sequence <= oldest {
+            next.starts.remove(0);
+        }
+        next
+    }
+
+    /// Makes every append that has resolved survive a power cut.
+    pub async fn flush(&self) -> Result<(), JournalError> {
+        self.shared.check_failed()?;
+        let flushed = memkv_block::flush(&*self.shared.queue).await;
+        flushed.map_err(|error| self.shared.fail(error))?;
+        self.shared.count(|stats| stats.flushes += 1);
+        Ok(())
+    }
+
+    /// Whether the drive failed; then every append fails, and only reading is left.
+    pub fn failed(&self) -> bool {
+        self.shared.failure.borrow().is_some()
+    }
+
+    /// Counters and levels.
+    pub fn stats(&self) -> JournalStats {
+        let (log, limits) = (self.shared.log.borrow(), self.shared.layout.limits);
+        JournalStats {
+            ring_used: log.used(),
+            ring_bytes: self.shared.layout.ring_bytes,
+            rows: log.usage().rows,
+            rows_max: limits.rows,
+            key_bytes: log.usage().key_bytes,
+            key_bytes_max: limits.key_bytes,
+            ..self.shared.stats.get()
+        }
+    }
+
+    /// Sequence the next frame gets.
+    pub fn next_sequence(&self) -> u64 {
+        self.shared.log.borrow().next_sequence()
+    }
+}
+
+impl From<Refusal> for JournalError {
+    fn from(refusal: Refusal) -> JournalError {
+        match refusal {
+            Refusal::RingFull => JournalError::RingFull,
+            Refusal::CheckpointFull => JournalError::CheckpointFull,
+            Refusal::TooLarge { bytes, limit } => JournalError::TooLarge { bytes, limit },
+        }
+    }
+}
+
+/// Answers one call. A call nobody waits for any more counts as applied.
+pub(crate) fn answer(shared: &Shared, slot: &Slot, outcome: Result<u64, JournalError>) {
+    if let Some(Ok(sequence)) = slot.complete(outcome) {
+        shared.applied(sequence);
+    }
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("drive", &self.shared.drive).finish_non_exhaustive()
+    }
+}

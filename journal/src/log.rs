@@ -1,0 +1,458 @@
+//! The accounts of the ring: what is in it, what is promised, what may still be appended.
+//!
+//! ```text
+//!        start                                   head
+//!   …────┬────────────────────┬────────────────────┬──────────────────────────┬──────┬──────┐
+//!   free │ frames applied     │ frames in use      │ calls waiting            │ room │ wrap │
+//!        └ of the checkpoint  └ a checkpoint begun now starts here
+//! ```
+//!
+//! Positions count bytes over all laps. A frame is *in use* until every call that rode in it has been
+//! applied to the index, for a snapshot taken before that may lack it. Room is refused in steps: first
+//! new puts ([`Log::room_for_put`]), then puts already under way, last removes, which free space.
+//! Nothing here does I/O or knows the time.
+
+use std::collections::VecDeque;
+
+use crate::frame::span_of;
+use crate::ids::BlockId;
+use crate::record::{Record, Usage};
+use crate::superblock::CheckpointRef;
+
+/// Why records cannot be appended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    RingFull,
+    CheckpointFull,
+    TooLarge { bytes: usize, limit: usize },
+}
+
+/// One call of append that no frame has taken yet.
+pub(crate) struct Waiting<T> {
+    pub(crate) records: Vec<Record>,
+    pub(crate) bytes: usize,
+    pub(crate) ticket: T,
+    usage: Usage,
+}
+
+/// What the next write to the ring is.
+pub(crate) enum Next<T> {
+    /// Nothing waits.
+    Nothing,
+    /// The lap's end is filled, for the next call does not fit there.
+    Filler { sequence: u64, position: u64, span: usize },
+    /// A frame of these calls.
+    Frame { sequence: u64, position: u64, body: usize, calls: Vec<Waiting<T>> },
+}
+
+/// A frame some of whose calls are not applied yet.
+struct InUse {
+    position: u64,
+    calls: u32,
+    usage: Usage,
+}
+
+/// Sizes that do not change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) ring_bytes: u64,
+    pub(crate) frame_max: usize,
+    pub(crate) limits: Usage,
+}
+
+/// What a checkpoint takes over from the log at the moment it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mark {
+    pub(crate) sequence: u64,
+    pub(crate) position: u64,
+}
+
+pub(crate) struct Log<T> {
+    bounds: Bounds,
+    /// The ring before this position is free.
+    start: u64,
+    head: u64,
+    next_sequence: u64,
+    waiting: VecDeque<Waiting<T>>,
+    /// Ring bytes the waiting calls take when each gets a frame of its own.
+    waiting_bytes: u64,
+    /// Frames from the oldest in use to the last; `calls` may be 0 inside.
+    in_use: VecDeque<InUse>,
+    /// No checkpoint of the live records takes more than this.
+    usage: Usage,
+    /// `usage` after the last checkpoint.
+    usage_base: Usage,
+    /// The part of `usage` that a checkpoint begun last may lack.
+    usage_since: Usage,
+    removes: u64,
+    generation_high: u64,
+}
+
+impl<T> Log<T> {
+    pub(crate) fn new(bounds: Bounds, start: CheckpointRef, head: Mark, usage: Usage) -> Log<T> {
+        assert!(head.position - start.start_position <= bounds.ring_bytes);
+        Log {
+            bounds,
+            start: start.start_position,
+            head: head.position,
+            next_sequence: head.sequence,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            in_use: VecDeque::new(),
+            usage,
+            usage_base: usage,
+            usage_since: Usage::default(),
+            removes: 0,
+            generation_high: 0,
+        }
+    }
+
+    /// Ring bytes neither used nor promised. One frame is kept for the end of the lap, which a frame
+    /// that does not fit there leaves unused.
+    fn room(&self) -> u64 {
+        let taken = self.head - self.start + self.waiting_bytes + self.bounds.frame_max as u64;
+        self.bounds.ring_bytes.saturating_sub(taken)
+    }
+
+    /// Ring bytes only removes may take.
+    fn remove_reserve(&self) -> u64 {
+        self.bounds.ring_bytes / 8
+    }
+
+    /// Ring and checkpoint room for a put that only begins: those under way keep theirs.
+    pub(crate) fn room_for_put(&self) -> bool {
+        let limits = self.bounds.limits;
+        let margin = Usage {
+            rows: limits.rows / 16 + 1,
+            parts: limits.parts / 16 + 1,
+            key_bytes: limits.key_bytes / 16 + 1,
+        };
+        self.room() >= self.remove_reserve() + self.bounds.ring_bytes / 16
+            && (self.usage + margin).fits(limits)
+    }
+
+    /// Whether a checkpoint is due: half the ring is used, or the columns look full and a checkpoint
+    /// would tell how full they are.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        if self.head - self.start + self.waiting_bytes >= self.bounds.ring_bytes / 2 {
+            return true;
+        }
+        let (limits, base) = (self.bounds.limits, self.usage_base);
+        let pairs = [
+            (self.usage.rows, base.rows, limits.rows),
+            (self.usage.parts, base.parts, limits.parts),
+            (self.usage.key_bytes, base.key_bytes, limits.key_bytes),
+        ];
+        let stale = |(now, base, limit): (u64, u64, u64)| {
+            now > limit / 8 * 7 && now - base > (limit / 32).max(1)
+        };
+        let no_room = self.usage != base || self.removes > 0;
+        pairs.into_iter().any(stale) || (no_room && !self.room_for_put())
+    }
+
+    /// Takes a call in, or refuses it.
+    pub(crate) fn admit(&mut self, records: Vec<Record>, ticket: T) -> Result<(), (Refusal, T)> {
+        let (mut bytes, mut usage, mut removes) = (0, Usage::default(), 0);
+        let mut generation = 0;
+        for record in &records {
+            bytes += record.encoded_len();
+            usage += record.usage();
+            removes += u64::from(matches!(record, Record::Remove { .. }));
+            let BlockId { generation: this, .. } = record.block();
+            generation = generation.max(this);
+        }
+        let span = span_of(bytes);
+        let frees_only = usage == Usage::default();
+        let reserve = if frees_only { 0 } else { self.remove_reserve() };
+        let refusal = if span > self.bounds.frame_max {
+            let limit = self.bounds.frame_max - crate::frame::FRAME_HEADER;
+            Some(Refusal::TooLarge { bytes, limit })
+        } else if self.room() < span as u64 + reserve {
+            Some(Refusal::RingFull)
+        } else if !frees_only && !(self.usage + usage).fits(self.bounds.limits) {
+            Some(Refusal::CheckpointFull)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return Err((refusal, ticket));
+        }
+        self.usage += usage;
+        self.usage_since += usage;
+        self.removes += removes;
+        self.generation_high = self.generation_high.max(generation);
+        self.waiting_bytes += span as u64;
+        self.waiting.push_back(Waiting { records, bytes, ticket, usage });
+        Ok(())
+    }
+
+    /// Decides the next write and takes the calls that ride in it: as many as fit, in order.
+    pub(crate) fn next(&mut self) -> Next<T> {
+        let Some(first) = self.waiting.front() else { return Next::Nothing };
+        let lap_rest = self.bounds.ring_bytes - self.head % self.bounds.ring_bytes;
+        let position = self.head;
+        if span_of(first.bytes) as u64 > lap_rest {
+            let sequence = self.advance(lap_rest, 0, Usage::default());
+            return Next::Filler { sequence, position, span: lap_rest as usize };
+        }
+        let most = (self.bounds.frame_max as u64).min(lap_rest) as usize;
+        let (mut calls, mut body, mut usage) = (Vec::new(), 0, Usage::default());
+        while let Some(call) = self.waiting.front()
+            && span_of(body + call.bytes) <= most
+        {
+            body += call.bytes;
+            usage += call.usage;
+            self.waiting_bytes -= span_of(call.bytes) as u64;
+            calls.extend(self.waiting.pop_front());
+        }
+        assert!(!calls.is_empty(), "the first call fits");
+        let sequence = self.advance(span_of(body) as u64, calls.len() as u32, usage);
+        Next::Frame { sequence, position, body, calls }
+    }
+
+    fn advance(&mut self, span: u64, calls: u32, usage: Usage) -> u64 {
+        let sequence = self.next_sequence;
+        self.in_use.push_back(InUse { position: self.head, calls, usage });
+        self.next_sequence += 1;
+        self.head += span;
+        let used = self.head - self.start;
+        assert!(used <= self.bounds.ring_bytes, "no frame passes the start of the checkpoint");
+        if calls == 0 {
+            self.retire();
+        }
+        sequence
+    }
+
+    /// A call that rode in frame `sequence` is applied, or nobody will apply it.
+    pub(crate) fn applied(&mut self, sequence: u64) {
+        let first = self.next_sequence - self.in_use.len() as u64;
+        let at = sequence.checked_sub(first).expect("a frame is in use until all are applied");
+        let frame = &mut self.in_use[at as usize];
+        frame.calls = frame.calls.checked_sub(1).expect("each call is applied once");
+        self.retire();
+    }
+
+    fn retire(&mut self) {
+        while self.in_use.front().is_some_and(|frame| frame.calls == 0) {
+            self.in_use.pop_front();
+        }
+    }
+
+    /// Where a checkpoint begun now starts: the oldest frame in use.
+    pub(crate) fn begin_checkpoint(&mut self) -> Mark {
+        let in_use = self.in_use.iter().map(|frame| frame.usage);
+        let waiting = self.waiting.iter().map(|call| call.usage);
+        self.usage_since = in_use.chain(waiting).fold(Usage::default(), |sum, each| sum + each);
+        Mark {
+            sequence: self.next_sequence - self.in_use.len() as u64,
+            position: self.in_use.front().map_or(self.head, |frame| frame.position),
+        }
+    }
+
+    /// The checkpoint begun last is durable; it holds `usage`.
+    pub(crate) fn end_checkpoint(&mut self, start: Mark, usage: Usage) {
+        assert!(start.position >= self.start && start.position <= self.head);
+        self.start = start.position;
+        self.usage = usage + self.usage_since;
+        self.usage_base = self.usage;
+        self.removes = 0;
+    }
+
+    /// All calls that wait, given up: the drive failed.
+    pub(crate) fn drain(&mut self) -> Vec<Waiting<T>> {
+        self.waiting_bytes = 0;
+        self.waiting.drain(..).collect()
+    }
+
+    /// Ring bytes from the checkpoint's start to the head.
+    pub(crate) fn used(&self) -> u64 {
+        self.head - self.start
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    pub(crate) fn generation_high(&self) -> u64 {
+        self.generation_high
+    }
+
+    pub(crate) fn raise_generation(&mut self, generation: u64) {
+        self.generation_high = self.generation_high.max(generation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{KeyBytes, UnitRange};
+    use proptest::prelude::*;
+
+    const RING: u64 = 128 * 1024;
+    const FRAME: usize = 16 * 1024;
+
+    fn log() -> Log<u32> {
+        let limits = Usage { rows: 1000, parts: 1000, key_bytes: 100_000 };
+        let bounds = Bounds { ring_bytes: RING, frame_max: FRAME, limits };
+        Log::new(bounds, CheckpointRef::EMPTY, Mark { sequence: 1, position: 0 }, Usage::default())
+    }
+
+    fn put(hash: u128, key_len: usize) -> Record {
+        Record::Put {
+            block: BlockId { hash, generation: hash as u64 },
+            key: KeyBytes::new("", "", &vec![7; key_len]).unwrap(),
+            extent: UnitRange { start: 0, count: 1 },
+            length: 1,
+            crc: 0,
+            expires: 0,
+            flags: 0,
+        }
+    }
+
+    fn remove(hash: u128) -> Record {
+        Record::Remove { block: BlockId { hash, generation: 1 } }
+    }
+
+    fn write_all(log: &mut Log<u32>) -> Vec<(u64, u64, Vec<u32>)> {
+        let mut frames = Vec::new();
+        loop {
+            match log.next() {
+                Next::Nothing => return frames,
+                Next::Filler { sequence, position, .. } => {
+                    frames.push((sequence, position, vec![]))
+                }
+                Next::Frame { sequence, position, calls, .. } => {
+                    frames.push((
+                        sequence,
+                        position,
+                        calls.iter().map(|call| call.ticket).collect(),
+                    ));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn calls_ride_together_in_order_as_many_as_fit() {
+        let mut log = log();
+        for ticket in 0..40 {
+            log.admit(vec![put(1, 512)], ticket).unwrap();
+        }
+        let frames = write_all(&mut log);
+        let tickets: Vec<u32> = frames.iter().flat_map(|frame| frame.2.clone()).collect();
+        assert_eq!(tickets, (0..40).collect::<Vec<_>>());
+        assert_eq!(frames.len(), 2, "28 records of 566 bytes fit 16 KiB");
+        assert_eq!((frames[0].0, frames[1].0, frames[1].1), (1, 2, 16 * 1024));
+    }
+
+    #[test]
+    fn puts_stop_before_removes_and_a_checkpoint_makes_room() {
+        let mut log = log();
+        let mut puts = 0;
+        while log.admit(vec![put(1, 10)], 0).is_ok() {
+            write_all(&mut log);
+            puts += 1;
+        }
+        assert!(!log.room_for_put() && log.wants_checkpoint());
+        assert_eq!(puts, (128 - 16 - 16) / 4, "all but a frame and the reserve of an eighth");
+        let mut removes = 0;
+        while log.admit(vec![remove(1)], 0).is_ok() {
+            write_all(&mut log);
+            removes += 1;
+        }
+        assert_eq!(removes, 16 / 4);
+        for sequence in 1..=puts + removes {
+            log.applied(sequence);
+        }
+        let start = log.begin_checkpoint();
+        assert_eq!(start, Mark { sequence: puts + removes + 1, position: (puts + removes) * 4096 });
+        log.end_checkpoint(start, Usage::default());
+        assert!(log.room_for_put() && !log.wants_checkpoint());
+    }
+
+    #[test]
+    fn a_checkpoint_starts_at_the_oldest_frame_not_applied() {
+        let mut log = log();
+        for ticket in 0..3 {
+            log.admit(vec![put(1, 10)], ticket).unwrap();
+            write_all(&mut log);
+        }
+        log.applied(3);
+        log.applied(1);
+        assert_eq!(log.begin_checkpoint(), Mark { sequence: 2, position: 4096 });
+        log.applied(2);
+        assert_eq!(log.begin_checkpoint(), Mark { sequence: 4, position: 3 * 4096 });
+    }
+
+    #[test]
+    fn what_a_checkpoint_may_lack_still_counts_after_it() {
+        let mut log = log();
+        log.admit(vec![put(1, 98)], 0).unwrap();
+        write_all(&mut log);
+        log.admit(vec![put(2, 98)], 1).unwrap();
+        let start = log.begin_checkpoint();
+        log.admit(vec![put(3, 98)], 2).unwrap();
+        log.end_checkpoint(start, Usage { rows: 10, parts: 0, key_bytes: 1000 });
+        assert_eq!(log.usage(), Usage { rows: 13, parts: 0, key_bytes: 1300 });
+    }
+
+    #[test]
+    fn full_columns_refuse_puts_and_a_checkpoint_tells_the_truth() {
+        let mut log = log();
+        let mut count = 0;
+        while log.admit((0..20).map(|hash| put(hash, 512)).collect(), 0).is_ok() {
+            for (sequence, _, calls) in write_all(&mut log) {
+                calls.iter().for_each(|_| log.applied(sequence));
+            }
+            let used = log.used();
+            if used > RING / 2 {
+                let start = log.begin_checkpoint();
+                log.end_checkpoint(start, log.usage());
+            }
+            count += 20;
+        }
+        assert_eq!(count, 180, "194 keys of 514 bytes fill 100 kB");
+        assert!(!log.room_for_put());
+        log.admit(vec![remove(3)], 0).unwrap();
+        assert!(log.wants_checkpoint(), "something was removed: a checkpoint may make room");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn whatever_is_admitted_is_written_in_order_and_never_over_the_start(
+            steps in prop::collection::vec((0u8..8, 1usize..30, 1usize..512), 1..300),
+        ) {
+            let mut log = log();
+            let mut last = (0, 0);
+            let mut open: Vec<u64> = Vec::new();
+            for (what, count, key_len) in steps {
+                match what {
+                    0..4 => drop(log.admit((0..count).map(|_| put(1, key_len)).collect(), 0)),
+                    4 => drop(log.admit((0..count).map(|hash| remove(hash as u128)).collect(), 0)),
+                    5 => for (sequence, position, calls) in write_all(&mut log) {
+                        prop_assert_eq!(sequence, last.0 + 1);
+                        prop_assert!(position >= last.1);
+                        last = (sequence, position);
+                        open.extend(calls.iter().map(|_| sequence));
+                    },
+                    6 => for _ in 0..count.min(open.len()) {
+                        log.applied(open.swap_remove(key_len % open.len()));
+                    },
+                    _ => {
+                        let start = log.begin_checkpoint();
+                        let oldest = open.iter().min().copied().unwrap_or(last.0 + 1);
+                        prop_assert!(start.sequence <= oldest);
+                        log.end_checkpoint(start, Usage::default());
+                    }
+                }
+                prop_assert!(log.used() <= RING);
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Applying records until only what lives is left.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::allocator::{Allocator, MarkError};
+use crate::ids::BlockId;
+use crate::record::Record;
+
+/// Takes what [`BlockId`] feeds it as it is: the id is a keyed hash already. Two runs over the same
+/// drive use the same table.
+#[derive(Default)]
+pub(crate) struct Taken(u64);
+
+impl Hasher for Taken {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a block id feeds one u64");
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
+}
+
+/// What the log says of one block.
+#[derive(Default)]
+struct Chain {
+    /// A Remove was met: whatever the checkpoint holds of the block is gone.
+    removed: bool,
+    /// The block's records that live, as places in `slots`.
+    slots: Vec<u32>,
+}
+
+/// First half: the log. Records come in the order they were appended.
+pub(crate) struct Replay {
+    slots: Vec<Option<Record>>,
+    blocks: HashMap<BlockId, Chain, BuildHasherDefault<Taken>>,
+    units: u32,
+}
+
+/// Second half: the checkpoint's records, which the log may have outdated.
+pub(crate) struct Merge {
+    log: Replay,
+    base: Vec<Record>,
+    taken: Allocator,
+    conflicts: u64,
+    out_of_range: u64,
+}
+
+/// Whether two records of one block say the same thing, so that the later replaces the earlier.
+fn same_place(a: &Record, b: &Record) -> bool {
+    match (a, b) {
+        (Record::Put { .. }, Record::Put { .. }) | (Record::Head { .. }, Record::Head { .. }) => {
+            true
+        }
+        (Record::Part { index: a, .. }, Record::Part { index: b, .. }) => a == b,
+        _ => false,
+    }
+}
+
+impl Replay {
+    pub(crate) fn new(units: u32) -> Replay {
+        Replay { slots: Vec::new(), blocks: HashMap::default(), units }
+    }
+
+    pub(crate) fn apply(&mut self, record: Record) {
+        let chain = self.blocks.entry(record.block()).or_default();
+        if let Record::Remove { .. } = record {
+            chain.removed = true;
+            for slot in chain.slots.drain(..) {
+                self.slots[slot as usize] = None;
+            }
+            return;
+        }
+        let slots = &mut self.slots;
+        chain.slots.retain(|slot| {
+            let earlier = &mut slots[*slot as usize];
+            let replaced = earlier.as_ref().is_none_or(|earlier| same_place(earlier, &record));
+            if replaced {
+                *earlier = None;
+            }
+            !replaced
+        });
+        chain.slots.push(slots.len() as u32);
+        slots.push(Some(record));
+    }
+
+    /// The log is at its end: of records that name the same units, the later ones stand.
+    pub(crate) fn log_done(mut self) -> Merge {
+        let mut taken = Allocator::new(self.units);
+        let (mut conflicts, mut out_of_range) = (0, 0);
+        for slot in self.slots.iter_mut().rev() {
+            let Some(extent) = slot.as_ref().and_then(Record::extent) else { continue };
+            match taken.mark(extent) {
+                Ok(()) => {}
+                Err(MarkError::Taken { .. }) => {
+                    conflicts += 1;
+                    *slot = None;
+                }
+                Err(MarkError::OutOfRange { .. }) => {
+                    out_of_range += 1;
+                    *slot = None;
+                }
+            }
+        }
+        Merge { log: self, base: Vec::new(), taken, conflicts, out_of_range }
+    }
+}
+
+impl Merge {
+    /// Takes one record of the checkpoint.
+    pub(crate) fn base(&mut self, record: Record) {
+        if let Some(chain) = self.log.blocks.get(&record.block()) {
+            let replaced = |slot: &u32| {
+                // A slot emptied by a conflict still stands for the later record of the block.
+                self.log.slots[*slot as usize]
+                    .as_ref()
+                    .is_none_or(|later| same_place(later, &record))
+            };
+            if chain.removed || chain.slots.iter().any(replaced) {
+                return;
+            }
+        }
+        if let Some(extent) = record.extent() {
+            match self.taken.mark(extent) {
+                Ok(()) => {}
+                Err(MarkError::Taken { .. }) => {
+                    self.conflicts += 1;
+                    return;
+                }
+                Err(MarkError::OutOfRange { .. }) => {
+                    self.out_of_range += 1;
+                    return;
+                }
+            }
+        }
+        self.base.push(record);
+    }
+
+    pub(crate) fn conflicts(&self) -> u64 {
+        self.conflicts
+    }
+
+    pub(crate) fn out_of_range(&self) -> u64 {
+        self.out_of_range
+    }
+
+    /// What lives: the checkpoint's records in their order, then the log's in theirs.
+    pub(crate) fn live(self) -> Vec<Record> {
+        let mut live = self.base;
+        live.extend(self.log.slots.into_iter().flatten());
+        live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{KeyBytes, UnitRange};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn id(hash: u8) -> BlockId {
+        BlockId { hash: u128::from(hash), generation: 1 }
+    }
+
+    fn put(hash: u8, start: u32, crc: u32) -> Record {
+        Record::Put {
+            block: id(hash),
+            key: KeyBytes::new("", "", &[hash]).unwrap(),
+            extent: UnitRange { start, count: 1 },
+            length: 1,
+            crc,
+            expires: 0,
+            flags: 0,
+        }
+    }
+
+    fn part(hash: u8, index: u16, start: u32) -> Record {
+        let extent = UnitRange { start, count: 1 };
+        Record::Part { block: id(hash), index, extent, length: 1, crc: 0 }
+    }
+
+    fn recover(base: &[Record], log: &[Record]) -> Merge {
+        let mut replay = Replay::new(1000);
+        log.iter().cloned().for_each(|record| replay.apply(record));
+        let mut merge = replay.log_done();
+        base.iter().cloned().for_each(|record| merge.base(record));
+        merge
+    }
+
+    #[test]
+    fn a_remove_takes_all_parts_and_a_later_record_brings_the_block_back() {
+        let remove = Record::Remove { block: id(1) };
+        let base = [part(1, 0, 0), part(2, 0, 9)];
+        let log = [part(1, 1, 1), remove, part(1, 2, 2)];
+        assert_eq!(recover(&base, &log).live(), [part(2, 0, 9), part(1, 2, 2)]);
+    }
+
+    #[test]
+    fn replaying_what_the_snapshot_knew_changes_nothing() {
+        let base = [put(1, 0, 7), part(2, 0, 1), part(2, 1, 2)];
+        let log = [put(1, 0, 7), part(2, 1, 2)];
+        let mut live = recover(&base, &log).live();
+        live.sort_by_key(|record| record.extent().map(|extent| extent.start));
+        assert_eq!(live, base);
+    }
+
+    #[test]
+    fn of_two_records_with_the_same_unit_the_later_stands() {
+        let merge =
+            recover(&[put(1, 5, 0), put(2, 6, 0)], &[put(3, 6, 0), put(4, 8, 0), put(5, 8, 0)]);
+        assert_eq!(merge.conflicts(), 2);
+        assert_eq!(merge.live(), [put(1, 5, 0), put(3, 6, 0), put(5, 8, 0)]);
+        let merge = recover(&[put(1, 1000, 0)], &[put(2, 4000, 0)]);
+        assert_eq!((merge.out_of_range(), merge.live()), (2, vec![]));
+    }
+
+    proptest! {
+        /// Splitting a history anywhere into checkpoint and log, with any overlap between them, gives
+        /// what applying all of it in order gives.
+        #[test]
+        fn any_split_into_checkpoint_and_log_gives_the_same(
+            steps in prop::collection::vec((0u8..6, any::<bool>()), 0..60),
+            start in any::<prop::sample::Index>(),
+            snapshot in any::<prop::sample::Index>(),
+        ) {
+            let history: Vec<Record> = steps.iter().enumerate().map(|(at, (hash, is_put))| {
+                if *is_put { put(*hash, u32::from(*hash), at as u32) } else { Record::Remove { block: id(*hash) } }
+            }).collect();
+            let state = |upto: usize| {
+                let mut state = BTreeMap::new();
+                for record in &history[..upto] {
+                    match record {
+                        Record::Remove { block } => { state.remove(block); }
+                        record => { state.insert(record.block(), record.clone()); }
+                    }
+                }
+                state
+            };
+            let start = start.index(history.len() + 1);
+            let snapshot = start + snapshot.index(history.len() + 1 - start);
+            let base: Vec<Record> = state(snapshot).into_values().collect();
+            let mut live = recover(&base, &history[start..]).live();
+            live.sort_by_key(Record::block);
+            prop_assert_eq!(live, state(history.len()).into_values().collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Walking the log from a checkpoint's start to its end.
+//!
+//! The ring is read in windows of up to a MiB. A page the drive cannot read counts as empty, so that
+//! one bad sector costs one frame; only when a whole window cannot be read does the walk give up.
+
+use std::cmp::Ordering;
+
+use memkv_block::{Io, IoBuf, IoError};
+use memkv_dma::{Class, DmaBuf};
+
+use crate::frame::{self, FRAME_ALIGN, FRAME_HEADER, FRAME_MAX, FrameError, FrameHeader};
+use crate::record::Record;
+use crate::recovery::decision::{Decision, Header, Order, Origin, Sight, decide};
+use crate::recovery::{Means, RecoveryReport};
+use crate::superblock::{CheckpointRef, Start};
+
+/// How far beyond a damaged frame a later one is looked for.
+pub(crate) const LOOK_AHEAD: u64 = 1 << 20;
+const WINDOW: u64 = 1 << 20;
+const PAGE: u64 = FRAME_ALIGN as u64;
+
+/// Where the log ends: the next frame gets this sequence and this position.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LogEnd {
+    pub(crate) sequence: u64,
+    pub(crate) position: u64,
+    pub(crate) generation_high: u64,
+    pub(crate) clock_high: u64,
+}
+
+/// What the walk met.
+pub(crate) struct Scan {
+    pub(crate) end: LogEnd,
+    pub(crate) report: RecoveryReport,
+}
+
+/// Reads the log that follows the checkpoint `from`; hands every record to `each`, in order.
+pub(crate) async fn scan(
+    means: &Means<'_>,
+    from: CheckpointRef,
+    mut each: impl FnMut(Record),
+) -> Result<Scan, IoError> {
+    let mut walk = Walk::new(means, from).await;
+    loop {
+        let (seen, header) = walk.look().await?;
+        match decide(&seen.sight).decision {
+            Decision::Accept => {
+                let header = header.expect("an accepted frame has a header");
+                walk.accept(&header, seen.records, &mut each);
+            }
+            Decision::Skip => {
+                let later = seen.later.expect("a log goes on only at a later frame");
+                walk.report.damaged_frames += later.sequence - walk.end.sequence;
+                walk.end.sequence = later.sequence;
+                walk.end.position = later.position;
+            }
+            Decision::End => return Ok(walk.finish(false)),
+            Decision::EndTorn => return Ok(walk.finish(true)),
+        }
+    }
+}
+
+/// What is at the position, and what was found beyond it.
+struct Seen {
+    sight: Sight,
+    records: Vec<Record>,
+    later: Option<FrameHeader>,
+}
+
+struct Walk<'a> {
+    means: &'a Means<'a>,
+    /// The log cannot be longer than the ring.
+    limit: u64,
+    end: LogEnd,
+    /// Incarnation of the last frame taken; rules for frames older than every start known.
+    last_incarnation: u64,
+    window: Window,
+    report: RecoveryReport,
+}
+
+impl<'a> Walk<'a> {
+    async fn new(means: &'a Means<'a>, from: CheckpointRef) -> Walk<'a> {
+        let ring = means.superblock.layout.ring_bytes;
+        let window = Window::new(means).await;
+        Walk {
+            means,
+            limit: from.start_position + ring,
+            end: LogEnd {
+                sequence: from.start_sequence,
+                position: from.start_position,
+                generation_high: 0,
+                clock_high: 0,
+            },
+            last_incarnation: 0,
+            window,
+            report: RecoveryReport::default(),
+        }
+    }
+
+    fn finish(mut self, torn: bool) -> Scan {
+        self.report.torn_tail = torn;
+        self.report.unreadable_pages = self.window.unreadable;
+        Scan { end: self.end, report: self.report }
+    }
+
+    fn accept(
+        &mut self,
+        header: &FrameHeader,
+        records: Vec<Record>,
+        each: &mut impl FnMut(Record),
+    ) {
+        self.report.frames += 1;
+        self.report.records += records.len() as u64;
+        records.into_iter().for_each(each);
+        self.end.sequence += 1;
+        self.end.position += u64::from(header.span);
+        self.end.generation_high = self.end.generation_high.max(header.generation_high);
+        self.end.clock_high = self.end.clock_high.max(header.clock_high);
+        self.last_incarnation = header.incarnation;
+    }
+
+    /// Looks at the page where the next frame should be and, when it is not there, beyond it.
+    async fn look(&mut self) -> Result<(Seen, Option<FrameHeader>), IoError> {
+        let mut sight = Sight {
+            header: Header::None,
+            here: false,
+            order: Order::Lower,
+            origin: Origin::Older,
+            body: false,
+            later: false,
+        };
+        let (mut records, mut found) = (Vec::new(), None);
+        if self.end.position < self.limit {
+            let at = self.end.position;
+            match self.header_at(at).await? {
+                Ok(header) => {
+                    sight.header = Header::Whole;
+                    sight.here = header.position == at;
+                    sight.order = match header.sequence.cmp(&self.end.sequence) {
+                        Ordering::Less => Order::Lower,
+                        Ordering::Equal => Order::Expected,
+                        Ordering::Greater => Order::Higher,
+                    };
+                    sight.origin = self.origin(&header);
+                    if sight.here && sight.order == Order::Expected && sight.origin == Origin::Own {
+                        let body = self.body(&header).await?;
+                        sight.body = body.is_some();
+                        records = body.unwrap_or_default();
+                    }
+                    found = Some(header);
+                }
+                Err(FrameError::Magic | FrameError::Short) => {}
+                Err(_) => sight.header = Header::Broken,
+            }
+        }
+        let later = if sight.body { None } else { self.later().await? };
+        sight.later = later.is_some();
+        Ok((Seen { sight, records, later }, found))
+    }
+
+    /// The first whole frame that the log could go on with, up to [`LOOK_AHEAD`] beyond the position.
+    async fn later(&mut self) -> Result<Option<FrameHeader>, IoError> {
+        let mut at = self.end.position + PAGE;
+        let limit = self.limit.min(self.end.position + LOOK_AHEAD);
+        while at < limit {
+            if let Ok(header) = self.header_at(at).await?
+                && self.goes_on(&header, at)
+                && self.body(&header).await?.is_some()
+            {
+                return Ok(Some(header));
+            }
+            at += PAGE;
+        }
+        Ok(None)
+    }
+
+    /// Whether a frame found at `at` can be one of this log, beyond the expected one.
+    fn goes_on(&self, header: &FrameHeader, at: u64) -> bool {
+        let missing = header.sequence.saturating_sub(self.end.sequence);
+        let distance = at - self.end.position;
+        header.position == at
+            && missing > 0
+            && missing <= distance / PAGE
+            && self.origin(header) == Origin::Own
+            && header.incarnation >= self.last_incarnation
+    }
+
+    fn origin(&self, header: &FrameHeader) -> Origin {
+        origin(
+            &self.means.superblock.starts,
+            self.last_incarnation,
+            header.sequence,
+            header.incarnation,
+        )
+    }
+
+    /// The header on the page at `position`, once it is of this drive.
+    async fn header_at(
+        &mut self,
+        position: u64,
+    ) -> Result<Result<FrameHeader, FrameError>, IoError> {
+        let drive = self.means.superblock.identity.drive;
+        let room = self.window.room(position);
+        let page = self.window.bytes(self.means, position, FRAME_HEADER).await?;
+        Ok(frame::parse_header(page).and_then(|header| {
+            if header.drive != drive {
+                // Left by an earlier format of the same drive.
+                return Err(FrameError::Magic);
+            }
+            // A frame never crosses the end of the ring.
+            if u64::from(header.span) > room { Err(FrameError::Header) } else { Ok(header) }
+        }))
+    }
+
+    /// The frame's records, or `None` when its body is damaged.
+    async fn body(&mut self, header: &FrameHeader) -> Result<Option<Vec<Record>>, IoError> {
+        let len = FRAME_HEADER + header.body_len as usize;
+        let bytes = self.window.bytes(self.means, header.position, len).await?;
+        let mut records = Vec::with_capacity(header.records.min(4096) as usize);
+        let parsed = frame::parse_body(header, bytes, |record| records.push(record));
+        Ok(parsed.is_ok().then_some(records))
+    }
+}
+
+/// Who wrote a frame, beside who owns its sequence: the last incarnation that started at or before it.
+fn origin(starts: &[Start], last: u64, sequence: u64, incarnation: u64) -> Origin {
+    let owner = starts.iter().rev().find(|start| start.first_sequence <= sequence);
+    let (least, most) = match owner {
+        Some(owner) => (owner.incarnation, owner.incarnation),
+        // Older than every start the superblock still names: incarnations must not fall.
+        None => (last, starts.first().map_or(u64::MAX, |first| first.incarnation - 1)),
+    };
+    if incarnation < least {
+        Origin::Older
+    } else if incarnation > most {
+        Origin::Beyond
+    } else {
+        Origin::Own
+    }
+}
+
+/// A stretch of the ring in memory.
+struct Window {
+    buf: Option<DmaBuf>,
+    ring_offset: u64,
+    ring_bytes: u64,
+    size: u64,
+    position: u64,
+    len: u64,
+    unreadable: u64,
+}
+
+impl Window {
+    async fn new(means: &Means<'_>) -> Window {
+        let layout = &means.superblock.layout;
+        let size = WINDOW.min(layout.ring_bytes.next_power_of_two()).max(FRAME_MAX as u64);
+        let buf = means.pool.allocate_wait(Class::Checkpoint, size as usize).await;
+        let (ring_offset, ring_bytes) = (layout.ring_offset, layout.ring_bytes);
+        Window { buf: Some(buf), ring_offset, ring_bytes, size, position: 0, len: 0, unreadable: 0 }
+    }
+
+    /// Bytes from `position` to the end of its lap.
+    fn room(&self, position: u64) -> u64 {
+        self.ring_bytes - position % self.ring_bytes
+    }
+
+    /// The `len` bytes of ring at `position`, which do not cross the end of the ring.
+    async fn bytes(
+        &mut self,
+        means: &Means<'_>,
+        position: u64,
+        len: usize,
+    ) -> Result<&[u8], IoError> {
+        let end = position + len as u64;
+        if position < self.position || end > self.position + self.len {
+            self.load(means, position).await?;
+        }
+        let at = (position - self.position) as usize;
+        let buf = self.buf.as_ref().expect("the buffer is away only while it is read into");
+        Ok(&buf.as_slice()[at..at + len])
+    }
+
+    async fn load(&mut self, means: &Means<'_>, position: u64) -> Result<(), IoError> {
+        let len = self.size.min(self.room(position)) as usize;
+        let offset = self.ring_offset + position % self.ring_bytes;
+        let buf = self.buf.take().expect("one window is read at a time");
+        let (result, mut buf) = memkv_block::read(means.queue, offset, len, buf).await;
+        if result.is_err() {
+            let (unreadable, back) = read_pages(means, offset, len, buf).await;
+            buf = back;
+            self.unreadable += unreadable?;
+        }
+        self.buf = Some(buf);
+        (self.position, self.len) = (position, len as u64);
+        means.local.yield_now().await;
+        Ok(())
+    }
+}
+
+/// Reads page by page what could not be read at once. Pages that cannot be read are zeros; returns
+/// how many. Fails when no page can be read.
+async fn read_pages(
+    means: &Means<'_>,
+    offset: u64,
+    len: usize,
+    mut buf: DmaBuf,
+) -> (Result<u64, IoError>, DmaBuf) {
+    let mut unreadable = 0;
+    for at in (0..len).step_by(FRAME_ALIGN) {
+        let io = Io::read(offset + at as u64, FRAME_ALIGN, buf).at(at);
+        let done = means.queue.submit(io).await;
+        let back = done.buf.and_then(IoBuf::into_exclusive);
+        buf = back.expect("a buffer comes back with its completion");
+        if let Err(error) = done.result {
+            buf.as_mut_slice()[at..at + FRAME_ALIGN].fill(0);
+            unreadable += 1;
+            if unreadable == len / FRAME_ALIGN {
+                return (Err(error), buf);
+            }
+        }
+    }
+    (Ok(unreadable as u64), buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_belongs_to_the_last_incarnation_that_started_at_or_before_it() {
+        let start = |incarnation, first_sequence| Start { incarnation, first_sequence };
+        let starts = [start(5, 100), start(7, 140), start(8, 141)];
+        for (sequence, incarnation, expected) in [
+            (100, 5, Origin::Own),
+            (139, 5, Origin::Own),
+            (140, 5, Origin::Older),
+            (140, 7, Origin::Own),
+            (140, 8, Origin::Beyond),
+            (500, 7, Origin::Older),
+            (500, 8, Origin::Own),
+            (500, 9, Origin::Beyond),
+            // Before every start known: at least the last one met, and below the first known.
+            (99, 3, Origin::Own),
+            (99, 4, Origin::Own),
+            (99, 2, Origin::Older),
+            (99, 5, Origin::Beyond),
+        ] {
+            assert_eq!(
+                origin(&starts, 3, sequence, incarnation),
+                expected,
+                "{sequence} {incarnation}"
+            );
+        }
+    }
+}
