@@ -74,8 +74,10 @@ pub(crate) struct Log<T> {
     head: u64,
     next_sequence: u64,
     waiting: VecDeque<Waiting<T>>,
-    /// Ring bytes the waiting calls take when each gets a frame of its own.
-    waiting_bytes: u64,
+    /// Ring bytes the waiting calls take: they are packed from the front, as many a frame as fit.
+    waiting_span: u64,
+    /// Body bytes of the last frame of that packing, which the next call may join.
+    open_body: usize,
     /// Frames from the oldest in use to the last; `calls` may be 0 inside.
     in_use: VecDeque<InUse>,
     /// No checkpoint of the live records takes more than this.
@@ -97,7 +99,8 @@ impl<T> Log<T> {
             head: head.position,
             next_sequence: head.sequence,
             waiting: VecDeque::new(),
-            waiting_bytes: 0,
+            waiting_span: 0,
+            open_body: 0,
             in_use: VecDeque::new(),
             usage,
             usage_base: usage,
@@ -110,7 +113,7 @@ impl<T> Log<T> {
     /// Ring bytes neither used nor promised. One frame is kept for the end of the lap, which a frame
     /// that does not fit there leaves unused.
     fn room(&self) -> u64 {
-        let taken = self.head - self.start + self.waiting_bytes + self.bounds.frame_max as u64;
+        let taken = self.head - self.start + self.waiting_span + self.bounds.frame_max as u64;
         self.bounds.ring_bytes.saturating_sub(taken)
     }
 
@@ -134,7 +137,7 @@ impl<T> Log<T> {
     /// Whether a checkpoint is due: half the ring is used, or the columns look full and a checkpoint
     /// would tell how full they are.
     pub(crate) fn wants_checkpoint(&self) -> bool {
-        if self.head - self.start + self.waiting_bytes >= self.bounds.ring_bytes / 2 {
+        if self.head - self.start + self.waiting_span >= self.bounds.ring_bytes / 2 {
             return true;
         }
         let (limits, base) = (self.bounds.limits, self.usage_base);
@@ -161,13 +164,13 @@ impl<T> Log<T> {
             let BlockId { generation: this, .. } = record.block();
             generation = generation.max(this);
         }
-        let span = span_of(bytes);
         let frees_only = usage == Usage::default();
         let reserve = if frees_only { 0 } else { self.remove_reserve() };
-        let refusal = if span > self.bounds.frame_max {
+        let (open_body, grows) = self.join(bytes);
+        let refusal = if span_of(bytes) > self.bounds.frame_max {
             let limit = self.bounds.frame_max - crate::frame::FRAME_HEADER;
             Some(Refusal::TooLarge { bytes, limit })
-        } else if self.room() < span as u64 + reserve {
+        } else if self.room() < grows + reserve {
             Some(Refusal::RingFull)
         } else if !frees_only && !(self.usage + usage).fits(self.bounds.limits) {
             Some(Refusal::CheckpointFull)
@@ -181,32 +184,45 @@ impl<T> Log<T> {
         self.usage_since += usage;
         self.removes += removes;
         self.generation_high = self.generation_high.max(generation);
-        self.waiting_bytes += span as u64;
+        (self.open_body, self.waiting_span) = (open_body, self.waiting_span + grows);
         self.waiting.push_back(Waiting { records, bytes, ticket, usage });
         Ok(())
     }
 
+    /// The body of the last waiting frame once `bytes` more have joined it, or have begun a frame of
+    /// their own; and the ring bytes that takes.
+    fn join(&self, bytes: usize) -> (usize, u64) {
+        let joined = self.open_body + bytes;
+        if self.waiting.is_empty() || span_of(joined) > self.bounds.frame_max {
+            return (bytes, span_of(bytes) as u64);
+        }
+        (joined, (span_of(joined) - span_of(self.open_body)) as u64)
+    }
+
     /// Decides the next write and takes the calls that ride in it: as many as fit, in order.
     pub(crate) fn next(&mut self) -> Next<T> {
-        let Some(first) = self.waiting.front() else { return Next::Nothing };
+        if self.waiting.is_empty() {
+            return Next::Nothing;
+        }
+        let (mut count, mut body) = (0, 0);
+        while let Some(call) = self.waiting.get(count)
+            && span_of(body + call.bytes) <= self.bounds.frame_max
+        {
+            body += call.bytes;
+            count += 1;
+        }
+        assert!(count > 0, "a call that fits no frame is refused");
+        let (position, span) = (self.head, span_of(body) as u64);
         let lap_rest = self.bounds.ring_bytes - self.head % self.bounds.ring_bytes;
-        let position = self.head;
-        if span_of(first.bytes) as u64 > lap_rest {
+        if span > lap_rest {
             let sequence = self.advance(lap_rest, 0, Usage::default());
             return Next::Filler { sequence, position, span: lap_rest as usize };
         }
-        let most = (self.bounds.frame_max as u64).min(lap_rest) as usize;
-        let (mut calls, mut body, mut usage) = (Vec::new(), 0, Usage::default());
-        while let Some(call) = self.waiting.front()
-            && span_of(body + call.bytes) <= most
-        {
-            body += call.bytes;
-            usage += call.usage;
-            self.waiting_bytes -= span_of(call.bytes) as u64;
-            calls.extend(self.waiting.pop_front());
-        }
-        assert!(!calls.is_empty(), "the first call fits");
-        let sequence = self.advance(span_of(body) as u64, calls.len() as u32, usage);
+        let calls: Vec<Waiting<T>> = self.waiting.drain(..count).collect();
+        let usage = calls.iter().fold(Usage::default(), |sum, call| sum + call.usage);
+        self.waiting_span -= span;
+        assert_eq!(self.waiting.is_empty(), self.waiting_span == 0, "the packing is exact");
+        let sequence = self.advance(span, count as u32, usage);
         Next::Frame { sequence, position, body, calls }
     }
 
@@ -260,7 +276,7 @@ impl<T> Log<T> {
 
     /// All calls that wait, given up: the drive failed.
     pub(crate) fn drain(&mut self) -> Vec<Waiting<T>> {
-        self.waiting_bytes = 0;
+        self.waiting_span = 0;
         self.waiting.drain(..).collect()
     }
 
@@ -404,7 +420,7 @@ mod tests {
     fn full_columns_refuse_puts_and_a_checkpoint_tells_the_truth() {
         let mut log = log();
         let mut count = 0;
-        while log.admit((0..20).map(|hash| put(hash, 512)).collect(), 0).is_ok() {
+        while log.admit((0..10).map(|hash| put(hash, 512)).collect(), 0).is_ok() {
             for (sequence, _, calls) in write_all(&mut log) {
                 calls.iter().for_each(|_| log.applied(sequence));
             }
@@ -413,9 +429,9 @@ mod tests {
                 let start = log.begin_checkpoint();
                 log.end_checkpoint(start, log.usage());
             }
-            count += 20;
+            count += 10;
         }
-        assert_eq!(count, 180, "194 keys of 514 bytes fill 100 kB");
+        assert_eq!(count, 190, "194 keys of 514 bytes fill 100 kB");
         assert!(!log.room_for_put());
         log.admit(vec![remove(3)], 0).unwrap();
         assert!(log.wants_checkpoint(), "something was removed: a checkpoint may make room");
