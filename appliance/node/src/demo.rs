@@ -12,7 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::style::{ContentArrangement, presets};
+use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use memkv_admin_api::size::short_size;
 use memkv_client::{Client, Config as ClientConfig};
@@ -262,7 +263,7 @@ fn free_ports() -> Result<SocketAddr, AnyError> {
 
 fn print_table(phases: &[(&str, &ReplayReport)]) {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header([
         "part", "turns", "blocks", "prefix hits", "stored", "fetched", "GiB/s", "get p50/p99",

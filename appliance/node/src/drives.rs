@@ -9,13 +9,17 @@ use std::time::{Duration, Instant};
 use memkv_block::{BlockDevice, BlockQueue, IoError, OpenError, OpenOptions};
 use memkv_dma::{Class, Pool};
 use memkv_journal::{
-    FormatError, FormatOptions, Identity, Journal, NodeUuid, OpenError as JournalError, Superblock,
+    FormatError, FormatOptions, Identity, NodeUuid, OpenError as JournalError, ReadError,
+    Superblock,
 };
 use memkv_poller::Local;
 use memkv_store::{EvictionConfig, Lru, RecoverError, RecoveredDrive, Store, StoreConfig};
 use uuid::Uuid;
 
 use crate::config::{Config, Drive};
+
+/// Told how far the preallocation of a new file has come: name, bytes done, bytes in all.
+pub type Progress = Rc<dyn Fn(&str, u64, u64)>;
 
 /// Why the drives of a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,15 @@ pub enum DrivesError {
         #[source]
         source: FormatError,
     },
+    /// Its superblock cannot be used.
+    #[error("cannot use drive {name}")]
+    Superblock {
+        /// Its path.
+        name: String,
+        /// Why.
+        #[source]
+        source: ReadError,
+    },
     /// What is on the drive cannot be used.
     #[error("cannot recover drive {name}")]
     Recover {
@@ -127,15 +140,15 @@ pub struct OpenStore {
 pub fn open_devices(
     config: &Config,
     pool: &Pool,
-    progress: &dyn Fn(&str, u64, u64),
+    progress: &Progress,
 ) -> Result<Vec<Arc<dyn BlockDevice>>, DrivesError> {
     let hugepages = config.memory.hugepages.into();
     let open = |media: &PathBuf, size: Option<u64>| {
         let name = media.display().to_string();
-        let report = |done: u64, total: u64| progress(&name, done, total);
+        let (shown, progress) = (name.clone(), progress.clone());
         let mut options = OpenOptions::new(media, pool.clone());
         options.size = size;
-        options.progress = Some(&report);
+        options.progress = Some(Box::new(move |done, total| progress(&shown, done, total)));
         memkv_block::open(options)
             .map_err(|source| DrivesError::Open { name: name.clone(), source })
     };
@@ -183,11 +196,11 @@ pub async fn open_store(
     let mut drives = Vec::with_capacity(opened.len());
     let mut recoveries = Vec::with_capacity(opened.len());
     let mut incarnation = 0;
-    let node = superblocks[0].node.0;
+    let node = superblocks[0].identity.node.0;
     for (drive, superblock) in opened.iter().zip(superblocks) {
         let began = Instant::now();
         let (journal, recovered) =
-            Journal::open(drive.queue.clone(), &local, pool.clone(), superblock).await.map_err(
+            memkv_journal::open(drive.queue.clone(), &local, pool.clone(), superblock).await.map_err(
                 |source| DrivesError::Recover { name: drive.name.clone(), source },
             )?;
         let recovery = Recovery {
@@ -232,9 +245,9 @@ async fn superblocks(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, 
         let geometry = drive.device.geometry();
         match memkv_journal::read_superblock(&*drive.queue, &geometry, pool).await {
             Ok(superblock) => found.push(Some(superblock)),
-            Err(JournalError::NotFormatted) => found.push(None),
+            Err(ReadError::NotFormatted) => found.push(None),
             Err(source) => {
-                return Err(DrivesError::Recover { name: drive.name.clone(), source });
+                return Err(DrivesError::Superblock { name: drive.name.clone(), source });
             }
         }
     }
@@ -289,10 +302,10 @@ async fn check_blank(drive: &Opened, pool: &Pool) -> Result<(), DrivesError> {
 }
 
 fn check_members(opened: &[Opened], superblocks: &[Superblock]) -> Result<(), DrivesError> {
-    let epoch = superblocks.iter().map(|s| s.epoch).max().expect("at least one drive");
-    let newest = superblocks.iter().position(|s| s.epoch == epoch).expect("just found");
-    let members = &superblocks[newest].members;
-    let all_here = members.iter().all(|member| superblocks.iter().any(|s| s.drive == *member));
+    let epoch = superblocks.iter().map(|s| s.identity.epoch).max().expect("at least one drive");
+    let newest = superblocks.iter().position(|s| s.identity.epoch == epoch).expect("just found");
+    let members = &superblocks[newest].identity.members;
+    let all_here = members.iter().all(|member| superblocks.iter().any(|s| s.identity.drive == *member));
     if !all_here || members.len() != superblocks.len() {
         return Err(DrivesError::Missing {
             name: opened[newest].name.clone(),

@@ -123,7 +123,7 @@ impl Node {
     /// [`StartError`]; nothing keeps running then.
     pub fn start(
         config: Config,
-        progress: &dyn Fn(&str, u64, u64),
+        progress: &drives::Progress,
     ) -> Result<Self, StartError> {
         let pool = Pool::new(PoolConfig {
             size: config.memory.max_size,

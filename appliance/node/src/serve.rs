@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use memkv_admin_http::AdminServer;
@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::cli::{Exit, StartArgs};
 use crate::config::Config;
+use crate::drives::Progress;
 use crate::logging;
 use crate::node::Node;
 use crate::paths::ThisMachine;
@@ -85,14 +86,14 @@ fn admin_address(data: SocketAddr) -> SocketAddr {
 }
 
 /// Shows the preallocation of new files: a bar on a terminal, else a log line now and then.
-fn preallocation() -> impl Fn(&str, u64, u64) {
+fn preallocation() -> Progress {
     let bar = std::io::stderr().is_terminal().then(|| {
         let style = "{msg} {bar:30} {bytes}/{total_bytes}";
         let bar = ProgressBar::new(0);
         bar.set_style(ProgressStyle::with_template(style).expect("a good template"));
-        Arc::new(bar)
+        bar
     });
-    move |name, done, total| match &bar {
+    Rc::new(move |name: &str, done, total| match &bar {
         Some(bar) => {
             bar.set_message(format!("preallocating {name}"));
             bar.set_length(total);
@@ -103,7 +104,7 @@ fn preallocation() -> impl Fn(&str, u64, u64) {
         }
         None if done == total => tracing::info!(drive = name, bytes = total, "preallocated"),
         None => {}
-    }
+    })
 }
 
 /// An error and its sources in one line.

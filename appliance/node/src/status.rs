@@ -166,7 +166,7 @@ impl Shared {
     fn memory_row(&self) -> api::MemoryStatus {
         let stats = self.pool.stats();
         let (backing, backing_reason) = match self.pool.backing() {
-            Backing::Huge2M => (api::PoolBacking::Hugepages, None),
+            Backing::Huge2M => (api::PoolBacking::Hugepages2M, None),
             Backing::Ordinary { reason } => {
                 (api::PoolBacking::OrdinaryPages, Some(reason.to_string()))
             }

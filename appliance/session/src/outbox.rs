@@ -11,7 +11,7 @@ use std::rc::Rc;
 use memkv_dma::DmaRef;
 use memkv_net::{Connection, PayloadRef, SendOp, push};
 use memkv_poller::Instant;
-use memkv_poller::local::Event;
+use memkv_poller::local::{Event, LocalPermit};
 use memkv_store::ReadLease;
 use memkv_wire::{Header, Sealer};
 
@@ -26,9 +26,11 @@ pub struct Reply {
     pub meta: Vec<u8>,
     pub payload: Vec<DmaRef>,
     /// Keeps the payload where it is.
+    #[expect(dead_code, reason = "held until the reply is sent, never read")]
     pub lease: Option<ReadLease>,
     /// The share of the connection's sending budget.
-    pub budget: Option<memkv_poller::local::LocalPermit>,
+    #[expect(dead_code, reason = "held until the reply is sent, never read")]
+    pub budget: Option<LocalPermit>,
     pub ready: Instant,
 }
 

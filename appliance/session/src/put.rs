@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use memkv_dma::{Class, DmaBuf};
 use memkv_poller::Instant;
-use memkv_store::{KeyHash, Mode, Refusal, ReserveRequest};
+use memkv_store::{CommitError, KeyHash, Mode, Refusal, ReserveRequest};
 use memkv_wire as wire;
 use memkv_wire::{
     CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_INLINE, MetaError, Opener,
@@ -231,6 +231,7 @@ impl Session {
                 context.counters.write_bytes.add(length);
                 replies::stored(length, stored.generation)
             }
+            Err(Some(CommitError::Refused(refusal))) => replies::refusal(&refusal, length),
             Err(_) => replies::item(Status::IoError),
         }
     }

@@ -27,6 +27,7 @@ impl Store {
     /// before the start is in the copy, every later one is replayed. A block that was unpublished
     /// but whose removal is not durable yet is left out, which is that removal.
     async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
+        let _one = self.checkpointing.acquire(1).await;
         let drive = self.drive(id);
         let start = drive.journal.begin_checkpoint();
         let records = self.records_on(id);
@@ -37,6 +38,7 @@ impl Store {
             Ok(()) => self.counters.checkpoints.bump(),
             Err(error) => self.drive_failed(id, &error),
         }
+        self.checkpoint_done.notify_all();
     }
 
     fn records_on(&self, id: DriveId) -> Vec<Record> {

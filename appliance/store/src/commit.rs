@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use memkv_journal::{Applied, BlockId, PartRef, Record};
+use memkv_journal::{Applied, BlockId, DriveUuid, JournalError, PartRef, Record};
 
 use crate::block::{Block, MissReason, Slot};
 use crate::remember::Outcome;
 use crate::reserve::Pending;
-use crate::{DriveId, Store};
+use crate::{DriveId, Refusal, Store};
 
 /// A put that is durable and visible.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -17,14 +17,15 @@ pub struct Stored {
 }
 
 /// The records did not become durable; the block is not stored.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CommitError {
     /// A drive's journal failed; the drive is offline now.
-    #[error("the journal of drive {} failed", drive.0)]
     DriveFailed {
         /// Which drive.
         drive: DriveId,
     },
+    /// A journal had no room: `Busy` until its next checkpoint, or `Full`.
+    Refused(Refusal),
 }
 
 /// Records by drive, in order of drives.
@@ -54,9 +55,9 @@ impl Store {
         let leaving = self.joins_frame(&block, &mut plan);
         let applied = match self.append_all(plan).await {
             Ok(applied) => applied,
-            Err(drive) => {
+            Err(error) => {
                 self.undo(block).await;
-                return Err(CommitError::DriveFailed { drive });
+                return Err(error);
             }
         };
         self.counters.commit_wait.record(self.local.now().saturating_duration_since(began));
@@ -71,7 +72,8 @@ impl Store {
 
         match older {
             Some(older) if leaving == Some(older) => self.free_when_unread(older),
-            Some(older) => self.remove_durably(older).await,
+            // Not durable only when its drive failed just now: then the older block is lost with it.
+            Some(older) => drop(self.remove_durably(older).await),
             None => {}
         }
         let now = self.local.now();
@@ -118,9 +120,9 @@ impl Store {
         Some(older)
     }
 
-    /// Appends to all journals at once and waits for all. On a failure the drive goes offline and
-    /// its id is returned; the others have then settled too.
-    pub(crate) async fn append_all(self: &Rc<Self>, plan: Plan) -> Result<Vec<Applied>, DriveId> {
+    /// Appends a put's records to all journals at once and waits for all. A drive whose journal
+    /// fails goes offline.
+    async fn append_all(self: &Rc<Self>, plan: Plan) -> Result<Vec<Applied>, CommitError> {
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
             self.counters.appends.bump();
@@ -131,27 +133,72 @@ impl Store {
         for (drive, wait) in waits {
             match wait.await {
                 Ok(guard) => applied.push(guard),
-                Err(error) => {
-                    self.drive_failed(drive, &error);
-                    failed = Some(drive);
-                }
+                Err(error) => failed = Some(self.append_failed(drive, &error)),
             }
-            if self.drive(drive).online() && self.drive(drive).journal.wants_checkpoint() {
-                self.checkpoint_now.notify_all();
-            }
+            self.watch_ring(drive);
         }
-        match failed {
-            None => Ok(applied),
-            Some(drive) => Err(drive),
+        failed.map_or(Ok(applied), Err)
+    }
+
+    fn append_failed(self: &Rc<Self>, drive: DriveId, error: &JournalError) -> CommitError {
+        match error {
+            JournalError::RingFull | JournalError::CheckpointRunning => {
+                self.checkpoint_now.notify_all();
+                CommitError::Refused(self.busy(50))
+            }
+            JournalError::CheckpointFull => CommitError::Refused(self.no_space(1)),
+            JournalError::TooLarge { .. } | JournalError::Failed(_) => {
+                self.drive_failed(drive, error);
+                CommitError::DriveFailed { drive }
+            }
         }
     }
 
-    /// A commit failed on one drive: what became durable on others is removed before its units are
-    /// free again.
+    /// Wakes the checkpointer when a drive's ring has filled enough.
+    fn watch_ring(&self, drive: DriveId) {
+        let drive = self.drive(drive);
+        if drive.online() && drive.journal.wants_checkpoint() {
+            self.checkpoint_now.notify_all();
+        }
+    }
+
+    /// Appends removals to all journals at once and waits until each is durable or its drive is
+    /// offline; says whether all are durable. Removals have a reserve in the ring; when even that
+    /// is used up they wait for a checkpoint.
+    pub(crate) async fn append_removals(self: &Rc<Self>, plan: Plan) -> bool {
+        let mut waits = Vec::with_capacity(plan.len());
+        for (drive, records) in plan {
+            self.counters.appends.bump();
+            let wait = self.drive(drive).journal.append(records.clone());
+            waits.push((drive, records, wait));
+        }
+        let mut durable = true;
+        for (drive, records, mut wait) in waits {
+            loop {
+                match wait.await {
+                    Ok(_) => break,
+                    Err(JournalError::Failed(error)) => {
+                        self.drive_failed(drive, &error);
+                        durable = false;
+                        break;
+                    }
+                    Err(_) => {
+                        self.checkpoint_now.notify_all();
+                        self.checkpoint_done.listen().await;
+                        wait = self.drive(drive).journal.append(records.clone());
+                    }
+                }
+            }
+            self.watch_ring(drive);
+        }
+        durable
+    }
+
+    /// A commit failed: what became durable on some drives is removed before its units are free
+    /// again; units on a drive that failed are not used again.
     async fn undo(self: &Rc<Self>, block: Block) {
         let plan = self.removal_plan(&block);
-        let removed = self.append_all(plan).await;
-        if removed.is_ok() {
+        if self.append_removals(plan).await {
             self.release_units(&block.extents);
         }
     }
@@ -159,7 +206,7 @@ impl Store {
 
 /// The records that make a block durable: one `Put`, or a `Part` per extent and a `Head` beside the
 /// first part.
-pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> uuid::Uuid) -> Plan {
+pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> DriveUuid) -> Plan {
     if let [extent] = block.extents.as_slice() {
         let record = Record::Put {
             block: block.id,

@@ -3,9 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use memkv_journal::{Journal, UnitRange};
+use memkv_journal::{DriveUuid, Journal, UnitRange};
 use memkv_poller::Local;
-use uuid::Uuid;
 
 /// A drive's place in the node's list.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -23,7 +22,7 @@ pub enum DriveState {
 /// One drive as the store sees it.
 pub(crate) struct Drive {
     pub id: DriveId,
-    pub uuid: Uuid,
+    pub uuid: DriveUuid,
     pub journal: Rc<Journal>,
     pub state: Cell<DriveState>,
     pub why_offline: RefCell<Option<String>>,
@@ -35,7 +34,7 @@ pub struct DriveStatus {
     /// Its place in the node's list.
     pub id: DriveId,
     /// Its identity.
-    pub uuid: Uuid,
+    pub uuid: DriveUuid,
     /// Whether it serves.
     pub state: DriveState,
     /// Why it does not.
@@ -59,8 +58,8 @@ impl Drive {
             uuid: self.uuid,
             state: self.state.get(),
             why_offline: self.why_offline.borrow().clone(),
-            units_total: self.journal.total_units(),
-            units_free: self.journal.free_units(),
+            units_total: u64::from(self.journal.total_units()),
+            units_free: u64::from(self.journal.free_units()),
             journal: self.journal.stats(),
         }
     }
@@ -69,7 +68,7 @@ impl Drive {
 /// Takes `units` contiguous units on an online drive, drawn by weight of free space; other drives
 /// are tried in order when the drawn one has no such run.
 pub(crate) fn place(drives: &[Drive], local: &Local, units: u16) -> Option<(DriveId, UnitRange)> {
-    let weight = |d: &Drive| if d.online() { d.journal.free_units() } else { 0 };
+    let weight = |d: &Drive| if d.online() { u64::from(d.journal.free_units()) } else { 0 };
     let total: u64 = drives.iter().map(weight).sum();
     if total == 0 {
         return None;

@@ -81,8 +81,8 @@ impl Store {
             }
         }
         let plan: Plan = removals.into_iter().collect();
-        // A journal that fails takes its drive offline; units there are then never reused.
-        let _ = self.append_all(plan).await;
+        // Not durable on a drive that has just failed; its units are then never used again.
+        self.append_removals(plan).await;
         let count = victims.len();
         for (slot, guard) in victims {
             self.free_when_unread(slot);

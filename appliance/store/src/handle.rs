@@ -63,7 +63,7 @@ impl StorePort {
     }
 }
 
-async fn serve(store: Rc<Store>, inbox: InboxReceiver<Call>) {
+async fn serve(store: Rc<Store>, mut inbox: InboxReceiver<Call>) {
     while let Some(call) = inbox.recv().await {
         answer(&store, call);
     }

@@ -18,9 +18,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use memkv_journal::{BlockId, Journal, KeyBytes, PartRef, Record, Recovered, UnitRange};
-use memkv_poller::{Local, local::Event};
-use uuid::Uuid;
+use memkv_journal::{
+    BlockId, DriveUuid, Journal, KeyBytes, NodeUuid, PartRef, Record, Recovered, UnitRange,
+};
+use memkv_poller::Local;
+use memkv_poller::local::{Event, Semaphore};
 
 use crate::block::{Block, Extent, KeyHash, Slab};
 use crate::drives::{Drive, DriveState};
@@ -47,19 +49,22 @@ pub enum RecoverError {
     #[error("drive {drive} belongs to node {found}, the others to node {expected}")]
     ForeignDrive {
         /// The drive that does not fit.
-        drive: Uuid,
+        drive: DriveUuid,
         /// Its node.
-        found: Uuid,
+        found: NodeUuid,
         /// The node of the first drive.
-        expected: Uuid,
+        expected: NodeUuid,
     },
     /// A journal failed while leftovers were removed.
     #[error("drive {drive} failed while leftovers of the last run were removed")]
     Cleaning {
         /// Which drive.
-        drive: Uuid,
+        drive: DriveUuid,
     },
 }
+
+/// Removals per frame while leftovers are cleaned up.
+const CLEAN_STEP: usize = 64;
 
 struct Candidate {
     id: BlockId,
@@ -72,7 +77,7 @@ struct Candidate {
 }
 
 /// A part is named by its block, its drive and its index.
-type PartKey = (BlockKey, Uuid, u16);
+type PartKey = (BlockKey, DriveUuid, u16);
 type BlockKey = (u128, u64);
 
 struct FoundPart {
@@ -118,9 +123,10 @@ impl Store {
         join_heads(&drives, &mut findings);
         let store = Rc::new(Self::empty(local, config, policy, drives, &findings));
         store.fill(&mut findings);
+        // The checkpointer first: cleaning up may need room in a ring.
+        local.spawn(store.clone().checkpointer());
         store.clean_up(findings.dropped).await?;
         local.spawn(store.clone().evictor());
-        local.spawn(store.clone().checkpointer());
         store.watch_space();
         Ok(store)
     }
@@ -132,7 +138,7 @@ impl Store {
         drives: Vec<Drive>,
         findings: &Findings,
     ) -> Self {
-        let hasher = KeyHasher::new(&drives[0].journal.superblock().secret);
+        let hasher = KeyHasher::new(&drives[0].journal.superblock().identity.secret);
         let remembered = Remembered::new(config.remember, config.remember_max);
         Self {
             local: local.clone(),
@@ -153,6 +159,8 @@ impl Store {
             evict_now: Event::default(),
             evict_run: Cell::new(0),
             checkpoint_now: Event::default(),
+            checkpoint_done: Event::default(),
+            checkpointing: Semaphore::new(1),
             draining: Cell::new(false),
             counters: std::sync::Arc::default(),
         }
@@ -215,9 +223,8 @@ impl Store {
         }
         for (drive, records) in plan {
             // Piece by piece: a frame is bounded.
-            for piece in records.chunks(256) {
-                let done = self.append_all(vec![(drive, piece.to_vec())]).await;
-                if done.is_err() {
+            for piece in records.chunks(CLEAN_STEP) {
+                if !self.append_removals(vec![(drive, piece.to_vec())]).await {
                     return Err(RecoverError::Cleaning { drive: self.drive(drive).uuid });
                 }
             }
@@ -229,16 +236,16 @@ impl Store {
 fn check_members(
     opened: Vec<RecoveredDrive>,
 ) -> Result<(Vec<Drive>, Vec<Recovered>), RecoverError> {
-    let expected = opened.first().ok_or(RecoverError::NoDrives)?.journal.superblock().node;
+    let expected = opened.first().ok_or(RecoverError::NoDrives)?.journal.superblock().identity.node;
     let mut drives = Vec::with_capacity(opened.len());
     let mut recovered = Vec::with_capacity(opened.len());
     for (index, drive) in opened.into_iter().enumerate() {
         let superblock = drive.journal.superblock();
-        let uuid = superblock.drive;
-        if superblock.node != expected {
+        let uuid = superblock.identity.drive;
+        if superblock.identity.node != expected {
             return Err(RecoverError::ForeignDrive {
                 drive: uuid,
-                found: superblock.node,
+                found: superblock.identity.node,
                 expected,
             });
         }

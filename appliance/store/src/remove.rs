@@ -117,7 +117,7 @@ impl Store {
     /// them. Says whether the removal is durable on every drive that held the block.
     pub(crate) async fn remove_durably(self: &Rc<Self>, slot: Slot) -> bool {
         let plan = self.removal_plan(self.blocks.borrow().get(slot));
-        let durable = self.append_all(plan).await.is_ok();
+        let durable = self.append_removals(plan).await;
         self.free_when_unread(slot);
         durable
     }

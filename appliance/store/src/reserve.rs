@@ -142,7 +142,7 @@ impl Store {
         self.remembered.borrow().get(caller)
     }
 
-    fn busy(&self, retry_ms: u32) -> Refusal {
+    pub(crate) fn busy(&self, retry_ms: u32) -> Refusal {
         self.counters.busy.bump();
         Refusal::Busy { retry_ms }
     }
@@ -194,7 +194,7 @@ impl Store {
         Some(Extent { drive, range, offset, length: bytes, crc: 0 })
     }
 
-    fn no_space(&self, run: u16) -> Refusal {
+    pub(crate) fn no_space(&self, run: u16) -> Refusal {
         if self.config.eviction.is_none() || self.counters.blocks.get() == 0 {
             self.counters.full.bump();
             return Refusal::Full;

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use memkv_journal::KeyBytes;
-use memkv_poller::{Instant, Local, local::Event};
+use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::block::{Block, KeyHash, MissReason, Slab, Slot};
@@ -107,6 +108,9 @@ pub struct Store {
     /// Units in one run that a refused put asked for; the evictor works until such a run is free.
     pub(crate) evict_run: Cell<u16>,
     pub(crate) checkpoint_now: Event,
+    pub(crate) checkpoint_done: Event,
+    /// One checkpoint at a time.
+    pub(crate) checkpointing: Semaphore,
     pub(crate) draining: Cell<bool>,
     pub(crate) counters: Arc<StoreCounters>,
 }
@@ -220,8 +224,8 @@ impl Store {
     pub(crate) fn usage(&self) -> (u64, u64) {
         let online = self.drives.iter().filter(|d| d.online());
         online.fold((0, 0), |(used, total), d| {
-            let all = d.journal.total_units();
-            (used + all - d.journal.free_units(), total + all)
+            let all = u64::from(d.journal.total_units());
+            (used + all - u64::from(d.journal.free_units()), total + all)
         })
     }
 }

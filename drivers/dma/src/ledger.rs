@@ -45,6 +45,16 @@ impl Class {
     /// All classes, in the order in which their waiters are served.
     pub const ALL: [Class; 4] = [Class::Checkpoint, Class::Send, Class::Receive, Class::Scrub];
 
+    /// The class in status and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Class::Checkpoint => "checkpoint",
+            Class::Send => "send",
+            Class::Receive => "receive",
+            Class::Scrub => "scrub",
+        }
+    }
+
     /// Position in [`Class::ALL`].
     pub const fn index(self) -> usize {
         self as usize
