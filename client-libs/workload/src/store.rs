@@ -66,6 +66,8 @@ pub enum FailureKind {
     Conflict,
     /// The deadline passed: whether it was done is unknown.
     Timeout,
+    /// The connection broke: whether it was done is unknown.
+    Broken,
     /// The server is not there.
     Unavailable,
     /// Bytes arrived that do not match their checksum.
@@ -81,6 +83,7 @@ impl fmt::Display for FailureKind {
             FailureKind::Full => "full",
             FailureKind::Conflict => "conflict",
             FailureKind::Timeout => "timeout",
+            FailureKind::Broken => "broken",
             FailureKind::Unavailable => "unavailable",
             FailureKind::Corrupt => "corrupt",
             FailureKind::Other => "other",
