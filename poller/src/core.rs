@@ -16,7 +16,7 @@ use crate::reactor::TaskOrder;
 use crate::remote::Shared;
 use crate::rng::Rng;
 use crate::stats;
-use crate::task::{TaskKey, TaskTable};
+use crate::task::{Task, TaskKey, TaskTable};
 use crate::time::{Clock, Instant};
 use crate::timer::TimerHeap;
 
@@ -156,7 +156,7 @@ impl Core {
             self.tasks.borrow_mut().put_back(key, task);
             return;
         }
-        let crate::task::Task { future, alarm } = task;
+        let Task { future, alarm } = task;
         drop(future);
         self.tasks.borrow_mut().retire(key, alarm);
         stats::sub(&self.shared.stats.tasks_live, 1);

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -27,68 +27,86 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// A descriptor that any thread can make readable, and that stays so until silenced.
+/// The bell of this system.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-#[derive(Debug)]
-pub(crate) struct Bell(nix::sys::eventfd::EventFd);
+pub(crate) use eventfd::Bell;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use pipe::Bell;
 
+/// A bell made of an eventfd(2): one descriptor, one counter.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-impl Bell {
-    pub(crate) fn new() -> io::Result<Bell> {
-        use nix::sys::eventfd::{EfdFlags, EventFd};
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Bell(EventFd::from_value_and_flags(0, flags)?))
-    }
+mod eventfd {
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd};
 
-    /// Makes the descriptor readable. The only error there is, a full counter, means it already is.
-    pub(crate) fn ring(&self) {
-        let _already_readable = self.0.write(1);
-    }
+    use nix::sys::eventfd::{EfdFlags, EventFd};
 
-    /// Makes the descriptor quiet again. It may be quiet already.
-    pub(crate) fn silence(&self) {
-        let _already_quiet = self.0.read();
-    }
+    /// A descriptor that any thread can make readable, and that stays so until silenced.
+    #[derive(Debug)]
+    pub(crate) struct Bell(EventFd);
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// A descriptor that any thread can make readable, and that stays so until silenced: a pipe, where
-/// the system has no eventfd.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-#[derive(Debug)]
-pub(crate) struct Bell {
-    reader: std::os::fd::OwnedFd,
-    writer: std::os::fd::OwnedFd,
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-impl Bell {
-    pub(crate) fn new() -> io::Result<Bell> {
-        use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-        let (reader, writer) = nix::unistd::pipe()?;
-        for end in [&reader, &writer] {
-            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    impl Bell {
+        pub(crate) fn new() -> io::Result<Bell> {
+            let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+            Ok(Bell(EventFd::from_value_and_flags(0, flags)?))
         }
-        Ok(Bell { reader, writer })
+
+        /// Makes the descriptor readable. The one error there is, a full counter, means it already is.
+        pub(crate) fn ring(&self) {
+            let _already_readable = self.0.write(1);
+        }
+
+        /// Makes the descriptor quiet again. It may be quiet already.
+        pub(crate) fn silence(&self) {
+            let _already_quiet = self.0.read();
+        }
+
+        pub(super) fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+}
+
+/// A bell made of a pipe, where the system has no eventfd.
+#[cfg(any(all(test, not(loom)), not(any(target_os = "linux", target_os = "android"))))]
+mod pipe {
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::unistd::{pipe, read, write};
+
+    /// A descriptor that any thread can make readable, and that stays so until silenced.
+    #[derive(Debug)]
+    pub(crate) struct Bell {
+        reader: OwnedFd,
+        writer: OwnedFd,
     }
 
-    /// Makes the descriptor readable. The only error there is, a full pipe, means it already is.
-    pub(crate) fn ring(&self) {
-        let _already_readable = nix::unistd::write(&self.writer, &[1]);
-    }
+    impl Bell {
+        pub(crate) fn new() -> io::Result<Bell> {
+            let (reader, writer) = pipe()?;
+            for end in [&reader, &writer] {
+                fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+                fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+            }
+            Ok(Bell { reader, writer })
+        }
 
-    /// Makes the descriptor quiet again. It may be quiet already.
-    pub(crate) fn silence(&self) {
-        let mut rings = [0; 64];
-        while matches!(nix::unistd::read(&self.reader, &mut rings), Ok(count) if count > 0) {}
-    }
+        /// Makes the descriptor readable. The one error there is, a full pipe, means it already is.
+        pub(crate) fn ring(&self) {
+            let _already_readable = write(&self.writer, &[1]);
+        }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
+        /// Makes the descriptor quiet again. It may be quiet already.
+        pub(crate) fn silence(&self) {
+            let mut rings = [0; 64];
+            while matches!(read(&self.reader, &mut rings), Ok(count) if count > 0) {}
+        }
+
+        pub(super) fn fd(&self) -> BorrowedFd<'_> {
+            self.reader.as_fd()
+        }
     }
 }
 
@@ -99,8 +117,12 @@ impl Bell {
 /// When one of `interrupts` is not an open descriptor: the poller that gave it broke its promise, and
 /// a reactor that went on would spin or sleep for ever.
 pub(crate) fn wait(bell: &Bell, interrupts: &[RawFd], timeout: Option<Duration>) -> bool {
+    wait_on(bell.fd(), interrupts, timeout)
+}
+
+fn wait_on(bell: BorrowedFd<'_>, interrupts: &[RawFd], timeout: Option<Duration>) -> bool {
     let mut fds = Vec::with_capacity(1 + interrupts.len());
-    fds.push(PollFd::new(bell.fd(), PollFlags::POLLIN));
+    fds.push(PollFd::new(bell, PollFlags::POLLIN));
     for &fd in interrupts {
         // SAFETY: `Interrupt::Fd` promises that the poller keeps the descriptor open for as long as
         // it lives; the reactor owns the poller and is inside this call until `fds` is gone. A number
@@ -152,4 +174,64 @@ pub(crate) fn pin_thread(cpu: usize) -> io::Result<()> {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn pin_thread(_cpu: usize) -> io::Result<()> {
     Err(io::Error::from(io::ErrorKind::Unsupported))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const NO_TIME: Option<Duration> = Some(Duration::ZERO);
+
+    /// Both kinds of bell, wherever the tests run.
+    macro_rules! bell_tests {
+        ($name:ident, $bell:ty) => {
+            #[test]
+            fn $name() {
+                let bell = <$bell>::new().unwrap();
+                assert!(!wait_on(bell.fd(), &[], NO_TIME), "quiet at first");
+                bell.silence();
+                // Far more often than a pipe has room for: it must not block.
+                for _ in 0..100_000 {
+                    bell.ring();
+                }
+                assert!(wait_on(bell.fd(), &[], None) && wait_on(bell.fd(), &[], None));
+                bell.silence();
+                assert!(!wait_on(bell.fd(), &[], NO_TIME), "silenced");
+                let (send, receive) = mpsc::channel();
+                std::thread::scope(|scope| {
+                    let theirs = &bell;
+                    scope.spawn(move || {
+                        let () = receive.recv().unwrap();
+                        theirs.ring();
+                    });
+                    send.send(()).unwrap();
+                    assert!(wait_on(bell.fd(), &[], None), "rung by another thread");
+                });
+            }
+        };
+    }
+
+    #[cfg(target_os = "linux")]
+    bell_tests!(an_eventfd_rings_until_silenced, eventfd::Bell);
+    bell_tests!(a_pipe_rings_until_silenced, pipe::Bell);
+
+    #[test]
+    fn a_wait_ends_with_its_time_or_with_an_interrupt() {
+        let (bell, device) = (Bell::new().unwrap(), Bell::new().unwrap());
+        let interrupts = [device.fd().as_raw_fd()];
+        let began = std::time::Instant::now();
+        assert!(!wait(&bell, &interrupts, Some(Duration::from_micros(1500))));
+        assert!(began.elapsed() >= Duration::from_micros(1500));
+        device.ring();
+        assert!(!wait(&bell, &interrupts, None), "woken, but not by the bell");
+    }
+
+    #[test]
+    #[should_panic(expected = "closed descriptor")]
+    fn a_closed_descriptor_is_a_broken_promise() {
+        wait(&Bell::new().unwrap(), &[1_000_000], None);
+    }
 }

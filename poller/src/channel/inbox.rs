@@ -87,7 +87,7 @@ impl<T> InboxSender<T> {
         }
         state.senders += 1;
         drop(state);
-        Ok(Permit { state: self.state.clone(), used: false })
+        Ok(Permit::new(&self.state))
     }
 
     /// Waits for a place in the queue: first come, first served.
@@ -125,21 +125,27 @@ impl<T> fmt::Debug for InboxSender<T> {
 /// goes back.
 #[must_use = "a permit that is dropped gives its place back"]
 pub struct Permit<T> {
-    state: Arc<Mutex<State<T>>>,
-    used: bool,
+    /// `None` once it has sent.
+    state: Option<Arc<Mutex<State<T>>>>,
 }
 
 impl<T> Permit<T> {
+    fn new(state: &Arc<Mutex<State<T>>>) -> Permit<T> {
+        Permit { state: Some(state.clone()) }
+    }
+
     /// Sends. If the receiver is gone, `value` is dropped here.
     pub fn send(mut self, value: T) {
-        let mut state = lock(&self.state);
+        let shared = self.state.take().expect("sending consumes the permit");
+        let mut state = lock(&shared);
         if state.receiver_gone {
+            state.senders -= 1;
             drop(state);
             drop(value);
             return;
         }
         state.queue.push_back(value);
-        self.used = true;
+        state.senders -= 1;
         let waker = state.receiver.take();
         drop(state);
         wake(waker);
@@ -148,8 +154,9 @@ impl<T> Permit<T> {
 
 impl<T> Drop for Permit<T> {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        let granted = if self.used { None } else { state.give_back() };
+        let Some(shared) = self.state.take() else { return };
+        let mut state = lock(&shared);
+        let granted = state.give_back();
         let last = state.sender_left();
         drop(state);
         wake(granted);
@@ -194,7 +201,7 @@ impl<T> Future for Reserve<'_, T> {
         this.ticket = None;
         state.senders += 1;
         drop(state);
-        Poll::Ready(Permit { state: this.sender.state.clone(), used: false })
+        Poll::Ready(Permit::new(&this.sender.state))
     }
 }
 

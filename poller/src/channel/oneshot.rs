@@ -1,5 +1,6 @@
 //! One value, once.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -15,13 +16,15 @@ struct State<T> {
 
 /// The end that sends.
 pub struct OneSender<T> {
-    state: Arc<Mutex<State<T>>>,
+    /// `None` once it has sent.
+    state: Option<Arc<Mutex<State<T>>>>,
 }
 
 /// The end that receives: a future of `Some(value)`, or of `None` when the sender was dropped.
 #[must_use = "the value is lost with its receiver"]
 pub struct OneReceiver<T> {
-    state: Arc<Mutex<State<T>>>,
+    /// `None` once it has the value, or knows that there will be none.
+    state: Option<Arc<Mutex<State<T>>>>,
 }
 
 /// A channel for one value.
@@ -32,36 +35,45 @@ pub fn oneshot<T>() -> (OneSender<T>, OneReceiver<T>) {
         sender_gone: false,
         receiver_gone: false,
     }));
-    (OneSender { state: state.clone() }, OneReceiver { state })
+    (OneSender { state: Some(state.clone()) }, OneReceiver { state: Some(state) })
+}
+
+impl<T> State<T> {
+    /// The sender is done: returns whom to wake once the lock is released.
+    fn sender_left(&mut self) -> Option<Waker> {
+        self.sender_gone = true;
+        self.waker.take()
+    }
 }
 
 impl<T> OneSender<T> {
     /// Sends. Never blocks and cannot fail; if the receiver is gone, `value` is dropped here.
-    pub fn send(self, value: T) {
-        let mut state = lock(&self.state);
-        let refused = if state.receiver_gone {
-            Some(value)
-        } else {
-            state.value = Some(value);
-            None
-        };
+    pub fn send(mut self, value: T) {
+        let shared = self.state.take().expect("sending consumes the sender");
+        let mut state = lock(&shared);
+        if state.receiver_gone {
+            drop(state);
+            drop(value);
+            return;
+        }
+        state.value = Some(value);
+        let waker = state.sender_left();
         drop(state);
-        drop(refused);
-        // Dropping the sender wakes the receiver.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Whether the receiver is gone, so that a value would be for nothing.
     pub fn is_closed(&self) -> bool {
-        lock(&self.state).receiver_gone
+        self.state.as_ref().is_none_or(|state| lock(state).receiver_gone)
     }
 }
 
 impl<T> Drop for OneSender<T> {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        state.sender_gone = true;
-        let waker = state.waker.take();
-        drop(state);
+        let Some(shared) = self.state.take() else { return };
+        let waker = lock(&shared).sender_left();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -71,35 +83,52 @@ impl<T> Drop for OneSender<T> {
 impl<T> OneReceiver<T> {
     /// The value, if it has come and has not been taken.
     pub fn try_recv(&mut self) -> Option<T> {
-        lock(&self.state).value.take()
+        let value = lock(self.state.as_ref()?).value.take()?;
+        self.state = None;
+        Some(value)
     }
 }
 
 impl<T> Future for OneReceiver<T> {
     type Output = Option<T>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut state = lock(&self.state);
-        if let Some(value) = state.value.take() {
-            return Poll::Ready(Some(value));
+    /// Once it has completed, it goes on saying `None`.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let Some(shared) = &self.state else { return Poll::Ready(None) };
+        let mut state = lock(shared);
+        let value = state.value.take();
+        if value.is_none() && !state.sender_gone {
+            match &mut state.waker {
+                Some(known) => known.clone_from(cx.waker()),
+                unknown => *unknown = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
         }
-        if state.sender_gone {
-            return Poll::Ready(None);
-        }
-        match &mut state.waker {
-            Some(known) => known.clone_from(cx.waker()),
-            unknown => *unknown = Some(cx.waker().clone()),
-        }
-        Poll::Pending
+        drop(state);
+        self.state = None;
+        Poll::Ready(value)
     }
 }
 
 impl<T> Drop for OneReceiver<T> {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
+        let Some(shared) = self.state.take() else { return };
+        let mut state = lock(&shared);
         state.receiver_gone = true;
         let left = (state.value.take(), state.waker.take());
         drop(state);
         drop(left);
+    }
+}
+
+impl<T> fmt::Debug for OneSender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OneSender")
+    }
+}
+
+impl<T> fmt::Debug for OneReceiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OneReceiver")
     }
 }

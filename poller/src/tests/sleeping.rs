@@ -12,8 +12,8 @@ use super::real;
 use crate::channel::{inbox, oneshot};
 use crate::local::Event;
 use crate::{
-    Clock, IdlePolicy, Interrupt, Local, Poller, Progress, Reactor, ReactorConfig, ReactorStats,
-    Remote, Rng, StopFlag, SystemClock,
+    Clock, IdlePolicy, Instant, Interrupt, Local, Poller, Progress, Reactor, ReactorConfig,
+    ReactorStats, Remote, Rng, StopFlag, SystemClock, timeout,
 };
 
 type Running = (Remote, std::sync::Arc<ReactorStats>, std::thread::JoinHandle<()>);
@@ -85,6 +85,17 @@ fn an_idle_reactor_sleeps_through() {
     assert!(stats.polls.load(Relaxed) < 10, "{stats:?}");
     assert!((1..5).contains(&stats.sleeps.load(Relaxed)), "{stats:?}");
     assert!(stats.idle_ns.load(Relaxed) >= 290_000_000, "{stats:?}");
+}
+
+#[test]
+fn a_deadline_of_never_is_a_sleep_like_any_other() {
+    let mut reactor = real();
+    let (sender, receiver) = oneshot();
+    let local = reactor.local();
+    let thread = std::thread::spawn(move || sender.send(3));
+    let outcome = reactor.block_on(async move { timeout(&local, Instant::MAX, receiver).await });
+    thread.join().unwrap();
+    assert_eq!(outcome, Ok(Some(3)));
 }
 
 #[test]
