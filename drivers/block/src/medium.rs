@@ -158,6 +158,15 @@ impl Medium {
     }
 }
 
+impl Drop for Medium {
+    /// Lets go of the lock at once: a ring that is torn down may hold the descriptor a little longer.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(drive = self.name, %error, "cannot unlock");
+        }
+    }
+}
+
 /// Whether the system says that it does not know how, not that it failed.
 fn is_unsupported(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// `BLKGETSIZE64` of `linux/fs.h`: the size of a block device in bytes.
 const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<libc::size_t>(0x12, 114);
@@ -98,4 +98,16 @@ fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
             result => return result,
         }
     }
+}
+
+/// A counter that is readable while it is not zero (`eventfd(2)`); reading sets it to zero and never
+/// blocks.
+pub(crate) fn event_counter() -> io::Result<File> {
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is an open descriptor that nobody else knows.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }

@@ -133,6 +133,7 @@ impl Engine {
                 }
             }
         }
+        self.ring.unregister();
     }
 }
 
@@ -181,6 +182,7 @@ struct UringPoller {
     engine: Rc<RefCell<Engine>>,
     /// Room that is used again in every poll.
     finished: Vec<(Completer, Done)>,
+    armed: bool,
 }
 
 impl Poller for UringPoller {
@@ -199,10 +201,17 @@ impl Poller for UringPoller {
     }
 
     fn arm(&mut self) -> Interrupt {
-        let engine = self.engine.borrow();
-        match engine.in_device() {
-            0 => Interrupt::Quiet,
-            _ => Interrupt::Fd(engine.ring.raw_fd()),
+        let mut engine = self.engine.borrow_mut();
+        if engine.in_device() == 0 {
+            return Interrupt::Quiet;
+        }
+        self.armed = true;
+        Interrupt::Fd(engine.ring.arm())
+    }
+
+    fn disarm(&mut self) {
+        if std::mem::take(&mut self.armed) {
+            self.engine.borrow_mut().ring.disarm();
         }
     }
 
@@ -223,6 +232,7 @@ pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn Blo
     };
     let engine = Rc::new(RefCell::new(engine));
     let finished = Vec::with_capacity(PER_POLL as usize);
-    local.add_poller(Box::new(UringPoller { engine: Rc::clone(&engine), finished }));
+    let poller = UringPoller { engine: Rc::clone(&engine), finished, armed: false };
+    local.add_poller(Box::new(poller));
     Rc::new(UringQueue { engine, shared, discards: Arc::default() })
 }

@@ -3,9 +3,15 @@
 //! The newest set-up that the kernel takes is used. With `DEFER_TASKRUN` completions are worked off
 //! only when this thread enters the kernel, and not by interrupting it: the kernel says by a flag in
 //! shared memory that there is something to work off, so a poll that finds nothing costs one load.
+//!
+//! A reactor that sleeps is woken by an event counter that the kernel raises. The descriptor of the ring
+//! itself would not do: with `DEFER_TASKRUN` it becomes readable only after the work was worked off, for
+//! which this thread would have to be awake. While nobody sleeps the counter is switched off.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use memkv_dma::{Pool, REGION};
@@ -34,15 +40,20 @@ pub(crate) struct Ring {
     fd: types::Fd,
     flags: squeue::Flags,
     registered: Option<Registered>,
+    /// Raised by the kernel when there is something to work off, while it is switched on.
+    wake: File,
 }
 
 impl Ring {
     /// A ring for `medium`, nothing registered yet.
     pub fn new(medium: &Medium) -> io::Result<Ring> {
         let fd = types::Fd(medium.file.as_raw_fd());
-        let ring = set_up()?;
+        let mut ring = set_up()?;
         probe(&ring)?;
-        Ok(Ring { ring, fd, flags: squeue::Flags::empty(), registered: None })
+        let wake = crate::sys::event_counter()?;
+        ring.submitter().register_eventfd(wake.as_raw_fd())?;
+        ring.completion().disable_eventfd();
+        Ok(Ring { ring, fd, flags: squeue::Flags::empty(), registered: None, wake })
     }
 
     /// Registers the drive's descriptor, which saves the kernel a look-up per command.
@@ -72,9 +83,21 @@ impl Ring {
         Ok(())
     }
 
-    /// Readable when there is something to work off.
-    pub fn raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+    /// Switches the counter on and returns its descriptor, readable when something to work off has
+    /// come since. What came before, [`Ring::enter`] and [`Ring::next`] see.
+    pub fn arm(&mut self) -> RawFd {
+        self.ring.completion().enable_eventfd();
+        // The kernel raises its flag and then looks whether the counter is on; we switch it on and then
+        // look for the flag. One of the two must see the other, which takes a full fence on each side.
+        fence(Ordering::SeqCst);
+        self.wake.as_raw_fd()
+    }
+
+    /// Switches the counter off and sets it to zero.
+    pub fn disarm(&mut self) {
+        self.ring.completion().disable_eventfd();
+        // Empty when nothing came: `EAGAIN`.
+        let _ = (&self.wake).read(&mut [0; 8]);
     }
 
     /// Puts what is left of `io` after `done` bytes into the ring, to be told apart by `tag`.
@@ -148,6 +171,18 @@ impl Ring {
         }
     }
 
+    /// Lets go of the drive and the pool. The kernel tears a ring down in the background, some time after
+    /// it was closed; with nothing outstanding it does this at once.
+    pub fn unregister(&mut self) {
+        let submitter = self.ring.submitter();
+        if self.flags.contains(squeue::Flags::FIXED_FILE) {
+            let _ = submitter.unregister_files();
+        }
+        if self.registered.is_some() {
+            let _ = submitter.unregister_buffers();
+        }
+    }
+
     /// Waits until one more completion is there.
     pub fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
@@ -173,7 +208,7 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
-/// Makes a ring, by the best set-up the kernel knows: Linux 6.1, 5.19, 5.6.
+/// Makes a ring, by the best set-up the kernel knows: Linux 6.1, 5.19, 5.11.
 fn set_up() -> io::Result<IoUring> {
     let entries = DEPTH as u32;
     let mut builder = IoUring::builder();
@@ -191,7 +226,8 @@ fn set_up() -> io::Result<IoUring> {
     IoUring::builder().dontfork().build(entries)
 }
 
-/// Whether the kernel knows all operations that are used.
+/// Whether the kernel knows all operations that are used, and how to switch off the counter (Linux 5.8;
+/// the first that can be told by a feature is 5.11).
 fn probe(ring: &IoUring) -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
@@ -203,9 +239,10 @@ fn probe(ring: &IoUring) -> io::Result<()> {
         opcode::Fsync::CODE,
         opcode::Fallocate::CODE,
     ];
-    if needed.iter().all(|&code| probe.is_supported(code)) {
+    let complete = needed.iter().all(|&code| probe.is_supported(code));
+    if complete && ring.params().is_feature_ext_arg() {
         Ok(())
     } else {
-        Err(io::ErrorKind::Unsupported.into())
+        Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is older than Linux 5.11"))
     }
 }
