@@ -268,6 +268,10 @@ fn extend(file: &File, from: u64, to: u64, options: &mut OpenOptions) -> io::Res
             progress(done, to);
         }
     };
+    // Asked first: a size that cannot fit must not fill the file system on the way to its error.
+    if sys::free_bytes(file).is_some_and(|free| free < to - from) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     let mut at = from;
     progress(at);
     while at < to {

@@ -54,6 +54,17 @@ pub(crate) fn direct_alignment(file: &File) -> Option<DirectAlignment> {
     })
 }
 
+/// Bytes that the file system of a file still has for us, where it tells.
+pub(crate) fn free_bytes(file: &File) -> Option<u64> {
+    let mut answer = MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the descriptor is open while `file` is borrowed, and `answer` has room for the one
+    // struct the call writes.
+    check(unsafe { libc::fstatvfs(file.as_raw_fd(), answer.as_mut_ptr()) }).ok()?;
+    // SAFETY: all zeroes is a valid `statvfs`, and the system has filled in more.
+    let answer = unsafe { answer.assume_init() };
+    Some(answer.f_bavail.saturating_mul(answer.f_frsize))
+}
+
 /// Bytes of a block device.
 pub(crate) fn block_device_size(file: &File) -> io::Result<u64> {
     let mut size = 0u64;

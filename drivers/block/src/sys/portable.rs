@@ -23,6 +23,10 @@ pub(crate) fn direct_alignment(_file: &File) -> Option<DirectAlignment> {
     None
 }
 
+pub(crate) fn free_bytes(_file: &File) -> Option<u64> {
+    None
+}
+
 pub(crate) fn block_device_size(_file: &File) -> io::Result<u64> {
     Err(io::ErrorKind::Unsupported.into())
 }
