@@ -1,0 +1,277 @@
+//! The command line of `memkvctl`.
+
+use crate::duration::parse_duration;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use memkv_admin_api::size::parse_size;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const AFTER_HELP: &str = "\
+Servers and keys come from the client configuration (YAML named by --config or MEMKV_CONFIG), then
+from MEMKV_* variables (MEMKV_SERVERS, MEMKV_AUTH_KEY, ...), then from the options here. With none of
+them: 127.0.0.1:9900 and the development key.
+
+Examples:
+  memkvctl put greeting hello.bin
+  memkvctl get greeting -o copy.bin
+  memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900
+  memkvctl bench --sizes 64KiB,4MiB --ops put,get --seconds 5
+  memkvctl replay conversation_trace.jsonl.zst --block-bytes 64KiB --until 600s --verify
+
+Exit codes:
+  0  done
+  1  a key is missing, or something failed
+  2  the command line or the client configuration is wrong
+  3  a server cannot be reached";
+
+/// Store, fetch and look at blocks of a memkv server, and measure it
+#[derive(Debug, Parser)]
+#[command(name = "memkvctl", version = memkv_admin_api::VERSION_TEXT, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// The server's data address; may be repeated, or name several with commas
+    #[arg(long, short, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub server: Vec<String>,
+    /// The namespace of the keys
+    #[arg(long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The client configuration (YAML); instead of MEMKV_CONFIG
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Store a file, or standard input, as one block
+    Put(PutArgs),
+    /// Fetch a block to a file or standard output
+    Get(GetArgs),
+    /// Ask whether keys are there; exits with 1 when one is not
+    Exists(KeysArgs),
+    /// Forget blocks; exits with 1 when one was not there
+    Delete(KeysArgs),
+    /// Show how servers are
+    Status(StatusArgs),
+    /// Measure throughput, latency and CPU cost of put, get and exists
+    Bench(BenchArgs),
+    /// Replay the trace of a serving cluster and count prefix hits
+    Replay(ReplayArgs),
+}
+
+/// Options of `put`.
+#[derive(Args, Debug)]
+pub struct PutArgs {
+    /// The key, 1 to 512 bytes
+    pub key: OsString,
+    /// The file, at most 64 MiB; `-` is standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// Store these bytes in place of a block that is there
+    #[arg(long)]
+    pub replace: bool,
+    /// Forget the block after this time
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub ttl: Option<Duration>,
+}
+
+/// Options of `get`.
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    /// The key
+    pub key: OsString,
+    /// The file to write [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Keys.
+#[derive(Args, Debug)]
+pub struct KeysArgs {
+    /// The keys
+    #[arg(required = true)]
+    pub keys: Vec<OsString>,
+}
+
+/// Options of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// How long to wait for each server
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    pub timeout: Duration,
+}
+
+/// What a bench measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Op {
+    /// Store blocks
+    Put,
+    /// Fetch blocks
+    Get,
+    /// Ask for blocks
+    Exists,
+}
+
+/// How several operations are in flight per connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DepthBy {
+    /// One thread sends batches
+    Batch,
+    /// One thread per operation in flight, each with a connection
+    Threads,
+}
+
+/// Options of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Sizes of values
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = value_size,
+          default_value = "64KiB,1MiB,4MiB")]
+    pub sizes: Vec<NonZeroUsize>,
+    /// Operations to measure, in this order for each size
+    #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "put,get,exists")]
+    pub ops: Vec<Op>,
+    /// Operations in flight per connection
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub depth: NonZeroUsize,
+    /// How they are kept in flight
+    #[arg(long, value_name = "HOW", default_value = "batch")]
+    pub depth_by: DepthBy,
+    /// Connections
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub connections: NonZeroUsize,
+    /// How long each measurement takes
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    pub seconds: Duration,
+    /// Bytes that the keys of one measurement hold on the servers
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512MiB")]
+    pub stored: u64,
+    /// Client memory that values are sent from and received into; larger than the caches
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
+    pub memory: u64,
+    /// Check every byte that comes back; the cost shows in the client's CPU time
+    #[arg(long)]
+    pub verify: bool,
+    /// What the keys begin with
+    #[arg(long, value_name = "TEXT", default_value = "bench")]
+    pub label: String,
+}
+
+/// Options of `replay`.
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// The trace: JSON lines as Mooncake publishes them, plain or compressed with zstd
+    pub trace: PathBuf,
+    /// Bytes of one block's value
+    #[arg(long, value_name = "SIZE", value_parser = value_size, default_value = "64KiB")]
+    pub block_bytes: NonZeroUsize,
+    /// Trace seconds per second [default: as fast as it goes]
+    #[arg(long, value_name = "FACTOR", value_parser = speed)]
+    pub speed: Option<f64>,
+    /// Stop at this time of the trace
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub until: Option<Duration>,
+    /// Stop after this time on the clock
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    pub wall: Option<Duration>,
+    /// Check every byte that comes back
+    #[arg(long)]
+    pub verify: bool,
+    /// Requests served side by side, each on a connection of its own
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub connections: NonZeroUsize,
+    /// What the keys begin with; equal labels find each other's blocks
+    #[arg(long, value_name = "TEXT", default_value = "replay")]
+    pub label: String,
+}
+
+/// A size of one value: 1 byte to 64 MiB.
+fn value_size(text: &str) -> Result<NonZeroUsize, String> {
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    let fits = usize::try_from(bytes).ok().filter(|_| bytes <= memkv_wire::MAX_VALUE);
+    fits.and_then(NonZeroUsize::new).ok_or_else(|| "a value has 1 byte to 64 MiB".to_owned())
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let factor: f64 = text.trim_end_matches('x').parse().map_err(|_| "not a number".to_owned())?;
+    if factor.is_finite() && factor > 0.0 {
+        Ok(factor)
+    } else {
+        Err("a speed is above 0".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn servers_repeat_and_split() {
+        let cli = parse("memkvctl status --server a:1,b:2 --server c:3 --json");
+        assert_eq!(cli.global.server, ["a:1", "b:2", "c:3"]);
+        assert!(cli.global.json);
+        let cli = parse("memkvctl --server a:1 exists k");
+        assert_eq!(cli.global.server, ["a:1"]);
+    }
+
+    #[test]
+    fn bench_and_replay_read_their_literals() {
+        let cli = parse("memkvctl bench --sizes 64KiB,4MiB --ops get --depth 8 --seconds 250ms");
+        let Command::Bench(bench) = cli.command else { panic!("bench was asked for") };
+        assert_eq!(bench.sizes.iter().map(|s| s.get()).collect::<Vec<_>>(), [65_536, 4 << 20]);
+        assert_eq!(bench.ops, [Op::Get]);
+        assert_eq!((bench.depth.get(), bench.seconds), (8, Duration::from_millis(250)));
+
+        let line =
+            "memkvctl replay T --block-bytes 64KiB --until 600s --for 120s --speed 10x --verify";
+        let Command::Replay(replay) = parse(line).command else { panic!("replay was asked for") };
+        assert_eq!(replay.block_bytes.get(), 65_536);
+        assert_eq!(replay.until, Some(Duration::from_secs(600)));
+        assert_eq!(replay.wall, Some(Duration::from_secs(120)));
+        assert_eq!(replay.speed, Some(10.0));
+        assert!(replay.verify);
+    }
+
+    #[test]
+    fn wrong_literals_are_usage_errors() {
+        for line in [
+            "memkvctl bench --sizes 65MiB",
+            "memkvctl bench --sizes 0",
+            "memkvctl bench --depth 0",
+            "memkvctl bench --ops push",
+            "memkvctl replay T --speed 0",
+            "memkvctl replay T --until soon",
+            "memkvctl replay",
+            "memkvctl exists",
+            "memkvctl frobnicate",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}
