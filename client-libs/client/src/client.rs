@@ -1,0 +1,352 @@
+//! The calls.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memkv_wire::meta::ItemReply;
+use memkv_wire::{MAX_KEY, MAX_VALUE, Status};
+
+use crate::ask::{Asks, Counters, FirstMissing, Question, Whole};
+use crate::config::Config;
+use crate::error::ClientError;
+use crate::exchange::{Exchange, Job, drive};
+use crate::get::{Gets, Target, Wanted};
+use crate::process::Process;
+use crate::put::Puts;
+use crate::route::Router;
+use crate::types::{GetItem, GetOutcome, PutItem, PutOptions, PutOutcome, ServerStats};
+
+/// A client of one or more servers. Cheap to clone; all clones share their connections. Every call does
+/// its work on the thread of its caller and may be made from any number of threads.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    router: Router,
+    process: Process,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client; nobody is talked to yet.
+    ///
+    /// # Errors
+    /// [`ClientError::Config`].
+    pub fn new(config: Config) -> Result<Client, ClientError> {
+        config.check()?;
+        if config.auth_key.is_none() {
+            tracing::warn!("no auth_key is set: using the development key, on loopback only");
+        }
+        let router = Router::new(&config.addresses()?);
+        let process = Process::new(&config)?;
+        Ok(Client { inner: Arc::new(Inner { config, router, process }) })
+    }
+
+    /// The configuration it was made with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The `host:port` of the server that `key` belongs to.
+    pub fn server_of(&self, key: &[u8]) -> Arc<str> {
+        let server = self.inner.router.pick(key);
+        self.inner.process.servers[server].name().clone()
+    }
+
+    /// Stores one value.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; after `Timeout` and `Broken` it may be stored all the same.
+    pub fn put(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        options: &PutOptions,
+    ) -> Result<PutOutcome, ClientError> {
+        only(self.put_batch(&[PutItem { key, value, options: *options }]))
+    }
+
+    /// Stores many values; one result per item, in their order. Small ones share frames, larger ones are
+    /// only sent if the server wants them.
+    pub fn put_batch(&self, items: &[PutItem<'_>]) -> Vec<Result<PutOutcome, ClientError>> {
+        let patience = |item: &PutItem<'_>| item.options.deadline.unwrap_or(self.patience());
+        let deadline = Instant::now() + items.iter().map(patience).max().unwrap_or_default();
+        let process = self.process();
+        let check = |item: &PutItem<'_>| {
+            check_key(item.key)?;
+            match item.value.len() as u64 {
+                0 => Err(ClientError::EmptyValue),
+                length if length > MAX_VALUE => {
+                    Err(ClientError::TooLarge { length, limit: MAX_VALUE })
+                }
+                _ => Ok(()),
+            }
+        };
+        let (mut results, batches) = self.sort(items.iter().copied(), |item| item.key, check);
+        let jobs = batches.into_iter().map(|batch| {
+            let puts = Puts::new(process, self.name(batch.server), batch.items);
+            (batch.places, Job { server: batch.server, exchange: puts })
+        });
+        for (places, puts) in run(process, jobs, deadline) {
+            fill(&mut results, places, puts.into_results());
+        }
+        settled(results)
+    }
+
+    /// Reads a whole value into `buf`, whatever its length; what was in `buf` is lost.
+    ///
+    /// A block whose bytes arrived damaged is reported to the server and is a
+    /// [`Miss`](GetOutcome::Miss).
+    ///
+    /// # Errors
+    /// See [`ClientError`]. Those of [`ClientError::is_server_lost`] mean, for a reader, a miss.
+    pub fn get(&self, key: &[u8], buf: &mut Vec<u8>) -> Result<GetOutcome, ClientError> {
+        only(self.read(vec![Wanted { key, offset: 0, target: Target::Grow(buf) }]))
+    }
+
+    /// Reads from `offset` of a value on into `buf`, until one of them ends.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_into(
+        &self,
+        key: &[u8],
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<GetOutcome, ClientError> {
+        only(self.read(vec![Wanted { key, offset, target: Target::Slice(buf) }]))
+    }
+
+    /// Reads many values; one result per item, in their order.
+    pub fn get_batch(&self, items: &mut [GetItem<'_>]) -> Vec<Result<GetOutcome, ClientError>> {
+        let wanted = items.iter_mut().map(|item| Wanted {
+            key: item.key,
+            offset: item.offset,
+            target: Target::Slice(item.buf),
+        });
+        self.read(wanted.collect())
+    }
+
+    fn read(&self, wanted: Vec<Wanted<'_>>) -> Vec<Result<GetOutcome, ClientError>> {
+        let deadline = Instant::now() + self.patience();
+        let process = self.process();
+        let check = |item: &Wanted<'_>| check_key(item.key);
+        let (mut results, batches) = self.sort(wanted.into_iter(), |item| item.key, check);
+        let jobs = batches.into_iter().map(|batch| {
+            let gets = Gets::new(process, self.name(batch.server), batch.items);
+            (batch.places, Job { server: batch.server, exchange: gets })
+        });
+        for (places, gets) in run(process, jobs, deadline) {
+            fill(&mut results, places, gets.into_results());
+        }
+        settled(results)
+    }
+
+    /// Which keys are stored. It pins nothing: a block may be gone the next moment. Keys of a server that
+    /// cannot be reached count as not stored.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never those of a server that is gone.
+    pub fn exists(&self, keys: &[&[u8]]) -> Result<Vec<bool>, ClientError> {
+        let answer = |result: Result<ItemReply, ClientError>| match result {
+            Ok(reply) => Ok(reply.status != Status::NotFound),
+            Err(error) if error.is_server_lost() => Ok(false),
+            Err(error) => Err(error),
+        };
+        self.ask(Question::Exists, keys).into_iter().map(answer).collect()
+    }
+
+    /// How many keys at the front of `keys` are stored: the length of the longest prefix without a gap. One
+    /// request per server.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never those of a server that is gone, whose keys count as not stored.
+    pub fn match_prefix(&self, keys: &[&[u8]]) -> Result<usize, ClientError> {
+        let deadline = Instant::now() + self.patience();
+        let process = self.process();
+        let numbered = keys.iter().copied().enumerate().map(|(at, key)| (at as u32, key));
+        let check = |item: &(u32, &[u8])| check_key(item.1);
+        let (results, batches) = self.sort::<_, ()>(numbered, |item| item.1, check);
+        if let Some(Err(error)) = results.into_iter().flatten().next() {
+            return Err(error);
+        }
+        let jobs = batches.into_iter().map(|batch| {
+            let first = batch.places[0];
+            let query =
+                FirstMissing { keys: batch.items, matched: 0, asked: std::cell::Cell::new(0) };
+            let exchange = Whole::new(process, self.name(batch.server), query);
+            (first, Job { server: batch.server, exchange })
+        });
+        let mut matched = keys.len();
+        for (first, whole) in run(process, jobs, deadline) {
+            let missing = match whole.into_result() {
+                Ok(missing) => missing.map_or(keys.len(), |position| position as usize),
+                Err(error) if error.is_server_lost() => first,
+                Err(error) => return Err(error),
+            };
+            matched = matched.min(missing);
+        }
+        Ok(matched)
+    }
+
+    /// Keeps blocks readable for `duration`, which the server cuts to its limit; one result per key. A
+    /// lease ends by [`Client::release`], by its time, or with the connections of this client.
+    pub fn lease(
+        &self,
+        keys: &[&[u8]],
+        duration: Duration,
+    ) -> Vec<Result<GetOutcome, ClientError>> {
+        let lease_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        let outcome = |reply: ItemReply| match reply.status {
+            Status::NotFound => GetOutcome::Miss(reply.reason),
+            _ => GetOutcome::Hit { length: reply.length, generation: reply.generation },
+        };
+        let replies = self.ask(Question::Lease(lease_ms), keys);
+        replies.into_iter().map(|result| result.map(outcome)).collect()
+    }
+
+    /// Gives leases back; per key, whether there was one.
+    pub fn release(&self, keys: &[&[u8]]) -> Vec<Result<bool, ClientError>> {
+        let held = |reply: ItemReply| reply.status != Status::NotFound;
+        let replies = self.ask(Question::Release, keys);
+        replies.into_iter().map(|result| result.map(held)).collect()
+    }
+
+    /// Removes a block, if it has this generation; true when there was one.
+    ///
+    /// # Errors
+    /// [`ClientError::GenerationMismatch`], and see [`ClientError`]; after `Timeout` and `Broken` it may be
+    /// gone all the same.
+    pub fn delete(&self, key: &[u8], generation: Option<u64>) -> Result<bool, ClientError> {
+        let question = Question::Delete(generation.unwrap_or(0));
+        only(self.ask(question, &[key])).map(|reply| reply.status != Status::NotFound)
+    }
+
+    /// Removes many blocks, whatever their generation; per key, whether there was one.
+    pub fn delete_batch(&self, keys: &[&[u8]]) -> Vec<Result<bool, ClientError>> {
+        let replies = self.ask(Question::Delete(0), keys);
+        let removed = |reply: ItemReply| reply.status != Status::NotFound;
+        replies.into_iter().map(|result| result.map(removed)).collect()
+    }
+
+    /// The counters of every server, by its `host:port`, in the order of the configuration.
+    pub fn server_stats(&self) -> Vec<(String, Result<ServerStats, ClientError>)> {
+        let deadline = Instant::now() + self.patience();
+        let process = self.process();
+        let jobs = (0..process.servers.len()).map(|server| {
+            let exchange = Whole::new(process, self.name(server), Counters);
+            (server, Job { server, exchange })
+        });
+        let answers = run(process, jobs, deadline);
+        answers
+            .map(|(server, whole)| (self.name(server).to_string(), whole.into_result()))
+            .collect()
+    }
+
+    fn ask(&self, question: Question, keys: &[&[u8]]) -> Vec<Result<ItemReply, ClientError>> {
+        let deadline = Instant::now() + self.patience();
+        let process = self.process();
+        let check = |key: &&[u8]| check_key(key);
+        let (mut results, batches) = self.sort(keys.iter().copied(), |key| key, check);
+        let jobs = batches.into_iter().map(|batch| {
+            let asks = Asks::new(process, self.name(batch.server), question, batch.items);
+            (batch.places, Job { server: batch.server, exchange: asks })
+        });
+        for (places, asks) in run(process, jobs, deadline) {
+            fill(&mut results, places, asks.into_results());
+        }
+        settled(results)
+    }
+
+    fn process(&self) -> &Process {
+        self.inner.process.current(&self.inner.config)
+    }
+
+    fn patience(&self) -> Duration {
+        self.inner.config.request_timeout()
+    }
+
+    fn name(&self, server: usize) -> &Arc<str> {
+        self.inner.process.servers[server].name()
+    }
+
+    /// Deals items out to the servers of their keys; those that fail `check` get that as their result.
+    fn sort<'k, I, T>(
+        &self,
+        items: impl Iterator<Item = I>,
+        key: impl Fn(&I) -> &'k [u8],
+        check: impl Fn(&I) -> Result<(), ClientError>,
+    ) -> (Vec<Option<Result<T, ClientError>>>, Vec<Batch<I>>) {
+        let mut results = Vec::new();
+        let mut batches: Vec<Option<Batch<I>>> = Vec::new();
+        batches.resize_with(self.inner.process.servers.len(), || None);
+        for (place, item) in items.enumerate() {
+            if let Err(error) = check(&item) {
+                results.push(Some(Err(error)));
+                continue;
+            }
+            results.push(None);
+            let server = self.inner.router.pick(key(&item));
+            let batch = batches[server].get_or_insert_with(|| Batch {
+                server,
+                places: Vec::new(),
+                items: Vec::new(),
+            });
+            batch.places.push(place);
+            batch.items.push(item);
+        }
+        (results, batches.into_iter().flatten().collect())
+    }
+}
+
+/// The items of a call that belong to one server, and their places in the call.
+struct Batch<I> {
+    server: usize,
+    places: Vec<usize>,
+    items: Vec<I>,
+}
+
+/// Drives jobs with a tag each, and gives the exchanges back.
+fn run<T, E: Exchange>(
+    process: &Process,
+    jobs: impl Iterator<Item = (T, Job<E>)>,
+    deadline: Instant,
+) -> impl Iterator<Item = (T, E)> {
+    let (tags, mut jobs): (Vec<T>, Vec<Job<E>>) = jobs.unzip();
+    drive(process, &mut jobs, deadline);
+    tags.into_iter().zip(jobs.into_iter().map(|job| job.exchange))
+}
+
+fn fill<T>(
+    results: &mut [Option<Result<T, ClientError>>],
+    places: Vec<usize>,
+    answers: impl Iterator<Item = Result<T, ClientError>>,
+) {
+    for (place, answer) in places.into_iter().zip(answers) {
+        results[place] = Some(answer);
+    }
+}
+
+fn settled<T>(results: Vec<Option<Result<T, ClientError>>>) -> Vec<Result<T, ClientError>> {
+    let result = |result: Option<_>| result.expect("every item belongs to a server that was asked");
+    results.into_iter().map(result).collect()
+}
+
+fn only<T>(results: Vec<Result<T, ClientError>>) -> Result<T, ClientError> {
+    results.into_iter().next().expect("one item in, one result out")
+}
+
+fn check_key(key: &[u8]) -> Result<(), ClientError> {
+    match key.len() {
+        1..=MAX_KEY => Ok(()),
+        length => Err(ClientError::BadKey { length }),
+    }
+}

@@ -1,0 +1,141 @@
+//! What a call does with its links: start everywhere, finish where an answer comes first, repeat what
+//! broke once, come back to what was busy.
+//!
+//! A call that concerns several servers is one [`Exchange`] per server. All are started before any is
+//! finished, so the servers work at the same time; they are finished in the order in which they answer, and
+//! each may use its share of the time that is left, so that a server that falls silent in the middle of an
+//! answer cannot use up the time of the others.
+
+use std::time::{Duration, Instant};
+
+use crate::error::{ClientError, LinkFault};
+use crate::link::Link;
+use crate::process::Process;
+use crate::server::{Checkout, Server};
+
+/// Most times a call comes back to a server that is busy.
+const BUSY_ROUNDS: u32 = 64;
+/// Longest pause between two of them.
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// One call's business with one server. It knows which of its items are settled.
+pub(crate) trait Exchange {
+    /// Sends the first frame.
+    fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault>;
+
+    /// Carries on until every item has an answer, be it that the server is busy.
+    fn finish(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault>;
+
+    /// True when every item is settled or was answered with busy.
+    fn is_answered(&self) -> bool;
+
+    /// The link is lost: what is not answered will be sent again, as the same requests.
+    fn rewind(&mut self);
+
+    /// The longest pause the server asked for, in milliseconds, when items were answered with busy.
+    fn busy(&self) -> Option<u32>;
+
+    /// Makes new requests of the items answered with busy.
+    fn renew(&mut self, process: &Process);
+
+    /// Settles every item that is not with this error; items answered with busy keep that answer.
+    fn fail(&mut self, error: &ClientError);
+
+    /// Settles the items answered with busy as such.
+    fn give_up_busy(&mut self);
+}
+
+/// An exchange and the index of its server.
+pub(crate) struct Job<E> {
+    pub server: usize,
+    pub exchange: E,
+}
+
+/// Carries out all jobs, at most one per server, in ascending order of their servers: links are checked out
+/// in that order, so that calls cannot wait for each other in a circle.
+pub(crate) fn drive<E: Exchange>(process: &Process, jobs: &mut [Job<E>], deadline: Instant) {
+    assert!(jobs.is_sorted_by(|a, b| a.server < b.server), "one job per server, in order");
+    let mut todo: Vec<&mut Job<E>> = jobs.iter_mut().collect();
+    for rounds in 0..=BUSY_ROUNDS {
+        round(process, &mut todo, deadline);
+        todo.retain(|job| job.exchange.busy().is_some());
+        let Some(wanted) = todo.iter().filter_map(|job| job.exchange.busy()).max() else { return };
+        let pause = pause(wanted, rounds);
+        if rounds == BUSY_ROUNDS || Instant::now() + pause >= deadline {
+            break;
+        }
+        std::thread::sleep(pause);
+        todo.iter_mut().for_each(|job| job.exchange.renew(process));
+    }
+    todo.iter_mut().for_each(|job| job.exchange.give_up_busy());
+}
+
+/// What the server asked for, at least a millisecond; longer from the fourth time on.
+fn pause(wanted_ms: u32, rounds: u32) -> Duration {
+    let wanted = Duration::from_millis(u64::from(wanted_ms.max(1)));
+    (wanted * (1 << rounds.saturating_sub(2).min(6))).min(BUSY_PAUSE_MAX.max(wanted))
+}
+
+/// Every job once, those whose link broke twice.
+fn round<E: Exchange>(process: &Process, jobs: &mut [&mut Job<E>], deadline: Instant) {
+    let mut running = Vec::with_capacity(jobs.len());
+    let mut broken = Vec::new();
+    for (at, job) in jobs.iter_mut().enumerate() {
+        let server = &process.servers[job.server];
+        match server.checkout(deadline) {
+            Err(error) => job.exchange.fail(&error),
+            Ok(mut link) => match job.exchange.start(&mut link, deadline) {
+                Ok(()) => running.push((at, link)),
+                Err(fault) => broken.push((at, fault)),
+            },
+        }
+    }
+    while !running.is_empty() {
+        let first = first_to_answer(&running, deadline);
+        let (at, mut link) = running.swap_remove(first);
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / (running.len() as u32 + 1);
+        match jobs[at].exchange.finish(&mut link, now + share) {
+            Ok(()) => link.give_back(),
+            Err(fault) => broken.push((at, fault)),
+        }
+    }
+    for (at, fault) in broken {
+        let job = &mut jobs[at];
+        repeat(&process.servers[job.server], &mut job.exchange, fault, deadline);
+    }
+}
+
+/// The place of the link that has something to receive first; one that has not, at the deadline.
+fn first_to_answer(running: &[(usize, Checkout<'_>)], deadline: Instant) -> usize {
+    if running.len() == 1 {
+        return 0;
+    }
+    let links: Vec<&Link> = running.iter().map(|(_, link)| &**link).collect();
+    // A failed poll(2) shows again, and is told, when the link itself is used.
+    Link::wait_any(&links, deadline).ok().flatten().unwrap_or(0)
+}
+
+/// Repeats an exchange whose link broke, once, if that may help and there is time.
+fn repeat(server: &Server, exchange: &mut dyn Exchange, fault: LinkFault, deadline: Instant) {
+    if exchange.is_answered() {
+        return;
+    }
+    if !fault.is_worth_a_retry() || Instant::now() >= deadline {
+        exchange.fail(&fault.into_error(server.name()));
+        return;
+    }
+    tracing::debug!(server = %server.name(), %fault, "the connection broke, repeating the request");
+    exchange.rewind();
+    let Ok(mut link) = server.checkout(deadline) else {
+        // Whatever the reason now, the first attempt may have arrived.
+        return exchange.fail(&fault.into_error(server.name()));
+    };
+    let result =
+        exchange.start(&mut link, deadline).and_then(|()| exchange.finish(&mut link, deadline));
+    match result {
+        Ok(()) => link.give_back(),
+        Err(_) if exchange.is_answered() => {}
+        Err(fault) => exchange.fail(&fault.into_error(server.name())),
+    }
+}

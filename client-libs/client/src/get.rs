@@ -1,0 +1,251 @@
+//! Reading values from one server, straight into the caller's memory.
+//!
+//! One Get frame asks for many items; the server answers each with a frame of its own, in the order it
+//! likes. The CRCs are computed slice by slice while the bytes are still in the cache. An item whose bytes
+//! do not have the CRC that came with them is a miss, and the server is told to look at the block
+//! (Suspect), so that nothing poisoned stays.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use memkv_wire::meta::{
+    GetItem as WireItem, GetItems, GetReply, SuspectItem, SuspectItems, TO_THE_END,
+};
+use memkv_wire::{Header, MissReason, Opcode, Status, extents_touched};
+
+use crate::error::{ClientError, LinkFault};
+use crate::exchange::Exchange;
+use crate::items::{Items, cut};
+use crate::link::Link;
+use crate::process::Process;
+use crate::types::GetOutcome;
+
+/// Where the bytes of an item go.
+pub(crate) enum Target<'a> {
+    /// As much as fits.
+    Slice(&'a mut [u8]),
+    /// All of it, whatever its length.
+    Grow(&'a mut Vec<u8>),
+}
+
+/// One value, or a range of it, to read.
+pub(crate) struct Wanted<'a> {
+    pub key: &'a [u8],
+    pub offset: u64,
+    pub target: Target<'a>,
+}
+
+/// Gets of one call from one server.
+pub(crate) struct Gets<'a> {
+    process: &'a Process,
+    wanted: Vec<Wanted<'a>>,
+    items: Items<GetOutcome>,
+    /// The frame that is on its way, and what it asks for.
+    current: Option<(u64, Vec<usize>)>,
+    /// What is still to be asked for, one frame each.
+    runs: Vec<Vec<usize>>,
+    /// Blocks whose bytes were wrong: place of the item, and the generation that was answered.
+    suspects: Vec<(usize, u64)>,
+}
+
+impl<'a> Gets<'a> {
+    pub fn new(process: &'a Process, server: &Arc<str>, wanted: Vec<Wanted<'a>>) -> Gets<'a> {
+        Gets {
+            process,
+            items: Items::new(server, wanted.len()),
+            wanted,
+            current: None,
+            runs: Vec::new(),
+            suspects: Vec::new(),
+        }
+    }
+
+    /// The outcomes, in the order of the items.
+    pub fn into_results(self) -> impl Iterator<Item = Result<GetOutcome, ClientError>> {
+        self.items.into_results()
+    }
+
+    /// Asks for the next run of items.
+    fn ask(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
+        let Some(run) = self.runs.pop() else { return Ok(()) };
+        let item = |item: &usize| {
+            let wanted = &self.wanted[*item];
+            WireItem { key: wanted.key, offset: wanted.offset, length: wanted.length() }
+        };
+        let mut meta = Vec::new();
+        GetItems { items: run.iter().map(item).collect() }.encode(&mut meta);
+        let id = self.process.next_request();
+        link.send(Header::request(Opcode::Get, id), &meta, &[], deadline)?;
+        self.current = Some((id, run));
+        Ok(())
+    }
+
+    /// Takes replies until every item of the current frame is answered.
+    fn take_run(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
+        let Some((id, run)) = self.current.take() else { return Ok(()) };
+        let mut left = run.iter().filter(|item| self.items.is_open(**item)).count();
+        while left > 0 {
+            let header = link.receive(deadline)?;
+            if header.opcode() != Opcode::Get || header.request_id() != id {
+                return Err(LinkFault::Unexpected("a reply to no request"));
+            }
+            if header.status() != Status::Ok {
+                if header.payload_length() > 0 || header.has_trailer() {
+                    return Err(LinkFault::Unexpected("payload with a refusal"));
+                }
+                let open = run.iter().copied().filter(|item| self.items.is_open(*item));
+                let open: Vec<usize> = open.collect();
+                return self.items.refuse(open, &header, link.meta());
+            }
+            let reply = GetReply::parse(link.meta())?;
+            let item = run.get(reply.item as usize).copied();
+            let item = item
+                .filter(|item| self.items.is_open(*item))
+                .ok_or(LinkFault::Unexpected("a result of no item"))?;
+            self.take(link, item, &header, &reply, deadline)?;
+            left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the answer to one item, with its payload.
+    fn take(
+        &mut self,
+        link: &mut Link,
+        item: usize,
+        header: &Header,
+        answer: &GetReply,
+        deadline: Instant,
+    ) -> Result<(), LinkFault> {
+        let reply = &answer.reply;
+        if reply.status != Status::Ok {
+            if header.payload_length() > 0 || header.has_trailer() {
+                return Err(LinkFault::Unexpected("payload without success"));
+            }
+            match reply.status {
+                Status::NotFound => self.items.settle(item, Ok(GetOutcome::Miss(reply.reason))),
+                Status::Want | Status::Present => {
+                    return Err(LinkFault::Unexpected("a result that a get does not have"));
+                }
+                _ => self.items.settle_unsuccessful(item, reply),
+            }
+            return Ok(());
+        }
+        let wanted = &mut self.wanted[item];
+        let there = reply.length.saturating_sub(wanted.offset);
+        let length = header.payload_length();
+        if answer.offset != wanted.offset || length != there.min(wanted.length()) {
+            return Err(LinkFault::Unexpected("another range than the one asked for"));
+        }
+        let into = wanted.target.take(length as usize);
+        let crcs = link.receive_payload(into, answer.offset, deadline)?;
+        let extent = u64::from(link.limits.extent);
+        let count = extents_touched(answer.offset, length, extent) as usize;
+        let sent = match header.has_trailer() {
+            true => link.receive_trailer(header, count, deadline)?,
+            false => reply.crcs,
+        };
+        // A list of another length cannot vouch for the bytes either.
+        if sent == crcs {
+            let (length, generation) = (reply.length, reply.generation);
+            self.items.settle(item, Ok(GetOutcome::Hit { length, generation }));
+        } else {
+            let server = self.items.server();
+            tracing::warn!(%server, generation = reply.generation, "a block came with wrong bytes");
+            self.suspects.push((item, reply.generation));
+            self.items.settle(item, Ok(GetOutcome::Miss(MissReason::Corrupt)));
+        }
+        Ok(())
+    }
+
+    /// Tells the server which blocks came with wrong bytes, and waits until it has taken note.
+    fn report(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
+        let suspects = std::mem::take(&mut self.suspects);
+        let places: Vec<usize> = (0..suspects.len()).collect();
+        let key = |place: usize| self.wanted[suspects[place].0].key;
+        for run in cut(&places, link, key) {
+            let item =
+                |place: &usize| SuspectItem { key: key(*place), generation: suspects[*place].1 };
+            let mut meta = Vec::new();
+            SuspectItems { items: run.iter().map(item).collect() }.encode(&mut meta);
+            let id = self.process.next_request();
+            link.send(Header::request(Opcode::Suspect, id), &meta, &[], deadline)?;
+            let header = link.receive(deadline)?;
+            if header.opcode() != Opcode::Suspect || header.request_id() != id {
+                return Err(LinkFault::Unexpected("a reply to no request"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wanted<'_> {
+    /// Bytes to ask for.
+    fn length(&self) -> u64 {
+        match &self.target {
+            Target::Slice(slice) => slice.len() as u64,
+            Target::Grow(_) => TO_THE_END,
+        }
+    }
+}
+
+impl Target<'_> {
+    /// The place of `length` bytes.
+    fn take(&mut self, length: usize) -> &mut [u8] {
+        match self {
+            Target::Slice(slice) => &mut slice[..length],
+            Target::Grow(bytes) => {
+                if bytes.capacity() < length {
+                    // Fresh zeroes from the system cost nothing until they are touched; growing what is
+                    // there would touch every byte twice.
+                    **bytes = vec![0; length];
+                } else {
+                    bytes.resize(length, 0);
+                }
+                bytes
+            }
+        }
+    }
+}
+
+impl Exchange for Gets<'_> {
+    fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
+        let open: Vec<usize> =
+            (0..self.wanted.len()).filter(|item| self.items.is_open(*item)).collect();
+        self.runs = cut(&open, link, |item| self.wanted[item].key);
+        self.runs.reverse();
+        self.ask(link, deadline)
+    }
+
+    fn finish(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
+        while self.current.is_some() {
+            self.take_run(link, deadline)?;
+            self.ask(link, deadline)?;
+        }
+        self.report(link, deadline)
+    }
+
+    fn is_answered(&self) -> bool {
+        self.items.is_answered() && self.suspects.is_empty()
+    }
+
+    fn rewind(&mut self) {
+        self.current = None;
+    }
+
+    fn busy(&self) -> Option<u32> {
+        self.items.busy()
+    }
+
+    fn renew(&mut self, _process: &Process) {
+        self.items.reopen_busy();
+    }
+
+    fn fail(&mut self, error: &ClientError) {
+        self.items.fail(error);
+    }
+
+    fn give_up_busy(&mut self) {
+        self.items.give_up_busy();
+    }
+}

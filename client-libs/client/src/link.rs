@@ -1,0 +1,366 @@
+//! One connection to one server: handshake, and frames sealed and opened.
+//!
+//! A link belongs to one call at a time. Whatever goes wrong on it, it is dropped: after a fault no later
+//! byte on it has a known meaning, and the server gives up what the call had reserved.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memkv_net::NetError;
+use memkv_net::tcp::blocking::Stream;
+use memkv_wire::handshake::{ClientHello, Limits, ServerHello, connect_keys, session_keys};
+use memkv_wire::meta::{DataMeta, GoodbyeMeta, Refusal};
+use memkv_wire::{
+    CrcList, CreditAccount, HEADER_LEN, Header, Opcode, Opener, Sealer, SharedKey, Side, Status,
+    VERSION, trailer_len,
+};
+
+use crate::crc::ExtentCrcs;
+use crate::error::LinkFault;
+
+/// Bytes of payload whose CRC is computed right before they are sent, while they are in the cache.
+const SEND_SLICE: usize = 1 << 20;
+/// Bytes of payload received at most before their CRC is computed, while they are in the cache.
+const RECV_SLICE: usize = 256 << 10;
+/// Bytes read ahead to find header and meta in one receive.
+const INBOX: usize = 4096;
+
+/// What every link of a client needs to know.
+pub(crate) struct Settings {
+    pub namespace: String,
+    pub key: SharedKey,
+    pub key_id: u32,
+    pub client_id: [u8; 16],
+    pub connect_timeout: Duration,
+    pub connections: usize,
+}
+
+/// A connection that stands.
+pub(crate) struct Link {
+    stream: Stream,
+    sealer: Sealer,
+    opener: Opener,
+    inbox: Inbox,
+    out: Vec<u8>,
+    meta: Vec<u8>,
+    namespace: u32,
+    /// What the server allows.
+    pub limits: Limits,
+    /// Inline Put frames that may still be sent.
+    pub credits: CreditAccount,
+}
+
+/// A connection whose first frame is sent and not yet answered.
+pub(crate) struct Greeting {
+    stream: Stream,
+    opener: Opener,
+    settings: Arc<Settings>,
+    client_nonce: [u8; 32],
+}
+
+impl Greeting {
+    /// Sends Connect on a fresh stream.
+    pub fn send(
+        mut stream: Stream,
+        settings: &Arc<Settings>,
+        deadline: Instant,
+    ) -> Result<Greeting, LinkFault> {
+        let mut client_nonce = [0; 32];
+        getrandom::fill(&mut client_nonce).expect("the kernel gives random bytes");
+        let mut meta = Vec::with_capacity(512);
+        hello(settings, client_nonce).encode(&mut meta);
+        let (mut sealer, opener) = connect_keys(&settings.key, settings.key_id, Side::Client);
+        let mut frame = Vec::with_capacity(HEADER_LEN + meta.len());
+        sealer.seal(&mut Header::request(Opcode::Connect, 0), &meta, &mut frame);
+        stream.send_vectored(&[IoSlice::new(&frame)], deadline).map_err(during_handshake)?;
+        Ok(Greeting { stream, opener, settings: settings.clone(), client_nonce })
+    }
+
+    /// Waits until the answer begins, or `deadline`; true when it has begun.
+    pub fn wait(&self, deadline: Instant) -> Result<bool, LinkFault> {
+        let heard = Stream::wait_any(&[&self.stream], deadline).map_err(during_handshake)?;
+        Ok(heard.is_some())
+    }
+
+    /// Receives the answer.
+    pub fn finish(mut self, deadline: Instant) -> Result<Link, LinkFault> {
+        let mut inbox = Inbox::new();
+        let mut meta = Vec::new();
+        let received =
+            receive_frame(&mut self.stream, &mut inbox, &mut self.opener, &mut meta, deadline);
+        let header = received.map_err(|fault| match fault {
+            LinkFault::Net(error) => LinkFault::Handshake(error),
+            fault => fault,
+        })?;
+        if header.opcode() != Opcode::Connect || !header.is_reply() {
+            return Err(LinkFault::Unexpected("something else than an answer to Connect"));
+        }
+        if header.status() != Status::Ok {
+            let text = Refusal::parse(&meta)?.text.into();
+            return Err(LinkFault::Refused { status: header.status(), text });
+        }
+        let answer = ServerHello::parse(&meta)?;
+        if !answer.answers(&hello(&self.settings, self.client_nonce)) {
+            return Err(LinkFault::Unexpected("an answer to another Connect"));
+        }
+        let (sealer, opener) = session_keys(
+            &self.settings.key,
+            self.settings.key_id,
+            answer.version,
+            &self.client_nonce,
+            &answer.server_nonce,
+            Side::Client,
+        );
+        Ok(Link {
+            stream: self.stream,
+            sealer,
+            opener,
+            inbox,
+            out: Vec::new(),
+            meta,
+            namespace: answer.namespace,
+            limits: answer.limits,
+            credits: CreditAccount::new(answer.limits.credits),
+        })
+    }
+}
+
+fn hello(settings: &Settings, client_nonce: [u8; 32]) -> ClientHello<'_> {
+    ClientHello {
+        client_nonce,
+        client_id: settings.client_id,
+        key_id: settings.key_id,
+        namespace: &settings.namespace,
+        version_min: VERSION,
+        version_max: VERSION,
+    }
+}
+
+/// A server that closes before it has answered Connect does not like us, or is going down.
+fn during_handshake(error: NetError) -> LinkFault {
+    match error {
+        NetError::TimedOut => LinkFault::Silent,
+        error => LinkFault::Handshake(error),
+    }
+}
+
+impl Link {
+    /// Connects and shakes hands until `deadline`.
+    pub fn connect(
+        address: &str,
+        settings: &Arc<Settings>,
+        deadline: Instant,
+    ) -> Result<Link, LinkFault> {
+        let stream = Stream::connect(address, deadline).map_err(LinkFault::Connect)?;
+        Greeting::send(stream, settings, deadline)?.finish(deadline)
+    }
+
+    /// True when nothing has come in that nobody asked for, the end of the stream least of all.
+    pub fn is_quiet(&self) -> bool {
+        self.inbox.is_empty() && self.stream.is_quiet()
+    }
+
+    /// The link among `links` that has something to receive first; `None` when none has by `deadline`.
+    pub fn wait_any(links: &[&Link], deadline: Instant) -> Result<Option<usize>, LinkFault> {
+        if let Some(at) = links.iter().position(|link| !link.inbox.is_empty()) {
+            return Ok(Some(at));
+        }
+        let streams: Vec<&Stream> = links.iter().map(|link| &link.stream).collect();
+        Stream::wait_any(&streams, deadline).map_err(LinkFault::moving)
+    }
+
+    /// Sends a request with its payload, which may lie in pieces.
+    pub fn send(
+        &mut self,
+        header: Header,
+        meta: &[u8],
+        payload: &[&[u8]],
+        deadline: Instant,
+    ) -> Result<(), LinkFault> {
+        let length = payload.iter().map(|piece| piece.len() as u64).sum();
+        self.seal(header.with_payload_length(length), meta, deadline);
+        let result = if payload.is_empty() {
+            self.stream.send_vectored(&[IoSlice::new(&self.out)], deadline)
+        } else {
+            let head = std::iter::once(&*self.out);
+            let slices: Vec<_> = head.chain(payload.iter().copied()).map(IoSlice::new).collect();
+            self.stream.send_vectored(&slices, deadline)
+        };
+        result.map_err(LinkFault::moving)
+    }
+
+    /// Sends the bytes of item `item` of the Offer `request_id`, their CRCs computed on the way and sent
+    /// behind them.
+    pub fn send_data(
+        &mut self,
+        request_id: u64,
+        item: u32,
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<(), LinkFault> {
+        let mut meta = Vec::with_capacity(8);
+        DataMeta { item }.encode(&mut meta);
+        let header = Header::request(Opcode::Data, request_id)
+            .with_payload_length(value.len() as u64)
+            .with_trailer();
+        let mac = self.seal(header, &meta, deadline);
+        let mut crcs = ExtentCrcs::new(0, self.limits.extent);
+        let mut trailer = Vec::with_capacity(trailer_len(16));
+        let slices = value.len().div_ceil(SEND_SLICE);
+        for (at, slice) in value.chunks(SEND_SLICE).enumerate() {
+            crcs.update(slice);
+            if at + 1 == slices {
+                let list = crcs.list().ok_or(LinkFault::Unexpected("extents too small"))?;
+                self.sealer.seal_trailer(&mac, &list, &mut trailer);
+            }
+            let head: &[u8] = if at == 0 { &self.out } else { &[] };
+            let parts = [IoSlice::new(head), IoSlice::new(slice), IoSlice::new(&trailer)];
+            self.stream.send_vectored(&parts, deadline).map_err(LinkFault::moving)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the sealed header and meta into `out` and returns the header's MAC.
+    fn seal(&mut self, header: Header, meta: &[u8], deadline: Instant) -> [u8; 32] {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+        // 0 would leave it to the server.
+        let deadline_ms = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+        let mut header = header.with_namespace(self.namespace).with_deadline_ms(deadline_ms);
+        self.out.clear();
+        self.sealer.seal(&mut header, meta, &mut self.out);
+        *header.mac()
+    }
+
+    /// Receives header and meta of the next reply; the meta is in [`Link::meta`]. Credits that came with it
+    /// are back in the account. The payload, if any, is still to be received.
+    pub fn receive(&mut self, deadline: Instant) -> Result<Header, LinkFault> {
+        let header = receive_frame(
+            &mut self.stream,
+            &mut self.inbox,
+            &mut self.opener,
+            &mut self.meta,
+            deadline,
+        )?;
+        if header.opcode() == Opcode::Goodbye {
+            let text = GoodbyeMeta::parse(&self.meta)?.text.into();
+            return Err(LinkFault::Goodbye { text });
+        }
+        if !header.is_reply() {
+            return Err(LinkFault::Unexpected("a request"));
+        }
+        if header.opcode() != Opcode::Get && header.has_trailer() {
+            return Err(LinkFault::Unexpected("a trailer without payload"));
+        }
+        self.credits
+            .put_back(header.credits())
+            .map_err(|_| LinkFault::Unexpected("more credits than were taken"))?;
+        Ok(header)
+    }
+
+    /// The meta of the reply received last.
+    pub fn meta(&self) -> &[u8] {
+        &self.meta
+    }
+
+    /// Receives payload into `into`, which begins at `offset` of its value, and returns its CRCs, one per
+    /// extent touched.
+    pub fn receive_payload(
+        &mut self,
+        into: &mut [u8],
+        offset: u64,
+        deadline: Instant,
+    ) -> Result<CrcList, LinkFault> {
+        let mut crcs = ExtentCrcs::new(offset, self.limits.extent);
+        let mut got = self.inbox.take(into);
+        crcs.update(&into[..got]);
+        while got < into.len() {
+            let end = into.len().min(got + RECV_SLICE);
+            match self.stream.recv_some(&mut into[got..end], deadline).map_err(LinkFault::moving)? {
+                0 => return Err(LinkFault::Net(NetError::Closed)),
+                count => {
+                    crcs.update(&into[got..got + count]);
+                    got += count;
+                }
+            }
+        }
+        crcs.list().ok_or(LinkFault::Unexpected("more extents than a value has"))
+    }
+
+    /// Receives the trailer of the reply `header`, which is to hold `count` CRCs.
+    pub fn receive_trailer(
+        &mut self,
+        header: &Header,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<CrcList, LinkFault> {
+        let mut bytes = vec![0; trailer_len(count)];
+        self.inbox.receive(&mut self.stream, &mut bytes, deadline)?;
+        Ok(self.opener.open_trailer(header.mac(), &bytes)?)
+    }
+}
+
+/// Receives one header and its meta and checks both.
+fn receive_frame(
+    stream: &mut Stream,
+    inbox: &mut Inbox,
+    opener: &mut Opener,
+    meta: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<Header, LinkFault> {
+    let mut raw = [0; HEADER_LEN];
+    inbox.receive(stream, &mut raw, deadline)?;
+    let announced = opener.peek(&raw)?;
+    meta.clear();
+    meta.resize(announced.meta_length() as usize, 0);
+    inbox.receive(stream, meta, deadline)?;
+    Ok(opener.open(&raw, meta)?)
+}
+
+/// Bytes received ahead of what was asked, so that a small reply costs one receive.
+struct Inbox {
+    bytes: Box<[u8; INBOX]>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    fn new() -> Inbox {
+        Inbox { bytes: Box::new([0; INBOX]), start: 0, end: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Moves what is here into the front of `into`; returns how much that was.
+    fn take(&mut self, into: &mut [u8]) -> usize {
+        let count = into.len().min(self.end - self.start);
+        into[..count].copy_from_slice(&self.bytes[self.start..self.start + count]);
+        self.start += count;
+        count
+    }
+
+    /// Fills `into`, from here first, reading ahead when what is still to come is small.
+    fn receive(
+        &mut self,
+        stream: &mut Stream,
+        into: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), LinkFault> {
+        let mut got = self.take(into);
+        while got < into.len() {
+            let rest = &mut into[got..];
+            if rest.len() >= INBOX {
+                return stream.recv_exact(rest, deadline).map_err(LinkFault::moving);
+            }
+            (self.start, self.end) = (0, 0);
+            match stream.recv_some(&mut self.bytes[..], deadline).map_err(LinkFault::moving)? {
+                0 => return Err(LinkFault::Net(NetError::Closed)),
+                count => self.end = count,
+            }
+            got += self.take(rest);
+        }
+        Ok(())
+    }
+}

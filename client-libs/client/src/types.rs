@@ -1,0 +1,91 @@
+//! What calls take and give.
+
+use std::time::Duration;
+
+use memkv_wire::{CrcList, MissReason};
+
+pub use memkv_wire::meta::{PutMode, StatsReply as ServerStats};
+
+/// How to store a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutOptions {
+    /// What may be there already.
+    pub mode: PutMode,
+    /// Seconds to live; 0 for ever.
+    pub ttl_seconds: u32,
+    /// Answer only when the value survives a power cut, whatever the server's default.
+    pub durable: bool,
+    /// How long the call may take; `None` for the configured time. A batch may take as long as the most
+    /// patient of its items.
+    pub deadline: Option<Duration>,
+}
+
+impl Default for PutOptions {
+    /// Only if nothing is there, for ever, as durable as the server is by default.
+    fn default() -> PutOptions {
+        PutOptions { mode: PutMode::Absent, ttl_seconds: 0, durable: false, deadline: None }
+    }
+}
+
+/// One value of a batch to store.
+#[derive(Clone, Copy, Debug)]
+pub struct PutItem<'a> {
+    /// 1 to 512 bytes.
+    pub key: &'a [u8],
+    /// 1 byte to what the server takes, at most 64 MiB.
+    pub value: &'a [u8],
+    /// How to store it.
+    pub options: PutOptions,
+}
+
+/// What became of a put. Both mean that a value of this key is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// These bytes are stored.
+    Stored {
+        /// The generation they have.
+        generation: u64,
+    },
+    /// A value of the same length was there before and stays; its bytes may differ.
+    Present {
+        /// Its generation.
+        generation: u64,
+        /// Its length in bytes.
+        length: u64,
+        /// The CRC-32C of each of its extents; may be empty.
+        crcs: CrcList,
+    },
+}
+
+/// One value, or a range of it, of a batch to read.
+#[derive(Debug)]
+pub struct GetItem<'a> {
+    /// 1 to 512 bytes.
+    pub key: &'a [u8],
+    /// First byte of the value to read.
+    pub offset: u64,
+    /// Filled from its front: with as many bytes as the value has behind `offset`, or as fit. Its contents
+    /// mean nothing unless the outcome is a hit.
+    pub buf: &'a mut [u8],
+}
+
+/// What became of a get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GetOutcome {
+    /// The bytes are there, and are those that were put.
+    Hit {
+        /// Length in bytes of the whole value.
+        length: u64,
+        /// Its generation.
+        generation: u64,
+    },
+    /// There is no such block.
+    Miss(MissReason),
+}
+
+impl GetOutcome {
+    /// True for [`GetOutcome::Hit`].
+    pub fn is_hit(&self) -> bool {
+        matches!(self, GetOutcome::Hit { .. })
+    }
+}
