@@ -125,7 +125,7 @@ impl Pool {
 
     /// A contiguous buffer of `len` bytes (1 byte to 4 MiB; anything else panics), aligned to 16 KiB.
     ///
-    /// Costs about 50 ns. [`Exhausted`] when the class has no right to more, others of the class wait,
+    /// With its release it costs about 100 ns. [`Exhausted`] when the class has no right to more, others of the class wait,
     /// or no run is long enough.
     pub fn allocate(&self, class: Class, len: usize) -> Result<DmaBuf, Exhausted> {
         let run = self.ledger().allocate(class, order_of(len));
