@@ -10,8 +10,8 @@ use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Servers and keys come from the client configuration (YAML named by --config or MEMKV_CONFIG), then
-from MEMKV_* variables (MEMKV_SERVERS, MEMKV_AUTH_KEY, ...), then from the options here. With none of
-them: 127.0.0.1:9900 and the development key.
+from MEMKV_* variables (MEMKV_SERVERS, MEMKV_AUTH_KEY, ...), then from the options here. With none
+of them: 127.0.0.1:9900 and the development key.
 
 Examples:
   memkvctl put greeting hello.bin

@@ -32,7 +32,7 @@ impl From<Exit> for ExitCode {
 
 const EXAMPLES: &str = "\
 Examples:
-  memkv start                                  serve 127.0.0.1:9900 from a file in your data directory
+  memkv start                                  serve 127.0.0.1:9900 from your data directory
   memkv start --config /etc/memkv/config.yaml  serve as a file says
   memkv demo                                   see it work: offload, onboard, crash, recover
 
