@@ -14,6 +14,7 @@
 pub mod audit;
 pub mod bench;
 pub mod block;
+mod client;
 pub mod conversations;
 pub mod latency;
 #[cfg(test)]
