@@ -137,6 +137,21 @@ fn a_waker_that_outlives_its_task_wakes_nobody() {
 }
 
 #[test]
+fn a_wake_up_that_was_queued_when_its_task_ended_is_not_the_next_tasks() {
+    let mut reactor = fifo();
+    reactor.local().spawn(std::future::poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        std::task::Poll::Ready(())
+    }));
+    reactor.step();
+    // Takes the slot that has just come free, while the wake-up still waits for the next pass.
+    let turns = Rc::new(Cell::new(0));
+    reactor.local().spawn(count_turns(turns.clone(), Rc::default()));
+    settle(&mut reactor);
+    assert_eq!(turns.get(), 1);
+}
+
+#[test]
 fn many_wake_ups_before_a_turn_are_one_turn() {
     let mut reactor = fifo();
     let turns = Rc::new(Cell::new(0));
