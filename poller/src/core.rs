@@ -1,7 +1,7 @@
 //! What a reactor and its local handles share: one thread's state, borrowed only for moments.
 //!
-//! Rule of this file: no borrow is held while code from outside runs (a future, a drop, a closure, a
-//! clock), because that code may come straight back in.
+//! Rule of this file: no borrow is held while code from outside runs (a future, a drop, a closure,
+//! a clock), because that code may come straight back in.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -21,8 +21,8 @@ use crate::time::{Clock, Instant};
 use crate::timer::TimerHeap;
 
 thread_local! {
-    /// The reactor whose code this thread is running right now. Several reactors may share a thread;
-    /// at most one runs at a time.
+    /// The reactor whose code this thread is running right now. Several reactors may share a
+    /// thread; at most one runs at a time.
     pub(crate) static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
 }
 
@@ -123,8 +123,8 @@ impl Core {
         fired
     }
 
-    /// Runs ready tasks, at most `limit` turns. Tasks that were made ready by others in this pass may
-    /// have their turn in it; one that keeps waking itself has one turn in each pass.
+    /// Runs ready tasks, at most `limit` turns. Tasks that were made ready by others in this pass
+    /// may have their turn in it; one that keeps waking itself has one turn in each pass.
     pub(crate) fn run_tasks(&self, limit: u32) -> u32 {
         self.ready.borrow_mut().append(&mut self.yielded.borrow_mut());
         let mut turns = 0;
@@ -176,8 +176,8 @@ impl Core {
         !self.new_pollers.borrow().is_empty()
     }
 
-    /// The reactor is going: drops everything it keeps. What is dropped may call back in and finds a
-    /// reactor that takes nothing any more.
+    /// The reactor is going: drops everything it keeps. What is dropped may call back in and finds
+    /// a reactor that takes nothing any more.
     pub(crate) fn close(&self) {
         self.closed.set(true);
         drop(self.shared.close());

@@ -7,13 +7,14 @@
 //!   SLEEPING  the reactor is about to wait for the bell, or does
 //!
 //!   other thread: put it in ──► old = word |= PENDING ──► if old == SLEEPING: ring the bell
-//!   reactor:      word == 0 ? word = SLEEPING : stay awake ──► look once more ──► wait ──► word &= !SLEEPING
+//!   reactor:      word == 0 ? word = SLEEPING : stay awake
+//!                 look once more ──► wait ──► word &= !SLEEPING
 //! ```
 //!
 //! All changes of one word have one order. If PENDING comes first, the reactor sees it and does not
-//! sleep. If SLEEPING comes first, the other thread sees that and rings; the bell keeps ringing until
-//! it is silenced, so it does not matter whether the wait had begun. Only the first of many rings, and
-//! a reactor that is awake costs others no system call.
+//! sleep. If SLEEPING comes first, the other thread sees that and rings; the bell keeps ringing
+//! until it is silenced, so it does not matter whether the wait had begun. Only the first of many
+//! rings, and a reactor that is awake costs others no system call.
 
 use std::sync::atomic::Ordering;
 
@@ -56,8 +57,8 @@ impl<R: Ring> Doorbell<R> {
         }
     }
 
-    /// The reactor: has anyone notified since the last time this was asked? What was put in before is
-    /// then visible.
+    /// The reactor: has anyone notified since the last time this was asked? What was put in before
+    /// is then visible.
     pub(crate) fn take_pending(&self) -> bool {
         if self.word.load(Ordering::Relaxed) & PENDING == 0 {
             return false;
@@ -66,7 +67,8 @@ impl<R: Ring> Doorbell<R> {
         true
     }
 
-    /// The reactor: announce that it is about to sleep. `false`: there is something to look at first.
+    /// The reactor: announce that it is about to sleep. `false`: there is something to look at
+    /// first.
     pub(crate) fn begin_sleep(&self) -> bool {
         self.word.compare_exchange(0, SLEEPING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }

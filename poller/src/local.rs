@@ -14,7 +14,8 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-/// Something happened: look again. It has no memory: a notification that nobody listens for is gone.
+/// Something happened: look again. It has no memory: a notification that nobody listens for is
+/// gone.
 ///
 /// The way to wait for a condition is `while !condition { event.listen().await }`: on one reactor
 /// nothing can happen between the test and the listening. A listener may be woken for nothing.
@@ -50,8 +51,8 @@ impl Event {
     }
 }
 
-/// Completes when its [`Event`] is notified. If it is dropped after it was notified and before it was
-/// polled, the notification goes to the next in line.
+/// Completes when its [`Event`] is notified. If it is dropped after it was notified and before it
+/// was polled, the notification goes to the next in line.
 #[must_use = "a listener does nothing until it is awaited"]
 #[derive(Debug)]
 pub struct Listener {

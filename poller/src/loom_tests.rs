@@ -19,8 +19,8 @@ use crate::remote::Shared;
 use crate::sync::Bell;
 use crate::task::TaskTable;
 
-/// For models too large to try everything: all interleavings in which threads are interrupted at most
-/// three times against their will. Lost wake-ups need one or two.
+/// For models too large to try everything: all interleavings in which threads are interrupted at
+/// most three times against their will. Lost wake-ups need one or two.
 fn bounded_model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -131,7 +131,8 @@ fn loom_doorbell_survives_sleeps_that_a_timer_or_a_device_ended() {
     });
 }
 
-/// The checker has teeth: a receiver that does not announce its sleep before the last look is found.
+/// The checker has teeth: a receiver that does not announce its sleep before the last look is
+/// found.
 #[test]
 #[should_panic(expected = "deadlock")]
 fn loom_finds_the_wake_up_that_a_late_announcement_loses() {

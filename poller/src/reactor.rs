@@ -150,8 +150,8 @@ impl Reactor {
         self.core.timers.borrow().next()
     }
 
-    /// One pass: inbox, timers, ready tasks, pollers; at most 64 closures, 256 timers and 128 turns of
-    /// tasks, and each poller once. Never blocks. `Idle` means that only a message, a timer or a
+    /// One pass: inbox, timers, ready tasks, pollers; at most 64 closures, 256 timers and 128 turns
+    /// of tasks, and each poller once. Never blocks. `Idle` means that only a message, a timer or a
     /// device can bring more work.
     pub fn step(&mut self) -> Progress {
         let entered = self.core.enter();
@@ -172,8 +172,8 @@ impl Reactor {
         Progress::of(work)
     }
 
-    /// Takes passes until `stop` is raised; between two that found nothing, rests as the idle policy
-    /// says. Needs a clock that runs by itself.
+    /// Takes passes until `stop` is raised; between two that found nothing, rests as the idle
+    /// policy says. Needs a clock that runs by itself.
     pub fn run(&mut self, stop: &StopFlag) {
         if let Some(cpu) = self.cpu
             && let Err(error) = sync::pin_thread(cpu)
@@ -194,8 +194,8 @@ impl Reactor {
         }
     }
 
-    /// Takes passes until `fut` is done, sleeping in between whatever the idle policy, and returns its
-    /// result. For tests and for start-up. Needs a clock that runs by itself.
+    /// Takes passes until `fut` is done, sleeping in between whatever the idle policy, and returns
+    /// its result. For tests and for start-up. Needs a clock that runs by itself.
     pub fn block_on<T: 'static>(&mut self, fut: impl Future<Output = T> + 'static) -> T {
         self.meter.since = self.core.clock.now();
         let mut handle = self.local.spawn_join(fut);

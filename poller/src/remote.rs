@@ -125,8 +125,9 @@ impl Remote {
         self.shared.doorbell.notify();
     }
 
-    /// Runs `call` on the reactor, in the order sent. Never blocks. If the reactor is gone, `call` is
-    /// dropped and nobody is told: what it owns must say by its own drop that nothing will come of it.
+    /// Runs `call` on the reactor, in the order sent. Never blocks. If the reactor is gone, `call`
+    /// is dropped and nobody is told: what it owns must say by its own drop that nothing will come
+    /// of it.
     ///
     /// # Errors
     /// [`Full`] when the reactor's inbox holds as many closures as it may; `call` is dropped.

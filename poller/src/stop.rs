@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::remote::Remote;
 
-/// A flag that ends [`Reactor::run`](crate::Reactor::run) on every reactor that was given a clone of
-/// it. Once stopped it stays so.
+/// A flag that ends [`Reactor::run`](crate::Reactor::run) on every reactor that was given a clone
+/// of it. Once stopped it stays so.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag {
     inner: Arc<Inner>,

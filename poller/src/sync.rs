@@ -51,7 +51,7 @@ mod eventfd {
             Ok(Bell(EventFd::from_value_and_flags(0, flags)?))
         }
 
-        /// Makes the descriptor readable. The one error there is, a full counter, means it already is.
+        /// Makes the descriptor readable. Its one error, a full counter, means it already is.
         pub(crate) fn ring(&self) {
             let _already_readable = self.0.write(1);
         }
@@ -93,7 +93,7 @@ mod pipe {
             Ok(Bell { reader, writer })
         }
 
-        /// Makes the descriptor readable. The one error there is, a full pipe, means it already is.
+        /// Makes the descriptor readable. Its one error, a full pipe, means it already is.
         pub(crate) fn ring(&self) {
             let _already_readable = write(&self.writer, &[1]);
         }
@@ -114,8 +114,8 @@ mod pipe {
 /// however long it takes). May return early. Returns whether the bell rang.
 ///
 /// # Panics
-/// When one of `interrupts` is not an open descriptor: the poller that gave it broke its promise, and
-/// a reactor that went on would spin or sleep for ever.
+/// When one of `interrupts` is not an open descriptor: the poller that gave it broke its promise,
+/// and a reactor that went on would spin or sleep for ever.
 pub(crate) fn wait(bell: &Bell, interrupts: &[RawFd], timeout: Option<Duration>) -> bool {
     wait_on(bell.fd(), interrupts, timeout)
 }
@@ -125,8 +125,9 @@ fn wait_on(bell: BorrowedFd<'_>, interrupts: &[RawFd], timeout: Option<Duration>
     fds.push(PollFd::new(bell, PollFlags::POLLIN));
     for &fd in interrupts {
         // SAFETY: `Interrupt::Fd` promises that the poller keeps the descriptor open for as long as
-        // it lives; the reactor owns the poller and is inside this call until `fds` is gone. A number
-        // that is not open after all is reported by the kernel as POLLNVAL, and touches no memory.
+        // it lives; the reactor owns the poller and is inside this call until `fds` is gone. A
+        // number that is not open after all is reported by the kernel as POLLNVAL, and touches no
+        // memory.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         fds.push(PollFd::new(fd, PollFlags::POLLIN));
     }

@@ -1,8 +1,8 @@
 //! Tasks: where they are kept, and how they are woken.
 //!
 //! A task is a boxed future in a slot of its reactor's table. Its waker knows only the slot and the
-//! slot's generation, so wakers may travel to any thread while futures never do. A waker that outlives
-//! its task names a generation that is gone, and wakes nothing.
+//! slot's generation, so wakers may travel to any thread while futures never do. A waker that
+//! outlives its task names a generation that is gone, and wakes nothing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -34,16 +34,17 @@ impl TaskKey {
 
 /// What a task's waker points to.
 pub(crate) struct TaskWaker {
-    /// Up while the task is queued to run: however often it is woken, it is queued once. Up for good
-    /// once the task is done.
+    /// Up while the task is queued to run: however often it is woken, it is queued once. Up for
+    /// good once the task is done.
     raised: AtomicBool,
     key: AtomicU64,
     shared: Arc<Shared>,
 }
 
 impl TaskWaker {
-    /// The task is about to run: from here on a wake-up queues it again. A read-modify-write, because
-    /// what was written before a wake-up that found the flag up must be visible to this run.
+    /// The task is about to run: from here on a wake-up queues it again. A read-modify-write,
+    /// because what was written before a wake-up that found the flag up must be visible to this
+    /// run.
     pub(crate) fn lower(&self) {
         self.raised.swap(false, Ordering::AcqRel);
     }

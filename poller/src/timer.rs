@@ -1,7 +1,7 @@
 //! Timers: which task to wake when.
 //!
-//! A binary heap by time, in which every entry knows its place, so that a sleep that is dropped takes
-//! its entry with it at once. Timers of the same moment fire in the order they were set.
+//! A binary heap by time, in which every entry knows its place, so that a sleep that is dropped
+//! takes its entry with it at once. Timers of the same moment fire in the order they were set.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -87,7 +87,8 @@ impl TimerHeap {
         }
     }
 
-    /// Takes a timer back. Returns its waker, to be dropped outside any borrow; `None`: it has fired.
+    /// Takes a timer back. Returns its waker, to be dropped outside any borrow; `None`: it has
+    /// fired.
     pub(crate) fn cancel(&mut self, key: TimerKey) -> Option<Waker> {
         let slot = self.slots.get(key.slot as usize)?;
         if slot.sequence != key.sequence || slot.waker.is_none() {
@@ -215,8 +216,8 @@ impl Drop for Sleep {
 #[error("the deadline passed")]
 pub struct Elapsed;
 
-/// Waits for `fut`, but not beyond `at`. On elapse `fut` is dropped: use it only on waits that may be
-/// given up, never on work that has begun. If both are due, `fut` wins.
+/// Waits for `fut`, but not beyond `at`. On elapse `fut` is dropped: use it only on waits that may
+/// be given up, never on work that has begun. If both are due, `fut` wins.
 ///
 /// # Errors
 /// [`Elapsed`] when `at` came first.

@@ -6,8 +6,8 @@
 //!   entries:  [ granted | granted | waiting | waiting | waiting ]   by ticket, ascending
 //!                                  ▲ granted = 2
 //! ```
-//! Grants are given strictly from the front, so the granted ones are always a prefix. A granted entry
-//! stays until its future is polled and takes it, or is dropped and gives it back.
+//! Grants are given strictly from the front, so the granted ones are always a prefix. A granted
+//! entry stays until its future is polled and takes it, or is dropped and gives it back.
 
 use std::collections::VecDeque;
 use std::task::Waker;

@@ -221,7 +221,8 @@ pub struct InboxReceiver<T> {
 }
 
 impl<T> InboxReceiver<T> {
-    /// Waits for the next value; `None` once all senders and permits are gone and the queue is empty.
+    /// Waits for the next value; `None` once all senders and permits are gone and the queue is
+    /// empty.
     pub fn recv(&mut self) -> Recv<'_, T> {
         Recv { receiver: self }
     }
