@@ -116,7 +116,7 @@ fn render(reports: &[BenchReport]) -> String {
             cost(report.server_cpu_seconds_per_gib),
         ]);
     }
-    let mut text = table.to_string();
+    let mut text = table.trim_fmt();
     for report in reports {
         let what = format!("{} {}", name(report.operation), short_size(report.value_bytes as u64));
         if report.misses > 0 {

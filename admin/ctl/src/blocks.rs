@@ -4,7 +4,7 @@ use crate::cli::{GetArgs, Global, KeysArgs, PutArgs};
 use crate::connect::client;
 use crate::error::{CtlError, Exit};
 use memkv_admin_api::size::short_size;
-use memkv_client::{GetOutcome, PutMode, PutOptions, PutOutcome};
+use memkv_client::{Client, GetOutcome, PutMode, PutOptions, PutOutcome};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
@@ -116,7 +116,25 @@ pub fn exists(global: &Global, args: &KeysArgs) -> Result<Exit, CtlError> {
     for some in keys.chunks(memkv_wire::MAX_ITEMS) {
         there.extend(client.exists(some)?);
     }
+    refuse_guesses(&client, &keys, &there)?;
     answer_keys(global, &args.keys, &there, ["present", "missing"])
+}
+
+/// To an inference engine a lost server is a miss, and so the client answers; a person who asks
+/// whether a key is there is told that nobody knows.
+fn refuse_guesses(client: &Client, keys: &[&[u8]], there: &[bool]) -> Result<(), CtlError> {
+    let missing = || keys.iter().zip(there).filter(|(_, there)| !**there).map(|(key, _)| key);
+    if missing().next().is_none() {
+        return Ok(());
+    }
+    for (server, stats) in client.server_stats() {
+        if let Err(error) = stats
+            && missing().any(|key| *client.server_of(key) == *server)
+        {
+            return Err(error.into());
+        }
+    }
+    Ok(())
 }
 
 /// Forgets blocks.

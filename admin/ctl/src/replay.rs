@@ -138,7 +138,7 @@ fn render(report: &ReplayReport, total: u64) -> String {
             microseconds(latency.max_us),
         ]);
     }
-    text += &table.to_string();
+    text += &table.trim_fmt();
     text += &faults::lines("replay", &report.faults);
     text
 }

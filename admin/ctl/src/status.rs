@@ -204,7 +204,7 @@ fn drive_table(text: &mut String, drives: &[DriveStatus]) {
             drive.driver_reason.clone(),
         ]);
     }
-    writeln!(text, "{table}").expect("writing to a string");
+    writeln!(text, "{}", table.trim_fmt()).expect("writing to a string");
 }
 
 fn reactor_table(text: &mut String, status: &NodeStatus) {
@@ -218,7 +218,7 @@ fn reactor_table(text: &mut String, status: &NodeStatus) {
             format!("{} of {}", reactor.tasks_live, reactor.tasks_spawned),
         ]);
     }
-    writeln!(text, "{table}").expect("writing to a string");
+    writeln!(text, "{}", table.trim_fmt()).expect("writing to a string");
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ pub struct Exporter {
     registry: Registry,
     meter: Meter,
     /// Collects for the exporter as long as it lives.
-    _provider: SdkMeterProvider,
+    provider: SdkMeterProvider,
     families: Mutex<BTreeMap<&'static str, Kind>>,
 }
 
@@ -107,7 +107,7 @@ impl Exporter {
         let provider = SdkMeterProvider::builder().with_reader(reader).build();
         let meter = provider.meter("memkv");
         let (latest, families) = (Latest::default(), Mutex::default());
-        Ok(Self { latest, registry, meter, _provider: provider, families })
+        Ok(Self { latest, registry, meter, provider, families })
     }
 
     /// Takes a snapshot of the node and writes it in the Prometheus text format, version 0.0.4.
@@ -168,6 +168,15 @@ impl Exporter {
                 }
             })
             .build();
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        // A provider that is dropped without says so in the log of the node.
+        if let Err(error) = self.provider.shutdown() {
+            tracing::debug!(%error, "the metrics provider did not shut down");
+        }
     }
 }
 
