@@ -12,8 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use comfy_table::style::{ContentArrangement, presets};
-use comfy_table::Table;
+use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use memkv_admin_api::size::short_size;
 use memkv_client::{Client, Config as ClientConfig};
