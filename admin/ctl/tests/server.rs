@@ -1,0 +1,177 @@
+//! Every command against a real node, which runs inside this test and keeps its blocks in memory.
+
+use memkv_admin_http::AdminServer;
+use memkv_node::config::{Config, Overrides};
+use memkv_node::node::Node;
+use memkv_node::paths::ThisMachine;
+use serde_json::Value;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::rc::Rc;
+
+struct Server {
+    node: Node,
+    /// Answers until the end of the test.
+    _admin: AdminServer,
+    data: String,
+}
+
+const CONFIG: &str = "
+network: {address: '127.0.0.1:0'}
+memory: {max_size: 64 MiB, hugepages: never}
+storage: {mode: memory, drives: [{max_size: 256 MiB}]}
+node: {reactors: 1}
+";
+
+/// A node whose neighbour port is free for its admin endpoint, as the tool expects.
+fn serve() -> Server {
+    for _ in 0..20 {
+        let config = Config::parse(CONFIG, &Overrides::default(), &ThisMachine)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let node = Node::start(config, &(Rc::new(|_: &str, _, _| ()) as _)).expect("a node starts");
+        let data = node.address();
+        let mut admin = data;
+        admin.set_port(data.port() + 1);
+        match AdminServer::start(admin, node.admin()) {
+            Ok(admin) => return Server { node, _admin: admin, data: data.to_string() },
+            Err(_) => node.stop().expect("an orderly stop"),
+        }
+    }
+    panic!("no two neighbouring ports are free");
+}
+
+impl Server {
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(arguments, b"")
+    }
+
+    fn run_with(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memkvctl"));
+        for variable in ["MEMKV_CONFIG", "MEMKV_AUTH_KEY", "MEMKV_NAMESPACE", "MEMKV_SERVERS"] {
+            command.env_remove(variable);
+        }
+        command.args(["--server", &self.data]).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        child.stdin.take().expect("a pipe").write_all(input).expect("it reads its input");
+        child.wait_with_output().expect("it ends")
+    }
+
+    /// Runs a command that must end with `code`; its standard output.
+    fn expect(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn json(&self, code: i32, arguments: &[&str]) -> Value {
+        let text = self.expect(code, &[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+#[test]
+fn blocks_go_in_and_out_by_hand() {
+    let server = serve();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("a plain path").to_owned();
+    // Two extents, so that a block of several parts is among them.
+    let value: Vec<u8> = (0..5_000_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    std::fs::write(path("in"), &value).expect("room for the value");
+
+    let said = server.expect(0, &["put", "large", &path("in")]);
+    assert!(said.starts_with("stored large: 4.77 MiB, generation "), "{said}");
+    let said = server.expect(0, &["put", "large", &path("in")]);
+    assert!(said.starts_with("large was there already"), "{said}");
+    let again = server.json(0, &["put", "large", &path("in"), "--replace"]);
+    assert_eq!((&again["outcome"], &again["bytes"]), (&"stored".into(), &5_000_000.into()));
+    server.expect(0, &["get", "large", "-o", &path("out")]);
+    assert!(std::fs::read(path("out")).expect("it was written") == value, "the bytes differ");
+
+    let output = server.run_with(&["put", "small"], b"from standard input");
+    assert!(output.status.success());
+    assert_eq!(server.expect(0, &["get", "small"]), "from standard input");
+
+    let said = server.expect(1, &["exists", "small", "none", "large"]);
+    assert_eq!(said, "present small\nmissing none\npresent large\n");
+    server.expect(0, &["exists", "small", "large"]);
+    assert_eq!(server.expect(1, &["delete", "small", "none"]), "deleted small\nmissing none\n");
+    let miss = server.json(1, &["get", "small"]);
+    assert_eq!((&miss["outcome"], &miss["reason"]), (&"miss".into(), &"deleted".into()));
+    assert_eq!(server.json(1, &["exists", "small"])[0]["outcome"], "missing");
+    server.node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn namespaces_keep_keys_apart() {
+    let server = serve();
+    assert!(server.run_with(&["put", "k", "--namespace", "a"], b"of a").status.success());
+    server.expect(1, &["exists", "k"]);
+    server.expect(1, &["exists", "k", "--namespace", "b"]);
+    assert_eq!(server.expect(0, &["get", "k", "--namespace", "a"]), "of a");
+    server.node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn bench_and_replay_measure_a_real_server() {
+    let server = serve();
+    let line = "bench --sizes 64KiB,1MiB --seconds 100ms --stored 8MiB --memory 8MiB --verify";
+    let line: Vec<&str> = line.split(' ').collect();
+    let report = server.json(0, &line);
+    let results = report["results"].as_array().expect("a list");
+    assert_eq!(results.len(), 6, "three operations at two sizes");
+    for result in results {
+        assert!(result["operations"].as_u64().expect("a number") > 0, "{result}");
+        assert_eq!(result["faults"]["wrong_blocks"], 0, "{result}");
+        assert!(result["server_cpu_seconds"].is_number(), "the server tells its CPU time");
+    }
+    let table = server.expect(0, &[&line[..], &["--depth-by", "threads"]].concat());
+    assert!(table.contains("client CPU s/GiB") && table.contains("64 KiB"), "{table}");
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let trace = directory.path().join("trace.jsonl");
+    let request = |ms: u64, blocks: &str| {
+        format!(
+            r#"{{"timestamp": {ms}, "input_length": 1, "output_length": 1, "hash_ids": [{blocks}]}}"#
+        )
+    };
+    let text = [request(0, "1, 2, 3"), request(10, "1, 2, 3, 4"), request(9000, "5")].join("\n");
+    std::fs::write(&trace, text).expect("room for a trace");
+    let trace = trace.to_str().expect("a plain path");
+    let arguments = ["replay", trace, "--until", "1s", "--verify", "--connections", "1"];
+    let report = server.json(0, &arguments);
+    assert_eq!(report["requests_in_trace"], 2);
+    assert_eq!(report["report"]["requests"], 2);
+    assert_eq!(report["report"]["prefix_hits"], 3);
+    assert_eq!(report["report"]["stored_blocks"], 4);
+    assert_eq!(report["report"]["faults"]["wrong_blocks"], 0);
+    let text = server.expect(0, &arguments);
+    assert!(text.contains("prefix hits  7 of 7 blocks (100.0 %)"), "{text}");
+    server.node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn status_counts_what_was_done() {
+    let server = serve();
+    assert!(server.run_with(&["put", "k"], b"value").status.success());
+    let status = server.json(0, &["status"]);
+    assert_eq!(status[0]["health"]["status"], "healthy");
+    assert_eq!(status[0]["status"]["storage"]["blocks_total"], 1);
+    assert_eq!(status[0]["status"]["storage_mode"], "memory");
+    let text = server.expect(0, &["status"]);
+    assert!(text.contains("memory mode") && text.contains("1 blocks"), "{text}");
+    server.node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn a_wrong_key_is_told_as_such() {
+    let server = serve();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memkvctl"));
+    command.args(["--server", &server.data, "delete", "k"]);
+    let output = command.env("MEMKV_AUTH_KEY", "ab".repeat(32)).output().expect("the binary runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains(&server.data) && told.contains("key"), "{told}");
+    server.node.stop().expect("an orderly stop");
+}
