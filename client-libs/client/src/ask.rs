@@ -7,10 +7,10 @@ use memkv_wire::meta::{
     DeleteItem, DeleteItems, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems,
     MatchReply, StatsReply,
 };
-use memkv_wire::{Header, Opcode, Status};
+use memkv_wire::{Header, MAX_ITEMS, Opcode, Status};
 
 use crate::error::{ClientError, LinkFault};
-use crate::exchange::Exchange;
+use crate::exchange::{Busy, Exchange};
 use crate::items::{Items, cut};
 use crate::link::Link;
 use crate::process::Process;
@@ -133,7 +133,7 @@ impl<'a> Asks<'a> {
 impl Exchange for Asks<'_> {
     fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let unplanned = std::mem::take(&mut self.unplanned);
-        for items in cut(&unplanned, link, |item| self.keys[item]) {
+        for items in cut(&unplanned, MAX_ITEMS, link, |item| self.keys[item]) {
             self.requests.push(Request { id: self.process.next_request(), items, done: false });
         }
         let Some(first) = self.next() else { return Ok(()) };
@@ -159,11 +159,11 @@ impl Exchange for Asks<'_> {
         self.started = false;
     }
 
-    fn busy(&self) -> Option<u32> {
+    fn busy(&self) -> Option<Busy> {
         self.items.busy()
     }
 
-    fn renew(&mut self, _process: &Process) {
+    fn renew(&mut self) {
         self.unplanned = self.items.reopen_busy();
         self.requests.clear();
     }
@@ -243,11 +243,11 @@ impl<Q: Query> Exchange for Whole<'_, Q> {
         self.request = None;
     }
 
-    fn busy(&self) -> Option<u32> {
+    fn busy(&self) -> Option<Busy> {
         self.answer.busy()
     }
 
-    fn renew(&mut self, _process: &Process) {
+    fn renew(&mut self) {
         self.answer.reopen_busy();
     }
 
@@ -277,7 +277,7 @@ impl Query for FirstMissing<'_> {
 
     fn encode(&self, link: &Link) -> Vec<u8> {
         let left: Vec<usize> = (self.matched..self.keys.len()).collect();
-        let mut runs = cut(&left, link, |item| self.keys[item].1).into_iter();
+        let mut runs = cut(&left, MAX_ITEMS, link, |item| self.keys[item].1).into_iter();
         let run = runs.next().expect("a run that is not matched has a key left");
         self.asked.set(run.len());
         let item = |item: usize| MatchItem { position: self.keys[item].0, key: self.keys[item].1 };

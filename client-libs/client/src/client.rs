@@ -284,7 +284,7 @@ impl Client {
         items: impl Iterator<Item = I>,
         key: impl Fn(&I) -> &'k [u8],
         check: impl Fn(&I) -> Result<(), ClientError>,
-    ) -> (Vec<Option<Result<T, ClientError>>>, Vec<Batch<I>>) {
+    ) -> (Results<T>, Vec<Batch<I>>) {
         let mut results = Vec::new();
         let mut batches: Vec<Option<Batch<I>>> = Vec::new();
         batches.resize_with(self.inner.process.servers.len(), || None);
@@ -306,6 +306,9 @@ impl Client {
         (results, batches.into_iter().flatten().collect())
     }
 }
+
+/// One result per item of a call; none yet for those that go to a server.
+type Results<T> = Vec<Option<Result<T, ClientError>>>;
 
 /// The items of a call that belong to one server, and their places in the call.
 struct Batch<I> {
@@ -335,7 +338,7 @@ fn fill<T>(
     }
 }
 
-fn settled<T>(results: Vec<Option<Result<T, ClientError>>>) -> Vec<Result<T, ClientError>> {
+fn settled<T>(results: Results<T>) -> Vec<Result<T, ClientError>> {
     let result = |result: Option<_>| result.expect("every item belongs to a server that was asked");
     results.into_iter().map(result).collect()
 }

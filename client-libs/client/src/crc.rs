@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn slices_of_any_length_give_the_crcs_of_the_extents() {
-        let value: Vec<u8> = (0..1000_u32).map(|at| (at * 7 ^ at >> 3) as u8).collect();
+        let value: Vec<u8> = (0..1000_u32).map(|at| ((at * 7) ^ (at >> 3)) as u8).collect();
         for slice in [1, 3, 99, 100, 101, 1000] {
             for range in [0..1000, 0..1, 37..38, 99..101, 100..200, 250..999, 5..5] {
                 let mut crcs = ExtentCrcs::new(range.start as u64, 100);

@@ -13,9 +13,9 @@ use crate::link::Link;
 use crate::process::Process;
 use crate::server::{Checkout, Server};
 
-/// Most times a call comes back to a server that is busy.
-const BUSY_ROUNDS: u32 = 64;
-/// Longest pause between two of them.
+/// Times a call comes back to a busy server after the pause that it asked for, before the pauses grow.
+const BUSY_PATIENCE: u32 = 3;
+/// Longest pause that the call chooses itself.
 const BUSY_PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// One call's business with one server. It knows which of its items are settled.
@@ -32,17 +32,26 @@ pub(crate) trait Exchange {
     /// The link is lost: what is not answered will be sent again, as the same requests.
     fn rewind(&mut self);
 
-    /// The longest pause the server asked for, in milliseconds, when items were answered with busy.
-    fn busy(&self) -> Option<u32>;
+    /// The items answered with busy, when there are any.
+    fn busy(&self) -> Option<Busy>;
 
     /// Makes new requests of the items answered with busy.
-    fn renew(&mut self, process: &Process);
+    fn renew(&mut self);
 
     /// Settles every item that is not with this error; items answered with busy keep that answer.
     fn fail(&mut self, error: &ClientError);
 
     /// Settles the items answered with busy as such.
     fn give_up_busy(&mut self);
+}
+
+/// Items that the server was too busy for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Busy {
+    /// How many.
+    pub items: usize,
+    /// The longest pause that it asked for, in milliseconds.
+    pub retry_ms: u32,
 }
 
 /// An exchange and the index of its server.
@@ -56,24 +65,31 @@ pub(crate) struct Job<E> {
 pub(crate) fn drive<E: Exchange>(process: &Process, jobs: &mut [Job<E>], deadline: Instant) {
     assert!(jobs.is_sorted_by(|a, b| a.server < b.server), "one job per server, in order");
     let mut todo: Vec<&mut Job<E>> = jobs.iter_mut().collect();
-    for rounds in 0..=BUSY_ROUNDS {
+    let (mut rounds, mut before) = (0, usize::MAX);
+    loop {
         round(process, &mut todo, deadline);
         todo.retain(|job| job.exchange.busy().is_some());
-        let Some(wanted) = todo.iter().filter_map(|job| job.exchange.busy()).max() else { return };
-        let pause = pause(wanted, rounds);
-        if rounds == BUSY_ROUNDS || Instant::now() + pause >= deadline {
+        let busy: Vec<Busy> = todo.iter().filter_map(|job| job.exchange.busy()).collect();
+        let Some(retry_ms) = busy.iter().map(|busy| busy.retry_ms).max() else { return };
+        let items = busy.iter().map(|busy| busy.items).sum();
+        // As long as it gets on, the server is not pressed harder than it asked for.
+        rounds = if items < before { 0 } else { rounds + 1 };
+        before = items;
+        let pause = pause(retry_ms, rounds);
+        if Instant::now() + pause >= deadline {
             break;
         }
         std::thread::sleep(pause);
-        todo.iter_mut().for_each(|job| job.exchange.renew(process));
+        todo.iter_mut().for_each(|job| job.exchange.renew());
     }
     todo.iter_mut().for_each(|job| job.exchange.give_up_busy());
 }
 
-/// What the server asked for, at least a millisecond; longer from the fourth time on.
-fn pause(wanted_ms: u32, rounds: u32) -> Duration {
-    let wanted = Duration::from_millis(u64::from(wanted_ms.max(1)));
-    (wanted * (1 << rounds.saturating_sub(2).min(6))).min(BUSY_PAUSE_MAX.max(wanted))
+/// What the server asked for, at least a millisecond; longer when nothing has moved for some rounds.
+fn pause(retry_ms: u32, rounds: u32) -> Duration {
+    let wanted = Duration::from_millis(u64::from(retry_ms.max(1)));
+    let doublings = rounds.saturating_sub(BUSY_PATIENCE).min(9);
+    (wanted * (1 << doublings)).min(BUSY_PAUSE_MAX.max(wanted))
 }
 
 /// Every job once, those whose link broke twice.
@@ -137,5 +153,18 @@ fn repeat(server: &Server, exchange: &mut dyn Exchange, fault: LinkFault, deadli
         Ok(()) => link.give_back(),
         Err(_) if exchange.is_answered() => {}
         Err(fault) => exchange.fail(&fault.into_error(server.name())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_what_was_asked_for_until_nothing_moves() {
+        let ms = |retry_ms, rounds| pause(retry_ms, rounds).as_millis();
+        assert_eq!([ms(0, 0), ms(1, 3), ms(20, 2)], [1, 1, 20]);
+        assert_eq!([ms(1, 4), ms(1, 5), ms(1, 12), ms(1, u32::MAX)], [2, 4, 500, 500]);
+        assert_eq!([ms(2000, 0), ms(2000, 50)], [2000, 2000]);
     }
 }

@@ -11,10 +11,10 @@ use std::time::Instant;
 use memkv_wire::meta::{
     GetItem as WireItem, GetItems, GetReply, SuspectItem, SuspectItems, TO_THE_END,
 };
-use memkv_wire::{Header, MissReason, Opcode, Status, extents_touched};
+use memkv_wire::{Header, MAX_ITEMS, MissReason, Opcode, Status, extents_touched};
 
 use crate::error::{ClientError, LinkFault};
-use crate::exchange::Exchange;
+use crate::exchange::{Busy, Exchange};
 use crate::items::{Items, cut};
 use crate::link::Link;
 use crate::process::Process;
@@ -163,7 +163,7 @@ impl<'a> Gets<'a> {
         let suspects = std::mem::take(&mut self.suspects);
         let places: Vec<usize> = (0..suspects.len()).collect();
         let key = |place: usize| self.wanted[suspects[place].0].key;
-        for run in cut(&places, link, key) {
+        for run in cut(&places, MAX_ITEMS, link, key) {
             let item =
                 |place: &usize| SuspectItem { key: key(*place), generation: suspects[*place].1 };
             let mut meta = Vec::new();
@@ -212,7 +212,7 @@ impl Exchange for Gets<'_> {
     fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let open: Vec<usize> =
             (0..self.wanted.len()).filter(|item| self.items.is_open(*item)).collect();
-        self.runs = cut(&open, link, |item| self.wanted[item].key);
+        self.runs = cut(&open, MAX_ITEMS, link, |item| self.wanted[item].key);
         self.runs.reverse();
         self.ask(link, deadline)
     }
@@ -233,11 +233,11 @@ impl Exchange for Gets<'_> {
         self.current = None;
     }
 
-    fn busy(&self) -> Option<u32> {
+    fn busy(&self) -> Option<Busy> {
         self.items.busy()
     }
 
-    fn renew(&mut self, _process: &Process) {
+    fn renew(&mut self) {
         self.items.reopen_busy();
     }
 

@@ -6,6 +6,7 @@ use memkv_wire::meta::{ItemReply, Refusal};
 use memkv_wire::{Header, ITEM_OVERHEAD, MAX_META, Status};
 
 use crate::error::{ClientError, LinkFault};
+use crate::exchange::Busy;
 use crate::link::Link;
 
 /// Room left in a meta for its counts and extensions.
@@ -75,13 +76,14 @@ impl<T> Items<T> {
         self.open = 0;
     }
 
-    /// The longest pause asked for by a busy item.
-    pub fn busy(&self) -> Option<u32> {
+    /// The busy items, when there are any.
+    pub fn busy(&self) -> Option<Busy> {
         let pause = |state: &State<T>| match state {
             State::Busy { retry_ms } => Some(*retry_ms),
             _ => None,
         };
-        self.states.iter().filter_map(pause).max()
+        let retry_ms = self.states.iter().filter_map(pause).max()?;
+        Some(Busy { items: self.states.iter().filter_map(pause).count(), retry_ms })
     }
 
     /// Opens the busy items again and returns them.
@@ -174,13 +176,15 @@ fn refused(server: &Arc<str>, status: Status, text: &str) -> ClientError {
     }
 }
 
-/// Cuts `items` into runs that fit into one request each: its number of items and its meta.
+/// Cuts `items` into runs that fit into one request each: its number of items (the server's limit and
+/// `most`) and its meta.
 pub(crate) fn cut<'a>(
     items: &[usize],
+    most: usize,
     link: &Link,
     key: impl Fn(usize) -> &'a [u8],
 ) -> Vec<Vec<usize>> {
-    let count_max = link.limits.max_items as usize;
+    let count_max = most.min(link.limits.max_items as usize);
     let bytes_max = MAX_META as usize - META_RESERVE;
     let mut runs = Vec::new();
     let mut run = Vec::new();

@@ -187,7 +187,23 @@ impl Link {
             let slices: Vec<_> = head.chain(payload.iter().copied()).map(IoSlice::new).collect();
             self.stream.send_vectored(&slices, deadline)
         };
-        result.map_err(LinkFault::moving)
+        result.map_err(|error| self.last_word(error))
+    }
+
+    /// The fault of a send that failed: what the server said before it stopped reading, if it did.
+    fn last_word(&mut self, error: NetError) -> LinkFault {
+        let fault = LinkFault::moving(error);
+        if matches!(fault, LinkFault::Silent) {
+            return fault;
+        }
+        // Replies to what was sent before may stand in front of it; they are of no use without the rest.
+        loop {
+            match self.receive(Instant::now()) {
+                Ok(_) => {}
+                Err(word @ LinkFault::Goodbye { .. }) => return word,
+                Err(_) => return fault,
+            }
+        }
     }
 
     /// Sends the bytes of item `item` of the Offer `request_id`, their CRCs computed on the way and sent
@@ -216,7 +232,8 @@ impl Link {
             }
             let head: &[u8] = if at == 0 { &self.out } else { &[] };
             let parts = [IoSlice::new(head), IoSlice::new(slice), IoSlice::new(&trailer)];
-            self.stream.send_vectored(&parts, deadline).map_err(LinkFault::moving)?;
+            let result = self.stream.send_vectored(&parts, deadline);
+            result.map_err(|error| self.last_word(error))?;
         }
         Ok(())
     }

@@ -63,3 +63,32 @@ impl Process {
         self.next_request.fetch_add(1, Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_gets_links_and_a_name_of_its_own_and_its_parent_keeps_its() {
+        let config = Config::default();
+        let mut parent = Process::new(&config).expect("the defaults are good");
+        assert!(std::ptr::eq(parent.current(&config), &parent));
+        // As a child sees what it inherited: made by somebody else.
+        parent.pid = 0;
+        let child = parent.current(&config);
+        assert_eq!(child.pid, std::process::id());
+        assert!(!std::ptr::eq(child, &parent));
+        let name = |process: &Process| process.servers[0].settings().client_id;
+        assert_ne!(name(child), name(&parent));
+        assert!(std::ptr::eq(parent.current(&config), child), "made once");
+        assert_eq!(child.servers.len(), parent.servers.len());
+    }
+
+    #[test]
+    fn request_ids_are_never_used_twice() {
+        let process = Process::new(&Config::default()).expect("the defaults are good");
+        let ids: Vec<u64> = (0..100).map(|_| process.next_request()).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        assert!(ids[0] > 0, "0 is Connect's");
+    }
+}

@@ -19,15 +19,15 @@
 //! Requests keep their ids when they are repeated on another connection, so the server can tell a
 //! repetition from a new put.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use memkv_wire::meta::{DataReply, ItemReplies, ItemReply, PutItem as WireItem, PutItems};
-use memkv_wire::{CrcList, Header, Opcode, Status};
+use memkv_wire::{CrcList, Header, MAX_ITEMS, Opcode, Status};
 
 use crate::error::{ClientError, LinkFault};
-use crate::exchange::Exchange;
+use crate::exchange::{Busy, Exchange};
 use crate::items::{Items, cut};
 use crate::link::Link;
 use crate::process::Process;
@@ -36,6 +36,8 @@ use crate::types::{PutItem, PutOutcome};
 /// Most inline items that may be unanswered: their results fit into the socket's buffers, so a server that
 /// answers while we still send is never blocked by us.
 const INLINE_ITEMS_MAX: usize = 1024;
+/// Most items of one Offer: a server keeps a place for each until its bytes are there.
+const OFFER_ITEMS_MAX: usize = 64;
 /// Most Data frames that may be unanswered.
 const DATA_WINDOW: usize = 4;
 
@@ -96,11 +98,14 @@ impl<'a> Puts<'a> {
         let values = &self.values;
         let key = |item: usize| values[item].key;
         let mut requests = Vec::new();
-        for run in cut(&small, link, key) {
+        for run in cut(&small, MAX_ITEMS, link, key) {
             let packs = pack(&run, inline_max, |item| values[item].value.len() as u64);
             requests.extend(packs.into_iter().map(|items| (Opcode::Put, items)));
         }
-        requests.extend(cut(&large, link, key).into_iter().map(|items| (Opcode::Offer, items)));
+        for distinct in rounds(large, key) {
+            let runs = cut(&distinct, OFFER_ITEMS_MAX, link, key);
+            requests.extend(runs.into_iter().map(|items| (Opcode::Offer, items)));
+        }
         let process = self.process;
         self.requests.extend(requests.into_iter().map(|(opcode, items)| Request {
             opcode,
@@ -275,6 +280,8 @@ impl<'a> Puts<'a> {
         {
             match reply.status {
                 Status::Want => wanted.push_back((place as u32, item)),
+                // More places than this connection may have: when those it has are filled.
+                Status::LimitExceeded => self.items.set_busy(item, 0),
                 _ => self.settle(item, &reply)?,
             }
         }
@@ -352,11 +359,11 @@ impl Exchange for Puts<'_> {
         self.started = false;
     }
 
-    fn busy(&self) -> Option<u32> {
+    fn busy(&self) -> Option<Busy> {
         self.items.busy()
     }
 
-    fn renew(&mut self, _process: &Process) {
+    fn renew(&mut self) {
         self.unplanned = self.items.reopen_busy();
         self.requests.clear();
     }
@@ -368,6 +375,19 @@ impl Exchange for Puts<'_> {
     fn give_up_busy(&mut self) {
         self.items.give_up_busy();
     }
+}
+
+/// Deals items out into rounds in which no key comes twice. A server lets the second put of a key wait for
+/// the first, so both in one Offer would wait for each other.
+fn rounds<'a>(mut items: Vec<usize>, key: impl Fn(usize) -> &'a [u8]) -> Vec<Vec<usize>> {
+    let mut rounds = Vec::new();
+    while !items.is_empty() {
+        let mut seen = HashSet::new();
+        let (now, later) = items.into_iter().partition(|item| seen.insert(key(*item)));
+        rounds.push(now);
+        items = later;
+    }
+    rounds
 }
 
 /// Packs items into groups of at most `limit` bytes each, in their order.
@@ -388,7 +408,7 @@ fn pack(items: &[usize], limit: u64, length: impl Fn(usize) -> u64) -> Vec<Vec<u
 
 #[cfg(test)]
 mod tests {
-    use super::pack;
+    use super::{pack, rounds};
 
     #[test]
     fn packs_are_full_and_keep_the_order() {
@@ -397,5 +417,12 @@ mod tests {
         let packs = pack(&items, 100, |item| lengths[item]);
         assert_eq!(packs, [vec![0], vec![1, 2], vec![3, 4], vec![5], vec![6]]);
         assert!(pack(&[], 100, |_| 1).is_empty());
+    }
+
+    #[test]
+    fn no_key_comes_twice_in_a_round() {
+        let keys: [&[u8]; 6] = [b"a", b"b", b"a", b"c", b"a", b"b"];
+        let rounds = rounds((0..6).collect(), |item| keys[item]);
+        assert_eq!(rounds, [vec![0, 1, 3], vec![2, 5], vec![4]]);
     }
 }

@@ -70,7 +70,7 @@ enum Probe {
     InHand,
     /// It waits for the next call.
     Connecting(Connecting, Instant),
-    Greeting(Greeting, Instant),
+    Greeting(Box<Greeting>, Instant),
 }
 
 /// A link that belongs to one call. Dropped, it is closed; [`Checkout::give_back`] keeps it.
@@ -120,6 +120,12 @@ impl Server {
     /// Its `host:port`.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// What its links know.
+    #[cfg(test)]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Closes this process's copies of the links that rest here, unless another thread of the process that
@@ -253,7 +259,7 @@ impl Server {
                     if connecting.wait(until).map_err(LinkFault::Connect)? {
                         let stream = connecting.finish().map_err(LinkFault::Connect)?;
                         let greeting = Greeting::send(stream, &self.settings, patience(began))?;
-                        probe = Probe::Greeting(greeting, began);
+                        probe = Probe::Greeting(Box::new(greeting), began);
                     } else if Instant::now() >= patience(began) {
                         return Err(LinkFault::Silent);
                     } else {
