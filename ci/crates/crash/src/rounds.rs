@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use memkv_client::Client;
 use memkv_workload::store::Failure;
 use thiserror::Error;
 
@@ -85,7 +84,6 @@ pub struct Rounds {
     rng: Rng,
     ledger: PathBuf,
     recipe: Recipe,
-    client: Client,
     violations: BTreeMap<Check, Vec<String>>,
     kills_in_recovery: u32,
     recoveries: Vec<Duration>,
@@ -98,12 +96,10 @@ impl Rounds {
     /// When the server cannot be configured.
     pub fn new(options: RoundOptions, folder: &Path) -> Result<Rounds, RoundError> {
         let recipe = Recipe::new(&options.binary, folder)?;
-        let client = client(recipe.address(), 4)?;
         Ok(Rounds {
             rng: Rng::with_seed(options.seed),
             ledger: folder.join("ledger"),
             recipe,
-            client,
             violations: BTreeMap::new(),
             kills_in_recovery: 0,
             recoveries: Vec::new(),
@@ -117,7 +113,7 @@ impl Rounds {
     /// When something fails that is not the server's promise.
     pub fn run(&mut self) -> Result<bool, RoundError> {
         let mut server = self.recipe.start()?;
-        let took = server.wait_until_ready(&self.client)?;
+        let took = server.wait_until_ready(self.recipe.address())?;
         println!("first start: ready after {} ms", took.as_millis());
         self.second_server(&mut server)?;
         for round in 1..=self.options.rounds {
@@ -144,7 +140,7 @@ impl Rounds {
         self.end_load(load)?;
         let (recovering, twice) = self.recover()?;
         let mut server = recovering;
-        let took = server.wait_until_ready(&self.client)?;
+        let took = server.wait_until_ready(self.recipe.address())?;
         self.recoveries.push(took);
         let counts = Ledger::open(&self.ledger)?.counts();
         let keys = self.audit(if twice { Some(Check::Recovery) } else { None })?;
@@ -180,7 +176,7 @@ impl Rounds {
             self.found(Check::Stop, format!("SIGTERM ended the server with {status}"));
         }
         let mut server = self.recipe.start()?;
-        let took = server.wait_until_ready(&self.client)?;
+        let took = server.wait_until_ready(self.recipe.address())?;
         let keys = self.audit(Some(Check::Stop))?;
         println!(
             "         stopped in order, ready after {} ms; {keys} keys audited",
@@ -194,17 +190,18 @@ impl Rounds {
         if status.success() {
             self.found(Check::Lock, "the second server ended as if all were well".to_owned());
         }
-        server.wait_until_ready(&self.client)?;
+        server.wait_until_ready(self.recipe.address())?;
         println!("a second server on the same drives: {status}");
         Ok(())
     }
 
     /// Reads every key that was ever used, on fresh eyes: the ledger is read from its file.
     fn audit(&mut self, check: Option<Check>) -> Result<usize, RoundError> {
+        let client = client(self.recipe.address(), 1)?;
         let mut ledger = Ledger::open(&self.ledger)?;
         let keys: Vec<Key> = ledger.keys().collect();
         for batch in keys.chunks(16) {
-            for (sight, key) in look(&self.client, &ledger, batch).into_iter().zip(batch) {
+            for (sight, key) in look(&client, &ledger, batch).into_iter().zip(batch) {
                 let sight = sight.map_err(|source| RoundError::Read { key: *key, source })?;
                 match sight.and_then(|event| ledger.note(event)) {
                     Ok(()) => {}

@@ -140,18 +140,20 @@ impl Server {
     ///
     /// # Errors
     /// When it ends, or stays silent.
-    pub fn wait_until_ready(&mut self, client: &Client) -> Result<Duration, ServerError> {
+    pub fn wait_until_ready(&mut self, address: SocketAddr) -> Result<Duration, ServerError> {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().map_err(io_error("the server"))? {
                 return Err(ServerError::Ended { status, log: self.log.clone() });
             }
-            match client.exists(&[b"ready"]) {
-                Ok(_) => return Ok(begun.elapsed()),
-                Err(error) if begun.elapsed() > PATIENCE => {
+            // A new client each time: one that met a dead server rests before it tries again.
+            let answers = client(address, 1)?.server_stats();
+            match answers.into_iter().find_map(|(_, answer)| answer.err()) {
+                None => return Ok(begun.elapsed()),
+                Some(error) if begun.elapsed() > PATIENCE => {
                     return Err(ServerError::Silent(Box::new(error)));
                 }
-                Err(_) => thread::sleep(Duration::from_millis(5)),
+                Some(_) => thread::sleep(Duration::from_millis(5)),
             }
         }
     }
