@@ -169,9 +169,11 @@ pub enum LinkFault {
         /// What it said; may be empty.
         text: Box<str>,
     },
-    /// The server ended the connection in order.
-    #[error("the server said goodbye: {text}")]
+    /// The server ended the connection, and said why.
+    #[error("the server said goodbye ({status}): {text}")]
     Goodbye {
+        /// `Ok` or `ShuttingDown` when it is going; else what it had against us.
+        status: Status,
         /// What it said.
         text: Box<str>,
     },
@@ -188,7 +190,13 @@ impl LinkFault {
 
     /// True when the same request may well succeed on another connection.
     pub(crate) fn is_worth_a_retry(&self) -> bool {
-        matches!(self, LinkFault::Net(_) | LinkFault::Goodbye { .. })
+        match self {
+            LinkFault::Net(_) => true,
+            LinkFault::Goodbye { status, .. } => {
+                matches!(status, Status::Ok | Status::ShuttingDown)
+            }
+            _ => false,
+        }
     }
 
     /// The error of a request that was sent, or partly sent, on a connection with this fault.

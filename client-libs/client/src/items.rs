@@ -168,8 +168,8 @@ fn refused(server: &Arc<str>, status: Status, text: &str) -> ClientError {
         // The server has decided nothing; for us it is the same as no answer in time.
         Status::DeadlineExceeded => ClientError::Timeout { server },
         Status::Unauthorized => ClientError::Unauthorized { server, text: text.into() },
-        Status::ShuttingDown => {
-            let source = Arc::new(LinkFault::Goodbye { text: text.into() });
+        status @ Status::ShuttingDown => {
+            let source = Arc::new(LinkFault::Goodbye { status, text: text.into() });
             ClientError::Unavailable { server, source }
         }
         status => ClientError::Refused { server, status, text: text.into() },

@@ -261,7 +261,7 @@ impl Link {
         )?;
         if header.opcode() == Opcode::Goodbye {
             let text = GoodbyeMeta::parse(&self.meta)?.text.into();
-            return Err(LinkFault::Goodbye { text });
+            return Err(LinkFault::Goodbye { status: header.status(), text });
         }
         if !header.is_reply() {
             return Err(LinkFault::Unexpected("a request"));
