@@ -439,3 +439,95 @@ fn parse_starts(raw: &Raw) -> Result<Vec<Start>, SuperblockError> {
         .is_sorted_by(|a, b| a.incarnation < b.incarnation && a.first_sequence <= b.first_sequence);
     if ascending { Ok(starts) } else { Err(SuperblockError::Field("list of starts")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::FormatOptions;
+    use memkv_block::Geometry;
+    use proptest::prelude::*;
+
+    fn superblock(members: usize, starts: usize, numbers: [u64; 6]) -> Superblock {
+        let geometry = Geometry { capacity: 64 << 20, sector: 512, max_transfer: 1 << 20 };
+        let uuid = |n: usize| DriveUuid(Uuid::from_u128(n as u128 * 77 + 1));
+        let checkpoint = |number| CheckpointRef {
+            number,
+            start_sequence: number / 3,
+            start_position: number / 5 * 4096,
+        };
+        Superblock {
+            features: Features { compatible: numbers[5], ..Features::default() },
+            revision: numbers[0],
+            identity: Identity {
+                node: NodeUuid(Uuid::from_u128(9)),
+                drive: uuid(0),
+                epoch: numbers[1],
+                members: (0..members).map(uuid).collect(),
+                secret: [3; 32],
+            },
+            layout: Layout::plan(&geometry, &FormatOptions::default()).unwrap(),
+            active: (numbers[2] % 2) as usize,
+            clean: numbers[3].is_multiple_of(2),
+            incarnation: numbers[2],
+            generation_high: numbers[3],
+            clock_high: numbers[4],
+            checkpoints: [checkpoint(numbers[3] >> 16), checkpoint(numbers[4] >> 16)],
+            starts: (0..starts as u64)
+                .map(|n| Start { incarnation: n * 2 + 1, first_sequence: n * n })
+                .collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_copy_reads_back_and_a_changed_byte_is_noticed(
+            members in 0usize..=MEMBERS_MAX, starts in 0usize..=STARTS_MAX, numbers in any::<[u64; 6]>(),
+            copy in 0usize..4, at in 0usize..SUPERBLOCK_BYTES, flip in 1u8..,
+        ) {
+            let superblock = superblock(members, starts, numbers);
+            let mut out = vec![0; SUPERBLOCK_BYTES];
+            superblock.encode(copy, &mut out);
+            prop_assert_eq!(Superblock::parse(&out), Ok(superblock.clone()));
+            let ballot_before = ballot(&out, copy);
+            prop_assert_eq!(ballot_before.map(|ballot| ballot.revision), Ok(superblock.revision));
+            prop_assert!(ballot(&out, (copy + 1) % 4).is_err());
+            out[at] ^= flip;
+            // The copy number is outside the sum, so that all sums are equal; the ballot checks it.
+            if (8..12).contains(&at) {
+                prop_assert_eq!(Superblock::parse(&out), Ok(superblock));
+            } else {
+                prop_assert!(Superblock::parse(&out).is_err());
+                prop_assert!(ballot(&out, copy).is_err());
+            }
+        }
+
+        #[test]
+        fn random_fields_under_a_right_sum_never_panic(
+            changes in prop::collection::vec((16usize..SUPERBLOCK_BYTES, any::<u8>()), 1..40), early in any::<bool>(),
+        ) {
+            let mut out = vec![0; SUPERBLOCK_BYTES];
+            superblock(3, 4, [5; 6]).encode(0, &mut out);
+            for (at, byte) in changes {
+                out[if early { 48 + at % 700 } else { at }] = byte;
+            }
+            let crc = crc32c(&out[SUMMED_FROM..]);
+            out[12..16].copy_from_slice(&crc.to_le_bytes());
+            if let Ok(superblock) = Superblock::parse(&out) {
+                let mut again = vec![0; SUPERBLOCK_BYTES];
+                superblock.encode(0, &mut again);
+                prop_assert_eq!(Superblock::parse(&again), Ok(superblock));
+            }
+        }
+
+        #[test]
+        fn random_bytes_are_no_superblock(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
+            prop_assert!(Superblock::parse(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn the_secret_is_not_shown() {
+        let shown = format!("{:?}", superblock(1, 0, [1; 6]).identity);
+        assert!(!shown.contains("secret") && !shown.contains("3, 3, 3"), "{shown}");
+    }
+}
