@@ -1,5 +1,7 @@
 //! Documents point at things that exist.
 //!
+//! And they leave out nothing that a user may set or read: see [`undocumented`].
+//!
 //! Two kinds of pointers are followed: Markdown links to files (with or without a `#heading`), and
 //! paths in code spans that begin with a folder of the house, such as `journal/src/lib.rs`.
 
@@ -21,6 +23,51 @@ pub const FOLDERS: [&str; 10] = [
     "journal",
     "poller",
 ];
+
+/// Words that `document` should have in a code span, and has not.
+#[must_use]
+pub fn undocumented(document: &Source, words: &[String]) -> Vec<Complaint> {
+    let spans: Vec<&str> = document.text.lines().flat_map(code_spans).collect();
+    // A span may say more than the word: `key{label}`, `--flag VALUE`.
+    let says = |span: &&str, word: &str| {
+        let rest = span.strip_prefix(word);
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+    };
+    let missing = words.iter().filter(|word| !spans.iter().any(|span| says(span, word)));
+    missing.map(|word| document.complaint(0, format!("does not say what `{word}` is"))).collect()
+}
+
+/// The configuration keys that the table in `schema` knows, by their whole paths: `network.address`,
+/// `network.keys[].id` as `id`, since its section is named by the list.
+#[must_use]
+pub fn configuration_keys(schema: &Source) -> Vec<String> {
+    let text = &schema.text;
+    let sections = text.split("(\"").skip(1).filter_map(|rest| {
+        let (path, rest) = rest.split_once("\", ")?;
+        let name = rest.split_once(')')?.0;
+        (!path.is_empty() && name.chars().all(|c| c.is_ascii_uppercase())).then_some((path, name))
+    });
+    let mut keys = Vec::new();
+    for (path, name) in sections {
+        let Some((_, list)) = text.split_once(&format!("const {name}: &[&str] =")) else {
+            continue;
+        };
+        let list = list.split_once("];").map_or(list, |(list, _)| list);
+        let words = list.split('"').skip(1).step_by(2);
+        keys.extend(words.map(|key| match path.ends_with("[]") {
+            true => key.to_owned(),
+            false => format!("{path}.{key}"),
+        }));
+    }
+    keys
+}
+
+/// The metrics that `source` exports.
+#[must_use]
+pub fn metrics(source: &Source) -> Vec<String> {
+    let literals = source.text.split('"').skip(1).step_by(2);
+    literals.filter(|literal| literal.starts_with("memkv_")).map(str::to_owned).collect()
+}
 
 /// Pointers of one Markdown file that lead nowhere below `root`. `all` are the texts there, to look
 /// headings up in.
@@ -133,6 +180,24 @@ mod tests {
             `journal/src/lib.rs` and `journal/src`, [site](https://example.org/a)\n\
             ```\n[not](a-link.md) `journal/nowhere`\n```\n`some/other` `docs/<name>`\n";
         assert_eq!(found(good), Vec::<String>::new());
+    }
+
+    #[test]
+    fn keys_and_metrics_without_a_word_in_the_document_are_named() {
+        let schema = Source::new(
+            "schema.rs",
+            "[(\"\", ROOT), (\"network\", NETWORK), (\"network.keys[]\", KEY)];\n\
+             const NETWORK: &[&str] =\n    &[\"address\", \"keys\"];\nconst KEY: &[&str] = &[\"id\"];\n",
+        );
+        let keys = configuration_keys(&schema);
+        assert_eq!(keys, ["network.address", "network.keys", "id"]);
+        let document = Source::new("docs/a.md", "`network.address`, `network.keys[]`: `id`");
+        assert!(undocumented(&document, &keys).is_empty());
+        let document = Source::new("docs/a.md", "`network.addresses` network.keys `id`");
+        assert_eq!(undocumented(&document, &keys).len(), 2);
+        let code = Source::new("a.rs", "(\"memkv_a_total\", \"A.\"), (\"other\", \"memkv b\")");
+        assert_eq!(metrics(&code), ["memkv_a_total"]);
+        assert_eq!(undocumented(&Source::new("a.md", "`memkv_a_total{x}`"), &metrics(&code)), []);
     }
 
     #[test]

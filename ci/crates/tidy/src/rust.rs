@@ -219,14 +219,16 @@ impl<'tree> Visit<'tree> for Reader<'_> {
         visit::visit_item_impl(self, node);
     }
 
-    fn visit_expr_path(&mut self, node: &'tree syn::ExprPath) {
-        let mut words = node.path.segments.iter().rev().map(|segment| segment.ident.to_string());
-        let sleeps = words.next().is_some_and(|word| word == "sleep")
-            && words.next().is_none_or(|word| word == "thread");
-        if self.in_test && sleeps {
-            self.findings.sleeps.push(node.span().start().line);
+    fn visit_expr_call(&mut self, node: &'tree syn::ExprCall) {
+        if let syn::Expr::Path(called) = &*node.func {
+            let mut words = called.path.segments.iter().rev().map(|word| word.ident.to_string());
+            let sleeps = words.next().is_some_and(|word| word == "sleep")
+                && words.next().is_none_or(|word| word == "thread");
+            if self.in_test && sleeps {
+                self.findings.sleeps.push(node.span().start().line);
+            }
         }
-        visit::visit_expr_path(self, node);
+        visit::visit_expr_call(self, node);
     }
 
     fn visit_macro(&mut self, node: &'tree syn::Macro) {
@@ -320,7 +322,12 @@ mod tests {
             let code = format!("{attribute}\nmod tests {{\n{code}}}\n");
             assert_eq!(found_in("a/src/lib.rs", &code).len(), 1, "{attribute}");
         }
-        assert_eq!(found_in("a/tests/b.rs", "fn a() {\n    local.sleep(x);\n}\n"), []);
+        assert_eq!(
+            found_in("a/tests/b.rs", "use std::thread::sleep;\nfn a() { sleep(x) }\n").len(),
+            1
+        );
+        let innocent = "fn a() {\n    let sleep = local.sleep(x);\n    b(sleep);\n}\n";
+        assert_eq!(found_in("a/tests/b.rs", innocent), []);
     }
 
     #[test]

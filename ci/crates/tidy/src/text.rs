@@ -12,7 +12,7 @@ pub const LINES_MAX: usize = 800;
 pub const COLUMNS_MAX: usize = 100;
 
 /// Characters of a line that is a comment, at most: tables and drawings need some room.
-pub const COMMENT_COLUMNS_MAX: usize = 120;
+pub const COMMENT_COLUMNS_MAX: usize = 160;
 
 /// Marks of unfinished work.
 const LEFTOVERS: [&str; 7] = [

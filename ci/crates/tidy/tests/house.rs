@@ -138,6 +138,22 @@ fn documents_point_at_what_exists() {
 }
 
 #[test]
+fn every_configuration_key_and_every_metric_is_documented() {
+    let all = sources();
+    let find = |path: &str| all.iter().find(|source| source.path.ends_with(path)).expect(path);
+    let keys = docs::configuration_keys(find("appliance/node/src/config/schema.rs"));
+    let metrics = docs::metrics(find("appliance/node/src/status.rs"));
+    assert!(
+        keys.len() > 25 && metrics.len() > 25,
+        "{} keys, {} metrics",
+        keys.len(),
+        metrics.len()
+    );
+    let document = find("docs/operating.md");
+    assert_none(docs::undocumented(document, &[keys, metrics].concat()));
+}
+
+#[test]
 fn top_level_folders_are_those_of_the_house() {
     let entries = fs::read_dir(source::root()).unwrap().map(Result::unwrap);
     let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
