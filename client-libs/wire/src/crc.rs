@@ -129,6 +129,7 @@ pub fn extents_touched(offset: u64, length: u64, extent: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     /// RFC 3720, appendix B.4.
@@ -183,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_equal_the_whole(bytes in proptest::collection::vec(any::<u8>(), 0..2000), cut in 0usize..2000) {
+        fn pieces_equal_the_whole(bytes in vec(any::<u8>(), 0..2000), cut in 0usize..2000) {
             let (head, tail) = bytes.split_at(cut.min(bytes.len()));
             let mut crc = Crc32c::new();
             crc.update(head);
@@ -193,9 +194,13 @@ mod tests {
         }
 
         #[test]
-        fn of_cuts_where_extents_end(bytes in proptest::collection::vec(any::<u8>(), 1..160), extent in 10usize..40) {
+        fn of_cuts_where_extents_end(
+            bytes in vec(any::<u8>(), 1..160),
+            extent in 10usize..40,
+        ) {
             let list = CrcList::of(&bytes, extent).expect("at most 16");
-            prop_assert_eq!(list.len() as u64, extents_touched(0, bytes.len() as u64, extent as u64));
+            let touched = extents_touched(0, bytes.len() as u64, extent as u64);
+            prop_assert_eq!(list.len() as u64, touched);
             for (index, crc) in list.iter().enumerate() {
                 let end = bytes.len().min((index + 1) * extent);
                 prop_assert_eq!(*crc, crc32c(&bytes[index * extent..end]));

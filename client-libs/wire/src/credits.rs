@@ -82,12 +82,16 @@ impl CreditAccount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     proptest! {
         /// Against a model in wide signed numbers, whatever is asked in whatever order.
         #[test]
-        fn the_account_balances(granted in any::<u32>(), moves in proptest::collection::vec((any::<bool>(), any::<u32>()), 0..50)) {
+        fn the_account_balances(
+            granted in any::<u32>(),
+            moves in vec((any::<bool>(), any::<u32>()), 0..50),
+        ) {
             let mut account = CreditAccount::new(granted);
             let mut available = i64::from(granted);
             for (take, count) in moves {

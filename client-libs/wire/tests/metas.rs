@@ -247,7 +247,11 @@ proptest! {
 
     /// Damaged metas are refused or mean something that can be said again.
     #[test]
-    fn mutated_bytes_never_panic(parts in parts(), at in any::<prop::sample::Index>(), bytes in vec(any::<u8>(), 1..5)) {
+    fn mutated_bytes_never_panic(
+        parts in parts(),
+        at in any::<prop::sample::Index>(),
+        bytes in vec(any::<u8>(), 1..5),
+    ) {
         for request in parts.requests() {
             let mut meta = Vec::new();
             request.encode(&mut meta);
