@@ -1,7 +1,7 @@
 //! Which units of a drive are free.
 //!
-//! One bit a unit, set when the unit is taken, in words of 64. Above them stand two kinds of summary,
-//! so that a nearly full drive is searched as fast as an empty one:
+//! One bit a unit, set when the unit is taken, in words of 64. Above them stand two kinds of
+//! summary, so that a nearly full drive is searched as fast as an empty one:
 //!
 //! ```text
 //! region (4096 units, 64 words):  free_words   one bit a word: the word has a free unit
@@ -9,10 +9,11 @@
 //! whole drive:                    free_regions one bit a region: longest is not 0
 //! ```
 //!
-//! `longest` is an upper bound: taking units leaves it, a search of the whole region that finds nothing
-//! lowers it to what it saw, giving units back raises it to the run they join. So a run too long for
-//! every region is refused after one look at the bounds. A run never crosses regions (16 of the largest
-//! extents fill one exactly). The search is next-fit: it goes on where the last one ended.
+//! `longest` is an upper bound: taking units leaves it, a search of the whole region that finds
+//! nothing lowers it to what it saw, giving units back raises it to the run they join. So a run too
+//! long for every region is refused after one look at the bounds. A run never crosses regions (16
+//! of the largest extents fill one exactly). The search is next-fit: it goes on where the last one
+//! ended.
 //!
 //! Nothing of this is on the drive: recovery marks what the live records name.
 
@@ -357,7 +358,9 @@ mod tests {
         #[test]
         fn it_does_what_a_list_of_flags_does(
             units in 1u32..13_000,
-            steps in prop::collection::vec((0u8..10, 1u16..=256, any::<prop::sample::Index>()), 1..250),
+            steps in prop::collection::vec(
+                (0u8..10, 1u16..=256, any::<prop::sample::Index>()), 1..250,
+            ),
         ) {
             let mut allocator = Allocator::new(units);
             let mut model = Model(vec![false; units as usize]);
@@ -381,8 +384,8 @@ mod tests {
                         let start = pick.index(units as usize) as u32;
                         let range = UnitRange { start, count };
                         let inside = range.end() <= u64::from(units);
-                        let free = inside
-                            && model.0[start as usize..range.end() as usize].iter().all(|taken| !taken);
+                        let mut units = model.0.iter().skip(start as usize);
+                        let free = inside && units.by_ref().take(count.into()).all(|taken| !taken);
                         prop_assert_eq!(allocator.mark(range).is_ok(), free);
                         if free {
                             model.set(range, true);

@@ -1,7 +1,8 @@
 //! The group commit: a task that writes frames one after the other while calls wait.
 //!
-//! One write is in flight at a time, so that what a killed process leaves of the log is whole frames
-//! and at most one torn one, the last. Calls that come meanwhile wait together and ride in the next.
+//! One write is in flight at a time, so that what a killed process leaves of the log is whole
+//! frames and at most one torn one, the last. Calls that come meanwhile wait together and ride in
+//! the next.
 
 use std::rc::Rc;
 

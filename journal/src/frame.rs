@@ -6,9 +6,9 @@
 //!   16  drive uuid         16     a frame of another drive, or of an earlier format, is none
 //!   32  incarnation u64           which start of the journal wrote it
 //!   40  sequence u64              exactly one more than the frame before
-//!   48  position u64              bytes since the ring's first frame ever; position mod ring size is
-//!                                 the place, so a frame of an earlier lap, or one that the drive put
-//!                                 elsewhere, names another position
+//!   48  position u64              bytes since the ring's first frame ever; position mod ring size
+//!                                 is the place, so a frame of an earlier lap, or one that the
+//!                                 drive put elsewhere, names another position
 //!   56  span u32                  bytes of ring it takes: a multiple of 4096
 //!   60  body length u32 | 64 records u32 | 68 body crc u32
 //!   72  generation_high u64 | 80 clock_high u64 | 88 epoch u64
@@ -17,9 +17,9 @@
 //!  128  body: records, one after the other; zeros to the end of the span
 //! ```
 //!
-//! Header and body are summed apart: a whole header over a damaged body tells recovery which frame was
-//! lost. A frame never crosses the end of the ring: a *filler* (no record, span to the end) takes the
-//! rest of a lap when the next frame does not fit there.
+//! Header and body are summed apart: a whole header over a damaged body tells recovery which frame
+//! was lost. A frame never crosses the end of the ring: a *filler* (no record, span to the end)
+//! takes the rest of a lap when the next frame does not fit there.
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -130,11 +130,11 @@ pub const fn span_of(body: usize) -> usize {
 }
 
 impl FrameHeader {
-    /// Completes the frame in `out`, whose records are at `FRAME_HEADER..`: sums the body, zeroes the
-    /// padding and writes the header.
+    /// Completes the frame in `out`, whose records are at `FRAME_HEADER..`: sums the body, zeroes
+    /// the padding and writes the header.
     ///
     /// # Panics
-    /// When the span is not what [`span_of`] says and the frame is no filler, or `out` is too short.
+    /// When the span is not what [`span_of`] says and this is no filler, or `out` is too short.
     pub fn seal(&mut self, out: &mut [u8]) {
         let end = FRAME_HEADER + self.body_len as usize;
         let written = span_of(self.body_len as usize);
@@ -309,7 +309,9 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_are_no_frame(mut bytes in prop::collection::vec(any::<u8>(), 0..5000), magic in any::<bool>()) {
+        fn random_bytes_are_no_frame(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..5000), magic in any::<bool>(),
+        ) {
             if magic && bytes.len() >= 8 {
                 bytes[..8].copy_from_slice(&MAGIC);
             }
@@ -317,7 +319,9 @@ mod tests {
         }
 
         #[test]
-        fn a_header_with_a_right_crc_never_panics(mut bytes in prop::collection::vec(any::<u8>(), 128..5000)) {
+        fn a_header_with_a_right_crc_never_panics(
+            mut bytes in prop::collection::vec(any::<u8>(), 128..5000),
+        ) {
             bytes[..8].copy_from_slice(&MAGIC);
             bytes[8..16].copy_from_slice(&[1, 0, 128, 0, 0, 0, 0, 0]);
             let len = [bytes[60], bytes[61] & 0xF, 0, 0];

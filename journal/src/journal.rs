@@ -5,8 +5,8 @@
 //!           └── the commit task: one write in flight; all who wait meanwhile ride in the next ──┘
 //! ```
 //!
-//! Everything runs on the reactor that opened the journal. The commit task lives only while there is
-//! something to write.
+//! Everything runs on the reactor that opened the journal. The commit task lives only while there
+//! is something to write.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -154,7 +154,7 @@ impl Shared {
     pub(crate) fn fail(&self, error: IoError) -> JournalError {
         let mut failure = self.failure.borrow_mut();
         let first = failure.get_or_insert_with(|| {
-            tracing::error!(drive = %self.drive, %error, "the drive failed; its journal is offline");
+            tracing::error!(drive = %self.drive, %error, "drive failed, its journal is offline");
             Arc::new(error)
         });
         JournalError::Failed(Arc::clone(first))
@@ -181,8 +181,8 @@ pub struct Journal {
 }
 
 /// Opens a drive's journal: reads the checkpoint and the log after it, then, before anything can be
-/// appended, raises the incarnation and clears `clean` in the superblock. Big logs and checkpoints are
-/// read piece by piece; other tasks run in between.
+/// appended, raises the incarnation and clears `clean` in the superblock. Big logs and checkpoints
+/// are read piece by piece; other tasks run in between.
 pub async fn open(
     queue: Rc<dyn BlockQueue>,
     local: &Local,
@@ -241,8 +241,8 @@ pub async fn open(
     Ok((Rc::new(Journal { shared }), recovered))
 }
 
-/// The superblock of a journal that has just started: the next incarnation, owner of every frame from
-/// `first_sequence` on.
+/// The superblock of a journal that has just started: the next incarnation, owner of every frame
+/// from `first_sequence` on.
 fn started(
     mut superblock: Superblock,
     outcome: &crate::recovery::Outcome,
@@ -320,8 +320,8 @@ impl Journal {
         self.shared.layout.units
     }
 
-    /// Whether a put may begin: the ring and the next checkpoint have room for it and for those under
-    /// way. When not, it is to be answered `Busy`, and a checkpoint is due.
+    /// Whether a put may begin: the ring and the next checkpoint have room for it and for those
+    /// under way. When not, it is to be answered `Busy`, and a checkpoint is due.
     pub fn room_for_put(&self) -> bool {
         !self.failed() && self.shared.log.borrow().room_for_put()
     }
@@ -331,8 +331,9 @@ impl Journal {
         self.shared.layout.frame_max as usize - crate::frame::FRAME_HEADER
     }
 
-    /// Appends records, all or none: they ride in one frame. They are on their way when this returns,
-    /// whatever becomes of the future; it resolves when they are written, in the order of the calls.
+    /// Appends records, all or none: they ride in one frame. They are on their way when this
+    /// returns, whatever becomes of the future; it resolves when they are written, in the order of
+    /// the calls.
     ///
     /// # Panics
     /// When there is no record, or one that could not be read back.
@@ -366,17 +367,19 @@ impl Journal {
     }
 
     /// Begins a checkpoint: the snapshot may be taken from now on. Everything dropped as
-    /// [`Applied`] before is in the index; the log is kept from the oldest frame that is not.
+    /// [`Applied`](crate::Applied) before is in the index; the log is kept from the oldest frame
+    /// that is not.
     pub fn begin_checkpoint(&self) -> CheckpointStart {
         assert!(!self.shared.checkpointing.get(), "one checkpoint at a time");
         CheckpointStart(self.shared.log.borrow_mut().begin_checkpoint())
     }
 
     /// Writes a checkpoint: all live records as the index showed them at some moment after
-    /// [`begin_checkpoint`](Journal::begin_checkpoint). `clean` says that this is the last word of an
-    /// orderly stop and every block is verified.
+    /// [`begin_checkpoint`](Journal::begin_checkpoint). `clean` says that this is the last word of
+    /// an orderly stop and every block is verified.
     ///
-    /// 1. Columns and header into the area that is not in force; a crash leaves the other one alone.
+    /// 1. Columns and header into the area that is not in force; a crash leaves the other one
+    ///    alone.
     /// 2. Flush: the area, and every frame before, are durable before anything names it.
     /// 3. The superblock, by quorum, with a flush of its own: from here on the new one is in force.
     /// 4. The ring before the start is free. Not before step 3: until then a crash needs it.
@@ -450,7 +453,8 @@ impl Journal {
         };
         next.generation_high = self.shared.log.borrow().generation_high();
         next.clock_high = self.shared.clock();
-        // Starts of logs that neither checkpoint needs are forgotten, but for the one in force there.
+        // Starts of logs that neither checkpoint needs are forgotten, but for the one in force
+        // there.
         let [a, b] = next.checkpoints;
         let oldest = a.start_sequence.min(b.start_sequence);
         while next.starts.len() > 1 && next.starts[1].first_sequence <= oldest {

@@ -5,8 +5,8 @@
 //! | superblock ×4 | journal ring | checkpoint A | checkpoint B | (gap) | data: units of 16 KiB … |
 //! ```
 //!
-//! The checkpoints are sized for the block limit: a fixed row a block or part, a reference a part, and
-//! an average whole key. When either runs out, puts are refused; nothing is ever written over.
+//! The checkpoints are sized for the block limit: a fixed row a block or part, a reference a part,
+//! and an average whole key. When either runs out, puts are refused; nothing is ever written over.
 
 use memkv_block::Geometry;
 use thiserror::Error;
@@ -41,8 +41,8 @@ const KEY_AVERAGE: u32 = 128;
 /// What whoever formats a drive may choose. `None` is the default of each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FormatOptions {
-    /// Bytes of the journal ring, at least [`RING_MIN`]. Default: the larger of 256 MiB and 1/1000 of
-    /// the drive, but at most 1/8 of it.
+    /// Bytes of the journal ring, at least [`RING_MIN`]. Default: the larger of 256 MiB and 1/1000
+    /// of the drive, but at most 1/8 of it.
     pub ring_bytes: Option<u64>,
     /// Most blocks and parts the drive can remember. Default: one a unit up to 64 GiB, one in four
     /// units above.
@@ -229,7 +229,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_plan_is_sound(capacity in 0u64..1 << 46, ring in prop::option::of(0u64..1 << 30), limit in prop::option::of(1u64..1 << 20)) {
+        fn every_plan_is_sound(
+            capacity in 0u64..1 << 46,
+            ring in prop::option::of(0u64..1 << 30),
+            limit in prop::option::of(1u64..1 << 20),
+        ) {
             let options = FormatOptions { ring_bytes: ring, block_limit: limit, key_average: None };
             if let Ok(layout) = Layout::plan(&geometry(capacity), &options) {
                 prop_assert!(layout.is_sound());

@@ -1,24 +1,26 @@
 //! What one drive remembers: superblock, log, checkpoint, allocator.
 //!
-//! A drive describes only itself. Which blocks are on it is a list of [`Record`]s; what was appended
-//! last is in a ring of frames (the log), what was known before in one of two checkpoints, and where
-//! both are in the superblock. Opening a drive reads the three and gives back what lives; from then on
-//! [`Journal::append`] adds to it, and a checkpoint now and then lets the log begin anew.
+//! A drive describes only itself. Which blocks are on it is a list of [`Record`]s; what was
+//! appended last is in a ring of frames (the log), what was known before in one of two checkpoints,
+//! and where both are in the superblock. Opening a drive reads the three and gives back what lives;
+//! from then on [`Journal::append`] adds to it, and a checkpoint now and then lets the log begin
+//! anew.
 //!
 //! ```text
 //! | superblock ×4 | journal ring | checkpoint A | checkpoint B | data |
 //!        │            ▲  one write in flight,          ▲
-//!        │            └─ all who wait ride together    └─ in turn; the superblock names the one in force
+//!        │            └─ all who wait ride together    └─ in turn; the superblock names one
 //! ```
 //!
 //! The promise: what was acknowledged is found after the process is killed, and after
 //! [`Journal::flush`] also after a power cut; what was not appended is never found; and whatever a
 //! drive tears, loses or rots costs the records it touched and no others.
 //!
-//! Read [`record`] for what is remembered, [`frame`] for how it lies in the ring, [`superblock`] and
-//! [`quorum`](read_superblock) for the anchor of it all, [`recovery::decision`] for what is done with a
-//! damaged log, and `docs/format.md` for the whole drawn on one page. Nothing here knows the time, a
-//! random number or a thread that was not handed in, so the same code runs in the simulator.
+//! Read [`record`] for what is remembered, [`frame`] for how it lies in the ring, [`superblock`]
+//! and [`quorum`](read_superblock) for the anchor of it all, [`recovery::decision`] for what is
+//! done with a damaged log, and `docs/format.md` for the whole drawn on one page. Nothing here
+//! knows the time, a random number or a thread that was not handed in, so the same code runs in the
+//! simulator.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -7,10 +7,10 @@
 //!        └ of the checkpoint  └ a checkpoint begun now starts here
 //! ```
 //!
-//! Positions count bytes over all laps. A frame is *in use* until every call that rode in it has been
-//! applied to the index, for a snapshot taken before that may lack it. Room is refused in steps: first
-//! new puts ([`Log::room_for_put`]), then puts already under way, last removes, which free space.
-//! Nothing here does I/O or knows the time.
+//! Positions count bytes over all laps. A frame is *in use* until every call that rode in it has
+//! been applied to the index, for a snapshot taken before that may lack it. Room is refused in
+//! steps: first new puts ([`Log::room_for_put`]), then puts already under way, last removes, which
+//! free space. Nothing here does I/O or knows the time.
 
 use std::collections::VecDeque;
 
@@ -110,8 +110,8 @@ impl<T> Log<T> {
         }
     }
 
-    /// Ring bytes neither used nor promised. One frame is kept for the end of the lap, which a frame
-    /// that does not fit there leaves unused.
+    /// Ring bytes neither used nor promised. One frame is kept for the end of the lap, which a
+    /// frame that does not fit there leaves unused.
     fn room(&self) -> u64 {
         let taken = self.head - self.start + self.waiting_span + self.bounds.frame_max as u64;
         self.bounds.ring_bytes.saturating_sub(taken)
@@ -134,8 +134,8 @@ impl<T> Log<T> {
             && (self.usage + margin).fits(limits)
     }
 
-    /// Whether a checkpoint is due: half the ring is used, or the columns look full and a checkpoint
-    /// would tell how full they are.
+    /// Whether a checkpoint is due: half the ring is used, or the columns look full and a
+    /// checkpoint would tell how full they are.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         if self.head - self.start + self.waiting_span >= self.bounds.ring_bytes / 2 {
             return true;
@@ -189,8 +189,8 @@ impl<T> Log<T> {
         Ok(())
     }
 
-    /// The body of the last waiting frame once `bytes` more have joined it, or have begun a frame of
-    /// their own; and the ring bytes that takes.
+    /// The body of the last waiting frame once `bytes` more have joined it, or have begun a frame
+    /// of their own; and the ring bytes that takes.
     fn join(&self, bytes: usize) -> (usize, u64) {
         let joined = self.open_body + bytes;
         if self.waiting.is_empty() || span_of(joined) > self.bounds.frame_max {

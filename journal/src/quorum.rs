@@ -1,12 +1,13 @@
 //! Reading and writing the four copies of the superblock.
 //!
-//! **Write.** Copies 0 and 1, flush, copies 2 and 3, flush. Whatever a crash leaves of the first pair
-//! (old, new or torn), copies 2 and 3 are two equal old ones; whatever it leaves of the second, copies
-//! 0 and 1 are two equal new ones. So at every moment two equal, whole copies are on the drive.
+//! **Write.** Copies 0 and 1, flush, copies 2 and 3, flush. Whatever a crash leaves of the first
+//! pair (old, new or torn), copies 2 and 3 are two equal old ones; whatever it leaves of the
+//! second, copies 0 and 1 are two equal new ones. So at every moment two equal, whole copies are on
+//! the drive.
 //!
-//! **Read.** Of all revisions that at least two whole copies agree on, byte for byte, the highest is
-//! the superblock. Copies that differ from it are written again before anything else is, so that the
-//! next write starts from four.
+//! **Read.** Of all revisions that at least two whole copies agree on, byte for byte, the highest
+//! is the superblock. Copies that differ from it are written again before anything else is, so that
+//! the next write starts from four.
 
 use memkv_block::{BlockQueue, Geometry, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};
@@ -195,8 +196,8 @@ pub(crate) async fn write_superblock(
     write_pairs(queue, buf).await
 }
 
-/// Makes the drive unformatted, so that a format that does not finish leaves no old superblock over a
-/// new ring.
+/// Makes the drive unformatted, so that a format that does not finish leaves no old superblock over
+/// a new ring.
 pub(crate) async fn erase_superblock(queue: &dyn BlockQueue, pool: &Pool) -> Result<(), IoError> {
     let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_COPIES * SUPERBLOCK_BYTES).await;
     buf.as_mut_slice().fill(0);

@@ -3,10 +3,12 @@
 //! Every record begins with a kind and its whole length, so that a frame is a plain row of records:
 //!
 //! ```text
-//! all     0 kind u8 | 1 zero u8 | 2 length u16 (whole record) | 4 hash u128 | 20 generation u64 | 28 …
-//! Put     28 expires u64 | 36 start u32 | 40 length u32 | 44 crc u32 | 48 count u16 | 50 flags u16 | 52 key
+//! all     0 kind u8 | 1 zero u8 | 2 length u16 (of all) | 4 hash u128 | 20 generation u64 | 28 …
+//! Put     28 expires u64 | 36 start u32 | 40 length u32 | 44 crc u32 | 48 count u16 | 50 flags u16
+//!         52 key
 //! Part    28 start u32 | 32 length u32 | 36 crc u32 | 40 count u16 | 42 index u16
-//! Head    28 length u64 | 36 expires u64 | 44 flags u16 | 46 parts u16 | 48 parts × (drive 16, length u32, crc u32) | key
+//! Head    28 length u64 | 36 expires u64 | 44 flags u16 | 46 parts u16
+//!         48 parts × (drive 16, length u32, crc u32) | key
 //! Remove  nothing more
 //! ```
 //!
@@ -508,7 +510,8 @@ pub(crate) mod tests {
 
         #[test]
         fn random_bytes_never_panic_and_what_parses_encodes_to_the_same_bytes(
-            kind in 0u8..6, zero in 0u8..2, len in 0u16..200, body in prop::collection::vec(any::<u8>(), 0..220)
+            kind in 0u8..6, zero in 0u8..2, len in 0u16..200,
+            body in prop::collection::vec(any::<u8>(), 0..220),
         ) {
             let mut bytes = vec![kind, zero];
             bytes.extend_from_slice(&len.to_le_bytes());

@@ -24,9 +24,9 @@
 //! ```
 //!
 //! *Feature bits.* A version that does not know a bit may ignore it (compatible), may only read the
-//! drive (read-only-compatible), or must leave it alone (incompatible). *Starts* name the first frame
-//! of each of the last incarnations, so that a frame which an earlier incarnation left beyond the end
-//! of its log is never taken for one of a later one.
+//! drive (read-only-compatible), or must leave it alone (incompatible). *Starts* name the first
+//! frame of each of the last incarnations, so that a frame which an earlier incarnation left beyond
+//! the end of its log is never taken for one of a later one.
 
 use std::fmt;
 
@@ -156,7 +156,8 @@ pub enum SuperblockError {
     Crc,
     /// Written by a later version of the format.
     #[error(
-        "the drive has format version {found}; this program knows versions up to {VERSION}: use a newer memkv"
+        "the drive has format version {found}; this program knows versions up to {VERSION}: \
+         use a newer memkv"
     )]
     Newer {
         /// Version found.
@@ -167,7 +168,8 @@ pub enum SuperblockError {
     Incompatible(u64),
     /// A feature is in use that forbids writing.
     #[error(
-        "the drive uses features under which this program may only read it (bits {0:#x}): use a newer memkv"
+        "the drive uses features under which this program may only read it (bits {0:#x}): \
+         use a newer memkv"
     )]
     ReadOnly(u64),
     /// The sum matches and a field says what cannot be.
@@ -481,7 +483,8 @@ mod tests {
     proptest! {
         #[test]
         fn every_copy_reads_back_and_a_changed_byte_is_noticed(
-            members in 0usize..=MEMBERS_MAX, starts in 0usize..=STARTS_MAX, numbers in any::<[u64; 6]>(),
+            members in 0usize..=MEMBERS_MAX, starts in 0usize..=STARTS_MAX,
+            numbers in any::<[u64; 6]>(),
             copy in 0usize..4, at in 0usize..SUPERBLOCK_BYTES, flip in 1u8..,
         ) {
             let superblock = superblock(members, starts, numbers);
@@ -503,7 +506,8 @@ mod tests {
 
         #[test]
         fn random_fields_under_a_right_sum_never_panic(
-            changes in prop::collection::vec((16usize..SUPERBLOCK_BYTES, any::<u8>()), 1..40), early in any::<bool>(),
+            changes in prop::collection::vec((16usize..SUPERBLOCK_BYTES, any::<u8>()), 1..40),
+            early in any::<bool>(),
         ) {
             let mut out = vec![0; SUPERBLOCK_BYTES];
             superblock(3, 4, [5; 6]).encode(0, &mut out);

@@ -1,11 +1,12 @@
-//! Crash states, enumerated: every bounded workload, stopped after every write and within every write,
-//! opened again and compared with what may be found.
+//! Crash states, enumerated: every bounded workload, stopped after every write and within every
+//! write, opened again and compared with what may be found.
 //!
-//! *Kill*: the writes up to some point are there, the one in flight in part, sector by sector. What is
-//! found is the history up to some call between the last acknowledged and the last submitted.
+//! *Kill*: the writes up to some point are there, the one in flight in part, sector by sector. What
+//! is found is the history up to some call between the last acknowledged and the last submitted.
 //!
-//! *Power cut*: of the writes since the last flush any subset of sectors is there. What was flushed is
-//! found, unless something not flushed touched the same block; nothing is found that was not appended.
+//! *Power cut*: of the writes since the last flush any subset of sectors is there. What was flushed
+//! is found, unless something not flushed touched the same block; nothing is found that was not
+//! appended.
 //!
 //! After each, the drive is used once more and opened again: a crash must leave nothing behind that
 //! comes back later.
@@ -50,8 +51,8 @@ const STEPS: [Step; 10] = [
     Step::CleanStop,
 ];
 
-/// One call of append, with the places in the write log where it was made and answered, and where it
-/// was certain to survive a power cut.
+/// One call of append, with the places in the write log where it was made and answered, and where
+/// it was certain to survive a power cut.
 struct Call {
     records: Vec<Record>,
     submitted: usize,
@@ -73,8 +74,8 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// A fresh drive. With `near_the_end` the log stands before the end of its first lap, so that the
-    /// workload wraps and, with larger frames, fills.
+    /// A fresh drive. With `near_the_end` the log stands before the end of its first lap, so that
+    /// the workload wraps and, with larger frames, fills.
     fn new(bench: &'a mut Bench, formatted: &[u8], near_the_end: bool) -> Run<'a> {
         let disk = Disk::of(formatted.to_vec());
         let (journal, _) = bench.open(&disk);
@@ -228,7 +229,8 @@ fn model_of(calls: &[Call]) -> Model {
     model
 }
 
-/// Opens the state, uses the drive once more, opens it again: the second must be the first and the use.
+/// Opens the state, uses the drive once more, opens it again: the second must be the first and the
+/// use.
 fn open_twice(bench: &mut Bench, disk: &Disk) -> Model {
     let (journal, recovered) = bench.open(disk);
     mark_all(&journal, &recovered.live);

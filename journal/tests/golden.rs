@@ -1,7 +1,8 @@
 //! Images of drives written by every released version, opened by this one.
 //!
-//! An image is kept as its pages that are not all zeros: `page number u32 LE | 4096 bytes`, repeated.
-//! When the format gains a version, its image is added beside the old ones; an old one never changes.
+//! An image is kept as its pages that are not all zeros: `page number u32 LE | 4096 bytes`,
+//! repeated. When the format gains a version, its image is added beside the old ones; an old one
+//! never changes.
 
 mod common;
 

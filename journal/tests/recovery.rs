@@ -414,7 +414,8 @@ fn what_is_newer_is_refused_with_a_sentence_and_left_alone() {
         (
             16,
             &[2],
-            "the drive has format version 2; this program knows versions up to 1: use a newer memkv",
+            "the drive has format version 2; this program knows versions up to 1: \
+             use a newer memkv",
         ),
         (
             40,
@@ -424,7 +425,8 @@ fn what_is_newer_is_refused_with_a_sentence_and_left_alone() {
         (
             32,
             &[1],
-            "the drive uses features under which this program may only read it (bits 0x1): use a newer memkv",
+            "the drive uses features under which this program may only read it (bits 0x1): \
+             use a newer memkv",
         ),
         (140, &[0, 0, 1], "the superblock's unit size makes no sense"),
     ];

@@ -44,8 +44,9 @@ const AREA_MAGIC: [u8; 8] = *b"MKVCHECK";
 const VERSION: u32 = 1;
 const ROWS_A_PIECE: u64 = ((PIECE - PIECE_HEADER) / ROW) as u64;
 const PARTS_A_PIECE: u64 = ((PIECE - PIECE_HEADER) / PART_REF) as u64;
-/// Keys do not pack tightly: one that does not fit begins the next piece. This much every full piece
-/// holds at least, so that after `n` of them at most `key_bytes - n * KEY_BYTES_A_PIECE` are left.
+/// Keys do not pack tightly: one that does not fit begins the next piece. This much every full
+/// piece holds at least, so that after `n` of them at most `key_bytes - n * KEY_BYTES_A_PIECE` are
+/// left.
 const KEY_BYTES_A_PIECE: u64 = (PIECE - PIECE_HEADER - KEY_BYTES_MAX + 1) as u64;
 
 /// One of the three columns.
@@ -72,8 +73,8 @@ impl Column {
         }
     }
 
-    /// Bytes the column has in an area, a multiple of 4 KiB. The last piece is cut to what the limits
-    /// can need.
+    /// Bytes the column has in an area, a multiple of 4 KiB. The last piece is cut to what the
+    /// limits can need.
     pub fn bytes(self, limits: Usage) -> u64 {
         let (items, a_piece, each) = match self {
             Column::Rows => (limits.rows, ROWS_A_PIECE, ROW),
@@ -475,7 +476,11 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_of_a_piece_is_noticed(items in prop::collection::vec(any::<u8>(), 0..9000), at in any::<prop::sample::Index>(), flip in 1u8..) {
+        fn a_changed_byte_of_a_piece_is_noticed(
+            items in prop::collection::vec(any::<u8>(), 0..9000),
+            at in any::<prop::sample::Index>(),
+            flip in 1u8..,
+        ) {
             let mut out = vec![0xEE; PIECE];
             let used = PIECE_HEADER + items.len();
             out[PIECE_HEADER..used].copy_from_slice(&items);
@@ -489,16 +494,21 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_are_no_piece_and_no_area(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
+        fn random_bytes_are_no_piece_and_no_area(
+            bytes in prop::collection::vec(any::<u8>(), 0..5000),
+        ) {
             prop_assert!(parse_piece(&id(Column::Rows, 0), &bytes).is_err());
             prop_assert!(parse_header(&bytes).is_err());
             let _ = Row::parse(bytes.get(..ROW).unwrap_or(&bytes));
         }
 
         #[test]
-        fn an_area_header_reads_back_and_notices_change(number in 1u64.., rows in any::<u64>(), at in 0usize..AREA_HEADER, flip in 1u8..) {
+        fn an_area_header_reads_back_and_notices_change(
+            number in 1u64.., rows in any::<u64>(), at in 0usize..AREA_HEADER, flip in 1u8..,
+        ) {
             let header = AreaHeader {
-                drive: Uuid::from_u128(1).into(), number, start_sequence: 4, start_position: 8192, rows,
+                drive: Uuid::from_u128(1).into(),
+                number, start_sequence: 4, start_position: 8192, rows,
                 pieces: [3, 0, 1], last_used: [48, 0, PIECE as u32],
                 generation_high: 7, clock_high: 8, epoch: 9,
             };
@@ -510,10 +520,13 @@ mod tests {
         }
 
         #[test]
-        fn a_column_has_room_for_what_the_limits_allow(rows in 1u64..1 << 40, parts in 0u64..1 << 40, key_bytes in 0u64..1 << 44) {
+        fn a_column_has_room_for_what_the_limits_allow(
+            rows in 1u64..1 << 40, parts in 0u64..1 << 40, key_bytes in 0u64..1 << 44,
+        ) {
             let limits = Usage { rows, parts, key_bytes };
             let pieces = |items: u64, a_piece: u64| items.div_ceil(a_piece);
-            prop_assert!(Column::Rows.bytes(limits) >= rows * ROW as u64 + pieces(rows, ROWS_A_PIECE) * PIECE_HEADER as u64);
+            let headers = pieces(rows, ROWS_A_PIECE) * PIECE_HEADER as u64;
+            prop_assert!(Column::Rows.bytes(limits) >= rows * ROW as u64 + headers);
             prop_assert!(Column::Parts.bytes(limits) >= parts * PART_REF as u64);
             prop_assert!(Column::Keys.bytes(limits) >= key_bytes);
             prop_assert!(area_bytes(limits).is_multiple_of(FRAME_ALIGN as u64));

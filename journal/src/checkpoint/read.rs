@@ -39,8 +39,8 @@ pub(crate) struct Source<'a> {
 }
 
 /// Reads the whole checkpoint and hands each record to `each`, in the order they were written.
-/// Returns the header, or `None` for the empty checkpoint of a new drive. After an error, what `each`
-/// was given is to be forgotten.
+/// Returns the header, or `None` for the empty checkpoint of a new drive. After an error, what
+/// `each` was given is to be forgotten.
 pub(crate) async fn read_area(
     source: &Source<'_>,
     mut each: impl FnMut(Record),

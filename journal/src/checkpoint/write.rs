@@ -1,9 +1,9 @@
 //! Writing a checkpoint: three columns filled side by side, a piece at a time.
 //!
-//! One buffer holds the piece at hand of every column, so that drives that write their checkpoints at
-//! the same time never wait for each other half served. The header is written last. Nothing is lost
-//! when a crash leaves an area half written: the superblock still names the other one, and names this
-//! one only after a flush.
+//! One buffer holds the piece at hand of every column, so that drives that write their checkpoints
+//! at the same time never wait for each other half served. The header is written last. Nothing is
+//! lost when a crash leaves an area half written: the superblock still names the other one, and
+//! names this one only after a flush.
 
 use memkv_block::{BlockQueue, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};

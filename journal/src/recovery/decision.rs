@@ -1,31 +1,35 @@
 //! What recovery does at each place of the log, as a table.
 //!
-//! The scan stands at a position and expects a sequence. It looks at the page there and, unless that is
-//! the expected frame, whole, at the next MiB of ring for a *later* one: a whole frame at its own
-//! position, of a higher sequence, written by the incarnation that owns that sequence. Frames are
-//! written one at a time, so after a killed process only the last can be torn and nothing is later;
-//! after a power cut, or when a drive loses or rots a page, something may be.
+//! The scan stands at a position and expects a sequence. It looks at the page there and, unless
+//! that is the expected frame, whole, at the next MiB of ring for a *later* one: a whole frame at
+//! its own position, of a higher sequence, written by the incarnation that owns that sequence.
+//! Frames are written one at a time, so after a killed process only the last can be torn and
+//! nothing is later; after a power cut, or when a drive loses or rots a page, something may be.
 //!
 //! ```text
-//!     header   here  sequence  origin  body  later    decision    what happened
-//! @A  whole    yes   expected  own     ok    –        Accept      the frame
-//! @B  whole    yes   expected  own     bad   yes      Skip        the frame, damaged afterwards
-//! @C  whole    yes   expected  own     bad   no       EndTorn     the last write was cut short
-//! @D  whole    yes   expected  older   –     yes      Skip        ours was lost; this one is of an incarnation whose log ended before it
-//! @E  whole    yes   expected  older   –     no       End         the log ends; an earlier incarnation had gone further
-//! @F  whole    yes   expected  beyond  –     yes      Skip        written by a start that never was: damage
-//! @G  whole    yes   expected  beyond  –     no       EndTorn     likewise, and nothing after it
-//! @H  whole    yes   lower     –       –     yes      Skip        ours was lost; this one is of an incarnation whose log ended before it
-//! @I  whole    yes   lower     –       –     no       End         the log ends; likewise
-//! @J  whole    yes   higher    –       –     yes      Skip        no log can hold it: damage
-//! @K  whole    yes   higher    –       –     no       EndTorn     likewise, and nothing after it
-//! @L  whole    no    –         –       –     yes      Skip        ours was lost; this is a frame of an earlier lap, or put here by mistake
-//! @M  whole    no    –         –       –     no       End         the log ends; an earlier lap begins
-//! @N  broken   –     –         –       –     yes      Skip        the header was damaged
-//! @O  broken   –     –         –       –     no       EndTorn     the last write was cut short in its header, or damaged
-//! @P  none     –     –         –       –     yes      Skip        ours was lost; nothing was ever written here, or the inside of an old frame lies here
-//! @Q  none     –     –         –       –     no       End         the log ends
+//!    header here sequence origin body later decision what happened
+//! @A whole  yes  expected own    ok   –     Accept   the frame
+//! @B whole  yes  expected own    bad  yes   Skip     the frame, damaged afterwards
+//! @C whole  yes  expected own    bad  no    EndTorn  the last write was cut short
+//! @D whole  yes  expected older  –    yes   Skip     ours was lost; an ended log's frame is here
+//! @E whole  yes  expected older  –    no    End      the log ends; an earlier one went further
+//! @F whole  yes  expected beyond –    yes   Skip     by a start that never was: damage
+//! @G whole  yes  expected beyond –    no    EndTorn  likewise, and nothing after it
+//! @H whole  yes  lower    –      –    yes   Skip     ours was lost; an ended log's frame is here
+//! @I whole  yes  lower    –      –    no    End      the log ends; likewise
+//! @J whole  yes  higher   –      –    yes   Skip     no log can hold it: damage
+//! @K whole  yes  higher   –      –    no    EndTorn  likewise, and nothing after it
+//! @L whole  no   –        –      –    yes   Skip     ours was lost; an earlier lap's frame is here
+//! @M whole  no   –        –      –    no    End      the log ends; an earlier lap begins
+//! @N broken –    –        –      –    yes   Skip     the header was damaged
+//! @O broken –    –        –      –    no    EndTorn  the last write was damaged or cut short
+//! @P none   –    –        –      –    yes   Skip     ours was lost; no frame begins here
+//! @Q none   –    –        –      –    no    End      the log ends
 //! ```
+//!
+//! `here`: the frame names this position (not that of an earlier lap, or of another place).
+//! `origin`: the incarnation that owns the expected sequence, or one whose log ended before it, or
+//! one beyond any start of this drive.
 //!
 //! *Skip* goes on at the later frame; the frames between are counted as damaged and exactly their
 //! changes are lost. *End* and *EndTorn* put the next frame here.
@@ -254,6 +258,29 @@ mod tests {
             assert_eq!(words[6], show(case.body, "ok", "bad"), "{row}");
             assert_eq!(words[7], show(case.later, "yes", "no"), "{row}");
             assert_eq!(words[8], format!("{:?}", case.decision), "{row}");
+        }
+    }
+
+    #[test]
+    fn the_page_in_the_documentation_has_the_same_rows() {
+        let page = include_str!("../../../docs/format.md");
+        let row = |line: &'static str| -> Vec<&str> {
+            line.trim_matches('|').split('|').map(str::trim).collect()
+        };
+        let rows: Vec<_> = page.lines().map(row).filter(|row| row.len() == 8).collect();
+        let rows = &rows[2..];
+        assert_eq!(rows.len(), CASES.len());
+        for (row, case) in rows.iter().zip(&CASES) {
+            assert_eq!(row[0], case.label.to_string());
+            assert_eq!(row[1], format!("{:?}", case.header).to_lowercase());
+            assert_eq!(row[6], case.later.map_or("", |later| if later { "yes" } else { "no" }));
+            let decision = match case.decision {
+                Decision::Accept => "accept",
+                Decision::Skip => "skip",
+                Decision::End => "end",
+                Decision::EndTorn => "end, torn",
+            };
+            assert_eq!(row[7], decision, "@{}", case.label);
         }
     }
 }

@@ -5,9 +5,10 @@
 //!            ─► rows of the checkpoint that the log neither removed nor replaced   ─► live records
 //! ```
 //!
-//! The log is read first: it is bounded by the ring, and holding it lets the checkpoint, which is not,
-//! stream past without a table of all its blocks. When the checkpoint in force is damaged and the log
-//! still reaches back to the start of the other one, the other one gives exactly the same result.
+//! The log is read first: it is bounded by the ring, and holding it lets the checkpoint, which is
+//! not, stream past without a table of all its blocks. When the checkpoint in force is damaged and
+//! the log still reaches back to the start of the other one, the other one gives exactly the same
+//! result.
 
 pub mod decision;
 pub(crate) mod replay;

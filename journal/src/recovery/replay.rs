@@ -221,8 +221,8 @@ mod tests {
     }
 
     proptest! {
-        /// Splitting a history anywhere into checkpoint and log, with any overlap between them, gives
-        /// what applying all of it in order gives.
+        /// Splitting a history anywhere into checkpoint and log, with any overlap between them,
+        /// gives what applying all of it in order gives.
         #[test]
         fn any_split_into_checkpoint_and_log_gives_the_same(
             steps in prop::collection::vec((0u8..6, any::<bool>()), 0..60),
@@ -230,7 +230,11 @@ mod tests {
             snapshot in any::<prop::sample::Index>(),
         ) {
             let history: Vec<Record> = steps.iter().enumerate().map(|(at, (hash, is_put))| {
-                if *is_put { put(*hash, u32::from(*hash), at as u32) } else { Record::Remove { block: id(*hash) } }
+                if *is_put {
+                    put(*hash, u32::from(*hash), at as u32)
+                } else {
+                    Record::Remove { block: id(*hash) }
+                }
             }).collect();
             let state = |upto: usize| {
                 let mut state = BTreeMap::new();

@@ -1,7 +1,8 @@
 //! Walking the log from a checkpoint's start to its end.
 //!
-//! The ring is read in windows of up to a MiB. A page the drive cannot read counts as empty, so that
-//! one bad sector costs one frame; only when a whole window cannot be read does the walk give up.
+//! The ring is read in windows of up to a MiB. A page the drive cannot read counts as empty, so
+//! that one bad sector costs one frame; only when a whole window cannot be read does the walk give
+//! up.
 
 use std::cmp::Ordering;
 
@@ -158,7 +159,8 @@ impl<'a> Walk<'a> {
         Ok((Seen { sight, records, later }, found))
     }
 
-    /// The first whole frame that the log could go on with, up to [`LOOK_AHEAD`] beyond the position.
+    /// The first whole frame that the log could go on with, up to [`LOOK_AHEAD`] beyond the
+    /// position.
     async fn later(&mut self) -> Result<Option<FrameHeader>, IoError> {
         let mut at = self.end.position + PAGE;
         let limit = self.limit.min(self.end.position + LOOK_AHEAD);
@@ -222,7 +224,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Who wrote a frame, beside who owns its sequence: the last incarnation that started at or before it.
+/// Who wrote a frame, beside who owns its sequence: the last incarnation that started at or before
+/// it.
 fn origin(starts: &[Start], last: u64, sequence: u64, incarnation: u64) -> Origin {
     let owner = starts.iter().rev().find(|start| start.first_sequence <= sequence);
     let (least, most) = match owner {
