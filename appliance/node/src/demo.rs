@@ -217,7 +217,8 @@ impl Site {
                 let log = std::fs::read_to_string(self.dir.join("server.log"))?;
                 return Err(format!("the server ended at its start ({status}):\n{log}").into());
             }
-            if self.client()?.exists(&[b"ready?"]).is_ok() {
+            let answers = self.client()?.server_stats();
+            if answers.iter().all(|(_, stats)| stats.is_ok()) {
                 return Ok(child);
             }
             if Instant::now() > deadline {
@@ -251,8 +252,7 @@ fn free_ports() -> Result<SocketAddr, AnyError> {
     for _ in 0..64 {
         let data = TcpListener::bind("127.0.0.1:0")?;
         let address = data.local_addr()?;
-        if address.port() < u16::MAX
-            && TcpListener::bind(("127.0.0.1", address.port() + 1)).is_ok()
+        if address.port() < u16::MAX && TcpListener::bind(("127.0.0.1", address.port() + 1)).is_ok()
         {
             return Ok(address);
         }
@@ -265,7 +265,14 @@ fn print_table(phases: &[(&str, &ReplayReport)]) {
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header([
-        "part", "turns", "blocks", "prefix hits", "stored", "fetched", "GiB/s", "get p50/p99",
+        "part",
+        "turns",
+        "blocks",
+        "prefix hits",
+        "stored",
+        "fetched",
+        "GiB/s",
+        "get p50/p99",
         "put p50/p99",
     ]);
     for (name, report) in phases {

@@ -52,13 +52,17 @@ pub enum DrivesError {
         source: IoError,
     },
     /// Something else lives there.
-    #[error("{name} is neither empty nor a memkv drive; it is left as it is. Name another file, or empty this one first")]
+    #[error(
+        "{name} is neither empty nor a memkv drive; it is left as it is. Name another file, or empty this one first"
+    )]
     Foreign {
         /// Its path.
         name: String,
     },
     /// Some drives are formatted, others are new.
-    #[error("drive {new} is empty, but {old} belongs to a node already; a node's drives are formatted together")]
+    #[error(
+        "drive {new} is empty, but {old} belongs to a node already; a node's drives are formatted together"
+    )]
     Mixed {
         /// A new drive.
         new: String,
@@ -66,7 +70,9 @@ pub enum DrivesError {
         old: String,
     },
     /// A drive of the node was not configured.
-    #[error("drive {name} belongs to a node of {members} drives, {given} are configured; name all of them under storage.drives")]
+    #[error(
+        "drive {name} belongs to a node of {members} drives, {given} are configured; name all of them under storage.drives"
+    )]
     Missing {
         /// A drive that is there.
         name: String,
@@ -200,9 +206,9 @@ pub async fn open_store(
     for (drive, superblock) in opened.iter().zip(superblocks) {
         let began = Instant::now();
         let (journal, recovered) =
-            memkv_journal::open(drive.queue.clone(), &local, pool.clone(), superblock).await.map_err(
-                |source| DrivesError::Recover { name: drive.name.clone(), source },
-            )?;
+            memkv_journal::open(drive.queue.clone(), &local, pool.clone(), superblock)
+                .await
+                .map_err(|source| DrivesError::Recover { name: drive.name.clone(), source })?;
         let recovery = Recovery {
             clean: recovered.clean,
             records: recovered.live.len() as u64,
@@ -220,7 +226,8 @@ pub async fn open_store(
         recoveries.push(recovery);
         drives.push(RecoveredDrive { journal, recovered });
     }
-    let store = Store::recover(&local, store_config(&config), Box::<Lru>::default(), drives).await?;
+    let store =
+        Store::recover(&local, store_config(&config), Box::<Lru>::default(), drives).await?;
     Ok(OpenStore { store, recoveries, node, incarnation })
 }
 
@@ -254,10 +261,9 @@ async fn superblocks(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, 
     let old = found.iter().position(Option::is_some);
     let new = found.iter().position(Option::is_none);
     match (old, new) {
-        (Some(old), Some(new)) => Err(DrivesError::Mixed {
-            new: opened[new].name.clone(),
-            old: opened[old].name.clone(),
-        }),
+        (Some(old), Some(new)) => {
+            Err(DrivesError::Mixed { new: opened[new].name.clone(), old: opened[old].name.clone() })
+        }
         (None, _) => format_all(opened, pool).await,
         (Some(_), None) => Ok(found.into_iter().flatten().collect()),
     }
@@ -273,14 +279,12 @@ async fn format_all(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, D
     let uuids: Vec<_> = opened.iter().map(|_| memkv_journal::DriveUuid(new_uuid())).collect();
     let mut formatted = Vec::with_capacity(opened.len());
     for (drive, &uuid) in opened.iter().zip(&uuids) {
-        let identity =
-            Identity { node, drive: uuid, epoch: 1, members: uuids.clone(), secret };
+        let identity = Identity { node, drive: uuid, epoch: 1, members: uuids.clone(), secret };
         let geometry = drive.device.geometry();
         let options = FormatOptions::default();
-        let superblock =
-            memkv_journal::format(&*drive.queue, &geometry, pool, identity, options)
-                .await
-                .map_err(|source| DrivesError::Format { name: drive.name.clone(), source })?;
+        let superblock = memkv_journal::format(&*drive.queue, &geometry, pool, identity, options)
+            .await
+            .map_err(|source| DrivesError::Format { name: drive.name.clone(), source })?;
         tracing::info!(drive = drive.name, %uuid, "drive formatted");
         formatted.push(superblock);
     }
@@ -305,7 +309,8 @@ fn check_members(opened: &[Opened], superblocks: &[Superblock]) -> Result<(), Dr
     let epoch = superblocks.iter().map(|s| s.identity.epoch).max().expect("at least one drive");
     let newest = superblocks.iter().position(|s| s.identity.epoch == epoch).expect("just found");
     let members = &superblocks[newest].identity.members;
-    let all_here = members.iter().all(|member| superblocks.iter().any(|s| s.identity.drive == *member));
+    let all_here =
+        members.iter().all(|member| superblocks.iter().any(|s| s.identity.drive == *member));
     if !all_here || members.len() != superblocks.len() {
         return Err(DrivesError::Missing {
             name: opened[newest].name.clone(),

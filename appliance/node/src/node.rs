@@ -21,7 +21,9 @@ use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
 use memkv_net::NetError;
 use memkv_net::tcp::{Accepted, Engine, Listener};
 use memkv_poller::channel::{self, InboxReceiver, InboxSender};
-use memkv_poller::{IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock};
+use memkv_poller::{
+    IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock,
+};
 use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
 use memkv_store::{DriveStatus, RemoteStore, Store, StoreHandle, StorePort};
 
@@ -121,18 +123,15 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
-    pub fn start(
-        config: Config,
-        progress: &drives::Progress,
-    ) -> Result<Self, StartError> {
+    pub fn start(config: Config, progress: &drives::Progress) -> Result<Self, StartError> {
         let pool = Pool::new(PoolConfig {
             size: config.memory.max_size,
             chunk: config.memory.block_size,
             hugepages: config.memory.hugepages.into(),
         })?;
         let address = config.network.address;
-        let listener = Listener::bind(address)
-            .map_err(|source| StartError::Listen { address, source })?;
+        let listener =
+            Listener::bind(address).map_err(|source| StartError::Listen { address, source })?;
         let devices = drives::open_devices(&config, &pool, progress)?;
         let count = config.reactors.max(1);
         let parts = Parts { config, pool, devices, stop: StopFlag::new() };
@@ -153,7 +152,8 @@ impl Node {
             let (given, shared, store) = (parts.clone(), node.shared.clone(), store.clone());
             let (ready_tx, ready) = mpsc::channel();
             let id = index + 1;
-            let thread = spawn(id, move || other_reactor(id, &given, &shared, store, inbox, &ready_tx));
+            let thread =
+                spawn(id, move || other_reactor(id, &given, &shared, store, inbox, &ready_tx));
             let started = thread.map_err(StartError::from).and_then(|thread| {
                 node.threads.push(thread);
                 ready.recv().unwrap_or(Err(StartError::ReactorEnded))
@@ -268,8 +268,7 @@ fn first_reactor(
 ) {
     let mut reactor = new_reactor(0, parts);
     let local = reactor.local();
-    let (config, pool, devices) =
-        (parts.config.clone(), parts.pool.clone(), parts.devices.clone());
+    let (config, pool, devices) = (parts.config.clone(), parts.pool.clone(), parts.devices.clone());
     let opened = reactor.block_on(drives::open_store(local.clone(), config, pool, devices));
     let opened = match opened {
         Ok(opened) => opened,

@@ -279,8 +279,7 @@ impl Shared {
             self.add_histogram(snapshot, ("memkv_stage_seconds", stage, labels), pick);
         }
         let whole = "How long requests took, from their frame to their reply being ready.";
-        let operations: [(&str, Pick); 2] =
-            [("put", |c| &c.put_total), ("get", |c| &c.get_total)];
+        let operations: [(&str, Pick); 2] = [("put", |c| &c.put_total), ("get", |c| &c.get_total)];
         for (name, pick) in operations {
             let labels = vec![("operation", name.to_owned())];
             self.add_histogram(snapshot, ("memkv_request_seconds", whole, labels), pick);
@@ -353,8 +352,7 @@ impl api::NodeAdmin for Shared {
                 open: self.sum(|s| s.connections.get()),
                 max: u64::from(self.config.limits.max_connections),
                 accepted_total: self.accepted.load(Ordering::Relaxed),
-                refused_total: self.refused.load(Ordering::Relaxed)
-                    + self.sum(|s| s.refused.get()),
+                refused_total: self.refused.load(Ordering::Relaxed) + self.sum(|s| s.refused.get()),
             },
             eviction: api::EvictionStatus {
                 enabled: eviction.enabled,

@@ -9,12 +9,9 @@ use memkv_wire::{MissReason, PutMode, Status};
 fn small_and_large_values_come_back() {
     let node = memory_node("64 MiB");
     let mut wire = Wire::connect(&node);
-    for (key, length) in [
-        (&b"one"[..], 1),
-        (b"unit", 16 << 10),
-        (b"odd", 100_001),
-        (b"inline", 256 << 10),
-    ] {
+    for (key, length) in
+        [(&b"one"[..], 1), (b"unit", 16 << 10), (b"odd", 100_001), (b"inline", 256 << 10)]
+    {
         let bytes = value(length as u8, length);
         let stored = wire.put(key, &bytes, PutMode::Absent);
         assert_eq!(stored.status, Status::Ok, "{stored:?}");

@@ -89,6 +89,12 @@ pub struct Identity {
     pub incarnation: u64,
 }
 
+/// Fills bytes with what nobody can guess.
+pub type Entropy = Box<dyn Fn(&mut [u8])>;
+
+/// An open session, as draining needs it.
+type Live = (Rc<Outbox>, Rc<dyn Connection>);
+
 /// What a [`Context`] is made of.
 pub struct ContextParts {
     /// The reactor.
@@ -106,7 +112,7 @@ pub struct ContextParts {
     /// Who we are.
     pub identity: Identity,
     /// Fills nonces with bytes nobody can guess (the simulator's are seeded).
-    pub entropy: Box<dyn Fn(&mut [u8])>,
+    pub entropy: Entropy,
     /// Figures for the Stats operation: (id, value).
     pub stats: Box<dyn Fn() -> Vec<(u16, u64)>>,
     /// What this reactor's sessions count; others read it.
@@ -122,7 +128,7 @@ pub struct Context {
     pub(crate) keys: RefCell<KeyRing>,
     pub(crate) limits: SessionLimits,
     pub(crate) identity: Identity,
-    pub(crate) entropy: Box<dyn Fn(&mut [u8])>,
+    pub(crate) entropy: Entropy,
     pub(crate) stats: Box<dyn Fn() -> Vec<(u16, u64)>>,
     pub(crate) counters: Arc<SessionCounters>,
     pub(crate) draining: Cell<bool>,
@@ -130,7 +136,7 @@ pub struct Context {
     /// Work that must end before the store may stop: sessions and the requests they left behind.
     pub(crate) working: Cell<usize>,
     next_session: Cell<u64>,
-    live: RefCell<BTreeMap<u64, (Rc<Outbox>, Rc<dyn Connection>)>>,
+    live: RefCell<BTreeMap<u64, Live>>,
 }
 
 impl Context {

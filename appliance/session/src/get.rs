@@ -5,7 +5,7 @@ use std::rc::Rc;
 use memkv_dma::DmaRef;
 use memkv_poller::Instant;
 use memkv_poller::local::LocalPermit;
-use memkv_store::{Extent, KeyHash, MissReason, Miss, ReadLease};
+use memkv_store::{Extent, KeyHash, Miss, MissReason, ReadLease};
 use memkv_wire::{GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status, crc32c};
 
 use crate::extents::{ReadError, start_read};

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use memkv_store::{Existing, KeyHash, Miss};
 use memkv_wire::{
-    DeleteItems, Header, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, MetaError, Status,
-    StatsReply, SuspectItems,
+    DeleteItems, Header, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply,
+    MetaError, StatsReply, Status, SuspectItems,
 };
 
 use crate::join::{LocalFuture, join_all};

@@ -25,6 +25,6 @@ mod put;
 mod replies;
 mod session;
 
-pub use context::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
+pub use context::{Context, ContextParts, DriveIo, Entropy, Identity, KeyRing, SessionLimits};
 pub use metrics::SessionCounters;
 pub use session::serve;

@@ -65,7 +65,7 @@ impl Outbox {
 
     /// Resolves when everything queued has been sent, or the connection is gone.
     pub async fn flushed(&self) {
-        while !self.closed.get() && !(self.is_empty() && self.idle.get()) {
+        while !(self.closed.get() || self.is_empty() && self.idle.get()) {
             self.changed.listen().await;
         }
     }

@@ -48,9 +48,7 @@ pub fn refusal(refusal: &Refusal, length: u64) -> ItemReply {
         Refusal::Conflict(found) => existing(Status::Conflict, found),
         Refusal::GenerationMismatch(Some(found)) => existing(Status::GenerationMismatch, found),
         Refusal::GenerationMismatch(None) => item(Status::GenerationMismatch),
-        Refusal::Busy { retry_ms } => {
-            ItemReply::busy(*retry_ms)
-        }
+        Refusal::Busy { retry_ms } => ItemReply::busy(*retry_ms),
         Refusal::Full => item(Status::Full),
         Refusal::TooLarge { max } => ItemReply { length: *max, ..item(Status::TooLarge) },
         Refusal::NoDrive => item(Status::IoError),

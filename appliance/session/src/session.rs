@@ -10,7 +10,9 @@ use memkv_net::Connection;
 use memkv_poller::local::Semaphore;
 use memkv_poller::{Instant, timeout};
 use memkv_store::{Caller, KeyHash, Reservation};
-use memkv_wire::{CreditAccount, FrameError, GoodbyeMeta, Header, MetaError, Opcode, Opener, Refusal, Status};
+use memkv_wire::{
+    CreditAccount, FrameError, GoodbyeMeta, Header, MetaError, Opcode, Opener, Refusal, Status,
+};
 
 use crate::Context;
 use crate::connect::{Connected, connect};

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use memkv_poller::channel::{self, InboxReceiver, InboxSender, OneSender, Permit};
 use memkv_poller::Instant;
+use memkv_poller::channel::{self, InboxReceiver, InboxSender, OneSender, Permit};
 
 use crate::block::{Extent, KeyHash, Slot};
 use crate::commit::{CommitError, Stored};
@@ -203,10 +203,7 @@ impl StoreHandle {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn exists(
-        &self,
-        keys: Vec<KeyHash>,
-    ) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+    pub async fn exists(&self, keys: Vec<KeyHash>) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
         match self {
             Self::Here(store) => Ok(store.exists(&keys)),
             Self::There(remote) => remote.ask(|reply| Call::Exists(keys, reply)).await,

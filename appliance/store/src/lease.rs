@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::block::{Extent, KeyHash, MissReason, Slot};
 use crate::Store;
+use crate::block::{Extent, KeyHash, MissReason, Slot};
 
 /// What is stored under a key, for answers that carry no payload.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -127,12 +127,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Miss`] with the reason.
-    pub fn hold(
-        &self,
-        key: KeyHash,
-        holder: u64,
-        duration: Duration,
-    ) -> Result<Existing, Miss> {
+    pub fn hold(&self, key: KeyHash, holder: u64, duration: Duration) -> Result<Existing, Miss> {
         let slot = self.find(key).map_err(Miss)?;
         let until = self.local.now() + duration.min(self.config.lease_max);
         let mut leases = self.leases.borrow_mut();
@@ -184,4 +179,3 @@ impl Store {
         });
     }
 }
-

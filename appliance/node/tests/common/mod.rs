@@ -153,7 +153,13 @@ impl Wire {
         self.put_with(key, value, mode, crcs)
     }
 
-    pub fn put_with(&mut self, key: &[u8], value: &[u8], mode: PutMode, crcs: CrcList) -> ItemReply {
+    pub fn put_with(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        mode: PutMode,
+        crcs: CrcList,
+    ) -> ItemReply {
         let item = put_item(key, value.len(), mode, crcs);
         let mut meta = Vec::new();
         PutItems { items: vec![item] }.encode(&mut meta);
