@@ -59,6 +59,10 @@ impl Slot {
     }
 }
 
+/// Flag of a record: the block's bytes were not checked since the last unclean start when it was
+/// written. A clean start trusts every block but these.
+pub const UNVERIFIED: u16 = 1;
+
 /// A block that is stored, published or on its way out.
 pub struct Block {
     pub id: BlockId,
@@ -66,6 +70,7 @@ pub struct Block {
     pub length: u64,
     /// Unix seconds after which it is a miss; 0 is never.
     pub expires: u64,
+    /// Flags of its record but [`UNVERIFIED`], which is told by `verified`.
     pub flags: u16,
     pub extents: Vec<Extent>,
     /// One bit per extent whose bytes were checked since the last unclean start, or written by us.
@@ -81,6 +86,13 @@ pub struct Block {
 impl Block {
     pub fn hash(&self) -> KeyHash {
         KeyHash(self.id.hash)
+    }
+
+    /// Its flags as they go into a record.
+    pub fn record_flags(&self) -> u16 {
+        let all = (1u32 << self.extents.len()) - 1;
+        let verified = u32::from(self.verified) & all == all;
+        self.flags | if verified { 0 } else { UNVERIFIED }
     }
 
     pub fn units(&self) -> u64 {

@@ -53,7 +53,8 @@ impl Store {
     }
 
     /// Ends service: refuses new puts, and leaves every drive with a clean checkpoint, so that the
-    /// next start needs no replay and trusts every block. Sessions are drained before.
+    /// next start needs no replay and trusts every block but those that were not checked since the
+    /// last unclean start. Sessions are drained before.
     pub async fn shutdown(self: &Rc<Self>) {
         self.draining.set(true);
         assert!(self.pending.borrow().is_empty(), "sessions finish their puts before shutdown");

@@ -215,7 +215,7 @@ pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> DriveUuid) -> 
             length: extent.length,
             crc: extent.crc,
             expires: block.expires,
-            flags: block.flags,
+            flags: block.record_flags(),
         };
         return vec![(extent.drive, vec![record])];
     }
@@ -243,7 +243,7 @@ pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> DriveUuid) -> 
         key: block.key.clone(),
         length: block.length,
         expires: block.expires,
-        flags: block.flags,
+        flags: block.record_flags(),
         parts: parts.collect(),
     };
     plan[0].1.push(head);

@@ -24,7 +24,7 @@ use memkv_journal::{
 use memkv_poller::Local;
 use memkv_poller::local::{Event, Semaphore};
 
-use crate::block::{Block, Extent, KeyHash, Slab};
+use crate::block::{Block, Extent, KeyHash, Slab, UNVERIFIED};
 use crate::drives::{Drive, DriveState};
 use crate::policy::EvictionPolicy;
 use crate::remember::Remembered;
@@ -287,9 +287,9 @@ impl Findings {
                     key,
                     length: u64::from(length),
                     expires,
-                    flags,
+                    flags: flags & !UNVERIFIED,
                     extents: vec![extent],
-                    verified: clean,
+                    verified: clean && flags & UNVERIFIED == 0,
                 });
             }
             Record::Part { block, index, extent, length, crc } => {
@@ -318,9 +318,9 @@ fn join_heads(drives: &[Drive], findings: &mut Findings) {
                 key: head.key,
                 length: head.length,
                 expires: head.expires,
-                flags: head.flags,
+                flags: head.flags & !UNVERIFIED,
                 extents,
-                verified: clean,
+                verified: clean && head.flags & UNVERIFIED == 0,
             }),
             None => findings.dropped.push((drive, head.id)),
         }
