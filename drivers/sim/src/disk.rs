@@ -29,6 +29,9 @@ use crate::clock::SimClock;
 use crate::medium::{Cut, Medium, PAGE, Pages};
 use crate::record::{Damage, DiskEvent, FaultCounts, FaultKind, FaultRates, Harm};
 
+/// The longest delay of a command in microseconds, slow or not.
+const SLOWEST: u64 = 5_000_000;
+
 /// How the machine stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CrashKind {
@@ -337,14 +340,16 @@ impl State {
             return Some((completer, Done { result: Err(error), buf: io.buf }));
         }
         let (op, offset, len) = (io.op, io.offset, io.len);
+        let flush_mark = if op == Op::Flush { self.medium.begin_flush() } else { 0 };
         if let Some(observer) = &mut self.observer {
             let data = if op == Op::Write { bytes_of(&io) } else { &[] };
+            let offset = if op == Op::Flush { u64::from(flush_mark) } else { offset };
             observer(DiskEvent::Submitted { op, offset, data });
         }
         self.check_overlap(op, offset, len);
         let (lot, slow) = self.draw_lot(op, offset, len);
-        let delay = self.draw_delay(op) * if slow { 100 + self.rng.below(9_900) } else { 1 };
-        let flush_mark = if op == Op::Flush { self.medium.begin_flush() } else { 0 };
+        let stretch = if slow { 100 + self.rng.below(9_900) } else { 1 };
+        let delay = (self.draw_delay(op) * stretch).min(SLOWEST);
         let slot = Slot {
             op,
             offset,
@@ -481,6 +486,9 @@ impl State {
             Op::Write => self.carry_out_write(io, lot),
             Op::Flush => {
                 self.medium.end_flush(flush_mark);
+                if let Some(observer) = &mut self.observer {
+                    observer(DiskEvent::Flushed { number: u64::from(flush_mark) });
+                }
                 Ok(())
             }
             Op::Deallocate => {
@@ -504,6 +512,7 @@ impl State {
             return Err(IoError::Injected("simulated read error"));
         }
         if self.bad.iter().any(|&(at, len)| at < end && offset < at + len) {
+            self.harm_range(FaultKind::ReadError, offset, io.len, None);
             return Err(IoError::Injected("simulated bad sector"));
         }
         let len = io.len as usize;

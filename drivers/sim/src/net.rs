@@ -624,7 +624,10 @@ impl Drop for ServerEnd {
     fn drop(&mut self) {
         drop(self.close());
         self.with(|state| {
-            state.streams[self.index as usize].server_gone = true;
+            let stream = &mut state.streams[self.index as usize];
+            stream.server_gone = true;
+            // The buffers go back to their pool now, also when the client holds its end for long.
+            (stream.receive, stream.send) = (Receive::Idle, Send::Idle);
             state.release(self.index);
         });
     }

@@ -97,7 +97,8 @@ impl FaultCounts {
 /// What an observer of a disk is told. Offsets and lengths are in bytes.
 #[derive(Debug)]
 pub enum DiskEvent<'a> {
-    /// A command was handed to the disk. `data` holds the bytes of a write and is empty otherwise.
+    /// A command was handed to the disk. `data` holds the bytes of a write and is empty otherwise; the
+    /// offset of a flush is its number on this disk.
     Submitted {
         /// What is asked for.
         op: Op,
@@ -105,6 +106,11 @@ pub enum DiskEvent<'a> {
         offset: u64,
         /// The bytes of a write.
         data: &'a [u8],
+    },
+    /// A flush is done: what had completed when it was submitted survives a power cut from now on.
+    Flushed {
+        /// Its number, as in `Submitted`.
+        number: u64,
     },
     /// A fault harmed stored bytes, or bytes that should have been stored.
     Harmed {

@@ -1,0 +1,909 @@
+//! What the server may answer: the promise, as a state machine over keys.
+//!
+//! The model never asks the server; it is told what clients begin and what they are answered, in the
+//! order in which that happens, and says at once when an answer is impossible.
+//!
+//! # Which bytes
+//!
+//! Every value offered has a *version* of its own, from which its bytes are derived, and every block
+//! stored has a *generation*. The model ties the two together the first time it learns of both, and a
+//! version tied to one generation can never show up under another (that would be a put applied twice).
+//!
+//! # Which of them
+//!
+//! Generations of a key only grow, so the past is one number, the *floor*: generations below it are
+//! known to be gone. Whatever was acknowledged, seen, or seen to be missing before a request began
+//! raises the floor for it; an answer from below the floor is a stale or resurrected block.
+//!
+//! # Present, absent, unsure
+//!
+//! At each moment a key is certainly present, certainly absent, or the model is not sure, because
+//! something is under way or its outcome is unknown. An answer is checked against what was certain when
+//! its request began, unless something happened in between that could have changed it: then `vanish`
+//! (something that may remove) or `appear` (something that may store) has moved on.
+//!
+//! A request whose answer never came stays *open*: it may still take effect, until the server stops.
+//!
+//! # After a crash
+//!
+//! A kill settles what is open and nothing else. A power cut (without durable puts) makes every key
+//! unsure and its floor zero: values may be forgotten and older ones may be back, but bytes and
+//! versions are still held against what was ever offered. Faults take certainty from the keys they
+//! touched and from no others.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memkv_sim::CrashKind;
+use memkv_wire::{CrcList, MissReason};
+
+/// Number of a key, over all tenants.
+pub type KeyId = u32;
+/// Number of a value, over all keys.
+pub type Version = u32;
+
+/// An answer that no correct server gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Which part of the promise.
+    pub what: What,
+    /// The key.
+    pub key: KeyId,
+    /// The numbers behind it.
+    pub detail: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key {}: {:?}: {}", self.key, self.what, self.detail)
+    }
+}
+
+/// The parts of the promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum What {
+    /// A block is missing without a cause.
+    Missing,
+    /// A block that was certainly gone is back.
+    Resurrected,
+    /// An older block than one already acknowledged.
+    Stale,
+    /// Bytes of something else, or of nothing.
+    WrongBytes,
+    /// Bytes whose CRC is wrong, and no fault touched them.
+    BadCrc,
+    /// A value that was refused, or never offered under this key.
+    NeverStored,
+    /// One put under two generations, or one generation for two puts.
+    AppliedTwice,
+    /// A put or delete was done although its condition did not hold.
+    Condition,
+    /// A block was served after its time to live.
+    Expired,
+    /// An error that nothing explains.
+    Unexplained,
+}
+
+/// What is certain of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing is stored, nothing is on its way.
+    Absent,
+    /// A block is stored, and nothing is on its way that could remove it.
+    Present,
+    /// Either.
+    Unsure,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// On its way, or of unknown outcome: may be stored.
+    Open,
+    /// Acknowledged at some time.
+    Stored,
+    /// Refused: not stored, now or later.
+    Refused,
+}
+
+#[derive(Clone, Debug)]
+struct Value {
+    key: KeyId,
+    length: u64,
+    crcs: CrcList,
+    fate: Fate,
+    generations: Vec<u64>,
+    /// It was sent again after a crash had wiped out the server's memory of requests.
+    again: bool,
+    /// In which life of the server it was sent last.
+    life: u32,
+    /// A fault touched its bytes.
+    harmed: bool,
+    /// Disks with bytes of it, one bit each.
+    disks: u32,
+    /// Unix seconds before which it cannot expire, and after which it must have; 0 for never.
+    expires: (u64, u64),
+}
+
+#[derive(Clone, Debug)]
+struct Key {
+    presence: Presence,
+    /// The newest generation known to have been stored, and its version if that is known.
+    newest: u64,
+    newest_version: Option<Version>,
+    floor: u64,
+    /// The part of the floor that a kill does not lower: what was seen to be missing without an
+    /// acknowledgement may be back, for its removal may not have been written yet.
+    kept: u64,
+    open_puts: u32,
+    open_deletes: u32,
+    vanish: u32,
+    appear: u32,
+    /// A fault touched a journal frame that names it: certain only until the next start.
+    journal_harm: bool,
+    /// It was put with a time to live: never certainly present.
+    mortal: bool,
+    /// The power was cut since its bytes were last seen: an index entry proves nothing about them.
+    unproven: bool,
+    /// It was deleted at some time, answered or not.
+    deleted: bool,
+    /// No eviction of this generation before this moment (nanoseconds).
+    lease: (u64, u64),
+    versions: Vec<Version>,
+    /// The tick of the last change: a flush that began later makes it survive a power cut.
+    changed: u64,
+}
+
+impl Key {
+    fn new() -> Key {
+        Key {
+            presence: Presence::Absent,
+            newest: 0,
+            newest_version: None,
+            floor: 0,
+            kept: 0,
+            open_puts: 0,
+            open_deletes: 0,
+            vanish: 0,
+            appear: 0,
+            journal_harm: false,
+            mortal: false,
+            unproven: false,
+            deleted: false,
+            lease: (0, 0),
+            versions: Vec::new(),
+            changed: 0,
+        }
+    }
+
+    fn doubt(&mut self) {
+        self.presence = Presence::Unsure;
+        self.vanish += 1;
+        self.appear += 1;
+    }
+
+    fn forget(&mut self) {
+        self.doubt();
+        (self.newest, self.newest_version) = (0, None);
+        (self.floor, self.kept) = (0, 0);
+        self.lease = (0, 0);
+    }
+}
+
+/// What was certain of a key when a request began.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight {
+    /// The key.
+    pub key: KeyId,
+    presence: Presence,
+    floor: u64,
+    newest: u64,
+    open_puts: u32,
+    vanish: u32,
+    appear: u32,
+    /// Bumps of `vanish` and `appear` by the request itself.
+    own: (u32, u32),
+    unix: u64,
+    life: u32,
+}
+
+/// When something happens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Nanoseconds of the simulation.
+    pub nanos: u64,
+    /// Seconds of the wall clock.
+    pub unix: u64,
+}
+
+/// What a put demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Only if the key is absent.
+    Absent,
+    /// In any case.
+    Replace,
+    /// Only over this generation.
+    Generation(u64),
+}
+
+/// A put under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Put {
+    /// What was certain when it began.
+    pub sight: Sight,
+    /// Its value.
+    pub version: Version,
+    mode: Mode,
+    attempts: u32,
+}
+
+impl Put {
+    /// Whether it was sent more than once.
+    pub fn was_repeated(&self) -> bool {
+        self.attempts > 1
+    }
+}
+
+/// A delete under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Delete {
+    /// What was certain when it began.
+    pub sight: Sight,
+    /// Only this generation; 0 for any.
+    pub generation: u64,
+    attempts: u32,
+    again: bool,
+}
+
+/// The model of one server.
+pub struct Model {
+    keys: Vec<Key>,
+    values: Vec<Value>,
+    /// Which version a generation is, since the last power cut.
+    by_generation: HashMap<u64, Version>,
+    /// Misses of present keys may be evictions.
+    pub evicting: bool,
+    /// How many misses were taken for evictions.
+    pub evicted: u64,
+    /// Disks that have failed since the last start, one bit each.
+    failed: u32,
+    /// The power was cut at some time: blocks may be found corrupt.
+    power_cut: bool,
+    life: u32,
+    /// Counts what the model is told; shared with the oracle, which dates flushes by it.
+    tick: Arc<AtomicU64>,
+    /// Puts whose answer was lost in a crash and that were found stored afterwards.
+    pub found_after_crash: u64,
+    /// Keys that had to survive a power cut, because everything of them was flushed before.
+    pub held_through_cuts: u64,
+}
+
+fn broken<T>(what: What, key: KeyId, detail: impl Into<String>) -> Result<T, Broken> {
+    Err(Broken { what, key, detail: detail.into() })
+}
+
+impl Model {
+    /// `keys` absent keys.
+    pub fn new(keys: u32, evicting: bool) -> Model {
+        Model {
+            keys: (0..keys).map(|_| Key::new()).collect(),
+            values: Vec::new(),
+            by_generation: HashMap::new(),
+            evicting,
+            evicted: 0,
+            failed: 0,
+            power_cut: false,
+            life: 0,
+            tick: Arc::default(),
+            found_after_crash: 0,
+            held_through_cuts: 0,
+        }
+    }
+
+    /// The count of what the model was told, for the oracle.
+    pub fn tick(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.tick)
+    }
+
+    /// Something of the key has changed.
+    fn touch(&mut self, key: KeyId) {
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
+        self.keys[key as usize].changed = tick;
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> u32 {
+        self.keys.len() as u32
+    }
+
+    /// What is certain of a key now.
+    pub fn presence(&self, key: KeyId) -> Presence {
+        self.keys[key as usize].presence
+    }
+
+    /// The newest generation known of a key; 0 for none.
+    pub fn newest(&self, key: KeyId) -> u64 {
+        self.keys[key as usize].newest
+    }
+
+    /// Whether a put or delete of the key is under way or of unknown outcome.
+    pub fn is_contended(&self, key: KeyId) -> (bool, bool) {
+        let key = &self.keys[key as usize];
+        (key.open_puts > 0, key.open_deletes > 0)
+    }
+
+    /// How many values there are.
+    pub fn versions(&self) -> u32 {
+        self.values.len() as u32
+    }
+
+    /// A value's length.
+    pub fn length(&self, version: Version) -> u64 {
+        self.values[version as usize].length
+    }
+
+    /// A request that only reads begins.
+    pub fn look(&self, key: KeyId, now: Now) -> Sight {
+        let state = &self.keys[key as usize];
+        Sight {
+            key,
+            presence: state.presence,
+            floor: state.floor,
+            newest: state.newest,
+            open_puts: state.open_puts,
+            vanish: state.vanish,
+            appear: state.appear,
+            own: (0, 0),
+            unix: now.unix,
+            life: self.life,
+        }
+    }
+
+    /// A new value of a key, not sent yet.
+    pub fn offer(&mut self, key: KeyId, length: u64) -> Version {
+        self.values.push(Value {
+            key,
+            length,
+            crcs: CrcList::EMPTY,
+            fate: Fate::Refused,
+            generations: Vec::new(),
+            again: false,
+            life: self.life,
+            harmed: false,
+            disks: 0,
+            expires: (0, 0),
+        });
+        let version = (self.values.len() - 1) as Version;
+        self.keys[key as usize].versions.push(version);
+        version
+    }
+
+    /// The CRCs of a value, one per extent, once its bytes were made.
+    pub fn set_crcs(&mut self, version: Version, crcs: CrcList) {
+        self.values[version as usize].crcs = crcs;
+    }
+
+    /// The CRCs of a value.
+    pub fn crcs(&self, version: Version) -> CrcList {
+        self.values[version as usize].crcs
+    }
+
+    /// The versions that the bytes of this generation may be, the likeliest first.
+    pub fn candidates(&self, key: KeyId, generation: u64) -> impl Iterator<Item = Version> + '_ {
+        let known = self.by_generation.get(&generation).copied();
+        let all = self.keys[key as usize].versions.iter().rev().copied();
+        let all = all.filter(move |version| Some(*version) != known);
+        known.into_iter().filter(move |&version| self.values[version as usize].key == key).chain(all)
+    }
+
+    /// A put is sent for the first time.
+    pub fn put_begins(&mut self, version: Version, mode: Mode, ttl: u32, now: Now) -> Put {
+        let life = self.life;
+        let value = &mut self.values[version as usize];
+        (value.fate, value.life) = (Fate::Open, life);
+        let key = value.key;
+        if ttl > 0 {
+            value.expires = (now.unix + u64::from(ttl), u64::MAX);
+            let state = &mut self.keys[key as usize];
+            state.mortal = true;
+            state.vanish += 1;
+            if state.presence == Presence::Present {
+                state.presence = Presence::Unsure;
+            }
+        }
+        let mut sight = self.look(key, now);
+        sight.own = (0, 1);
+        self.open_put(key);
+        Put { sight, version, mode, attempts: 1 }
+    }
+
+    fn open_put(&mut self, key: KeyId) {
+        self.touch(key);
+        let state = &mut self.keys[key as usize];
+        state.open_puts += 1;
+        state.appear += 1;
+        if state.presence == Presence::Absent {
+            state.presence = Presence::Unsure;
+        }
+    }
+
+    /// A put is sent again under the same request id. After a crash that is a new beginning.
+    pub fn put_again(&mut self, put: &mut Put) {
+        put.attempts += 1;
+        if put.sight.life != self.life {
+            let unix = put.sight.unix;
+            put.sight = self.look(put.sight.key, Now { nanos: 0, unix });
+            put.sight.own = (0, 1);
+            let value = &mut self.values[put.version as usize];
+            (value.again, value.life) = (true, self.life);
+            self.open_put(put.sight.key);
+        }
+    }
+
+    /// A put was stored under `generation`.
+    pub fn put_stored(&mut self, put: &Put, generation: u64, now: Now) -> Result<(), Broken> {
+        let key = put.sight.key;
+        self.close_put(put);
+        let value = &mut self.values[put.version as usize];
+        value.fate = Fate::Stored;
+        if value.expires.0 > 0 {
+            let ttl = value.expires.0 - put.sight.unix.min(value.expires.0);
+            value.expires.1 = now.unix + ttl;
+        }
+        if generation <= put.sight.newest {
+            let detail = format!(
+                "put of version {} was stored as generation {generation}, but {} was known before it",
+                put.version, put.sight.newest
+            );
+            return broken(What::Stale, key, detail);
+        }
+        match put.mode {
+            Mode::Absent if self.still_present(&put.sight) => {
+                self.excuse_eviction(&put.sight, MissReason::Never, now, "stored as absent")?;
+            }
+            Mode::Generation(want) if want < put.sight.floor => {
+                let detail =
+                    format!("stored over generation {want}, gone below {}", put.sight.floor);
+                return broken(What::Condition, key, detail);
+            }
+            _ => {}
+        }
+        self.bind(key, put.version, generation)?;
+        self.seen(key, put.version, generation, put.sight.vanish, true);
+        Ok(())
+    }
+
+    /// A put was refused because a block is there: an observation of that block.
+    pub fn put_present(
+        &mut self,
+        put: &Put,
+        generation: u64,
+        length: u64,
+        crcs: &[u32],
+    ) -> Result<(), Broken> {
+        self.refused(put);
+        self.saw_block(&put.sight, generation, length, crcs)
+    }
+
+    /// A conditional put was refused because the key does not hold that generation.
+    pub fn put_mismatch(&mut self, put: &Put) -> Result<(), Broken> {
+        self.refused(put);
+        let state = &self.keys[put.sight.key as usize];
+        let held = self.still_present(&put.sight)
+            && state.appear == put.sight.appear + put.sight.own.1
+            && put.mode == Mode::Generation(state.newest)
+            && put.attempts == 1
+            && !self.evicting;
+        if held {
+            let detail = format!("generation {} is there, and was denied", state.newest);
+            return broken(What::Condition, put.sight.key, detail);
+        }
+        Ok(())
+    }
+
+    /// A put was refused: it will never be stored. If it was sent more than once, only the last
+    /// attempt was refused, and it stays open: an earlier one may still be on its way.
+    pub fn put_refused(&mut self, put: &Put) {
+        self.refused(put);
+    }
+
+    fn refused(&mut self, put: &Put) {
+        if put.attempts > 1 {
+            return;
+        }
+        self.close_put(put);
+        let value = &mut self.values[put.version as usize];
+        assert!(value.generations.is_empty() || value.again, "a refused put was never seen");
+        value.fate = Fate::Refused;
+    }
+
+    fn close_put(&mut self, put: &Put) {
+        if put.sight.life == self.life {
+            self.keys[put.sight.key as usize].open_puts -= 1;
+        }
+    }
+
+    /// A delete is sent for the first time.
+    pub fn delete_begins(&mut self, key: KeyId, generation: u64, now: Now) -> Delete {
+        let mut sight = self.look(key, now);
+        sight.own = (1, 0);
+        self.open_delete(key);
+        Delete { sight, generation, attempts: 1, again: false }
+    }
+
+    fn open_delete(&mut self, key: KeyId) {
+        self.touch(key);
+        let state = &mut self.keys[key as usize];
+        state.deleted = true;
+        state.open_deletes += 1;
+        state.vanish += 1;
+        if state.presence == Presence::Present {
+            state.presence = Presence::Unsure;
+        }
+    }
+
+    /// A delete is sent again under the same request id.
+    pub fn delete_again(&mut self, delete: &mut Delete) {
+        delete.attempts += 1;
+        if delete.sight.life != self.life {
+            let unix = delete.sight.unix;
+            delete.sight = self.look(delete.sight.key, Now { nanos: 0, unix });
+            delete.sight.own = (1, 0);
+            delete.again = true;
+            self.open_delete(delete.sight.key);
+        }
+    }
+
+    /// A delete removed `generation`.
+    pub fn delete_gone(&mut self, delete: &Delete, generation: u64) -> Result<(), Broken> {
+        let sight = &delete.sight;
+        self.settle_delete(delete);
+        if delete.generation != 0 && delete.generation != generation {
+            let detail = format!("asked for {}, removed {generation}", delete.generation);
+            return broken(What::Condition, sight.key, detail);
+        }
+        if generation < sight.floor || generation < sight.newest {
+            let detail = format!(
+                "removed generation {generation}; floor {}, newest {}",
+                sight.floor, sight.newest
+            );
+            return broken(What::Stale, sight.key, detail);
+        }
+        let state = &mut self.keys[sight.key as usize];
+        state.floor = state.floor.max(generation + 1);
+        state.newest = state.newest.max(generation);
+        // It happened at some moment up to now: reads that began before are no proof of presence.
+        state.vanish += 1;
+        self.seen_absent(sight);
+        // Acknowledged: the removal is written, and a flush makes it last.
+        self.touch(sight.key);
+        self.keep(sight.key);
+        Ok(())
+    }
+
+    /// A delete found nothing.
+    pub fn delete_missing(
+        &mut self,
+        delete: &Delete,
+        reason: MissReason,
+        now: Now,
+    ) -> Result<(), Broken> {
+        self.close_delete(delete);
+        if delete.again {
+            // The first attempt may have removed it, before the crash.
+            return Ok(());
+        }
+        self.saw_miss(&delete.sight, reason, now)?;
+        // It waited for whoever was removing the block.
+        self.keep(delete.sight.key);
+        Ok(())
+    }
+
+    fn keep(&mut self, key: KeyId) {
+        let state = &mut self.keys[key as usize];
+        state.kept = state.floor;
+    }
+
+    /// A delete of one generation found another.
+    pub fn delete_other(&mut self, delete: &Delete, generation: u64) -> Result<(), Broken> {
+        self.close_delete(delete);
+        if generation == delete.generation || generation < delete.sight.floor {
+            let detail = format!(
+                "asked for {}, found {generation}, floor {}",
+                delete.generation, delete.sight.floor
+            );
+            return broken(What::Condition, delete.sight.key, detail);
+        }
+        Ok(())
+    }
+
+    /// A delete was refused; see [`Model::put_refused`].
+    pub fn delete_refused(&mut self, delete: &Delete) {
+        self.close_delete(delete);
+    }
+
+    fn close_delete(&mut self, delete: &Delete) {
+        if delete.attempts == 1 {
+            self.settle_delete(delete);
+        }
+    }
+
+    fn settle_delete(&mut self, delete: &Delete) {
+        if delete.sight.life == self.life {
+            self.keys[delete.sight.key as usize].open_deletes -= 1;
+        }
+    }
+
+    /// A block was seen with its bytes, which the caller found to be those of `version`; `whole` when
+    /// none was left out.
+    pub fn saw_value(
+        &mut self,
+        sight: &Sight,
+        generation: u64,
+        version: Version,
+        length: u64,
+        whole: bool,
+    ) -> Result<(), Broken> {
+        let key = sight.key;
+        let Some(value) = self.values.get(version as usize).filter(|value| value.key == key) else {
+            return broken(What::WrongBytes, key, format!("bytes of version {version}"));
+        };
+        if value.length != length {
+            let detail = format!("version {version} has {} bytes, got {length}", value.length);
+            return broken(What::WrongBytes, key, detail);
+        }
+        if value.fate == Fate::Refused {
+            return broken(What::NeverStored, key, format!("version {version} was refused"));
+        }
+        // A second of grace: the server rounds to seconds, and so does the clock.
+        if value.expires.1 < u64::MAX && value.expires.1 > 0 && sight.unix > value.expires.1 + 1 {
+            let detail = format!("version {version} at {}, expired {:?}", sight.unix, value.expires);
+            return broken(What::Expired, key, detail);
+        }
+        self.check_generation(sight, generation)?;
+        self.bind(key, version, generation)?;
+        self.seen(key, version, generation, sight.vanish + sight.own.0, whole);
+        Ok(())
+    }
+
+    /// A block was seen without its bytes: its generation, length and CRCs.
+    pub fn saw_block(
+        &mut self,
+        sight: &Sight,
+        generation: u64,
+        length: u64,
+        crcs: &[u32],
+    ) -> Result<(), Broken> {
+        let key = sight.key;
+        self.check_generation(sight, generation)?;
+        let known = self.by_generation.get(&generation).copied();
+        let fits = |version: Version| {
+            let value = &self.values[version as usize];
+            value.length == length
+                && value.fate != Fate::Refused
+                && (crcs.is_empty() || value.crcs.as_slice() == crcs)
+        };
+        let found = match known {
+            Some(version) => Some(version)
+                .filter(|&version| self.values[version as usize].key == key && fits(version)),
+            None => self.keys[key as usize].versions.iter().rev().copied().find(|&v| fits(v)),
+        };
+        let Some(version) = found else {
+            let detail =
+                format!("generation {generation} of {length} bytes is no value of the key ({known:?})");
+            return broken(What::NeverStored, key, detail);
+        };
+        if known.is_some() || !crcs.is_empty() {
+            self.bind(key, version, generation)?;
+        }
+        self.seen(key, version, generation, sight.vanish + sight.own.0, false);
+        Ok(())
+    }
+
+    /// A key was seen to hold something, and no more than that.
+    pub fn saw_something(&mut self, sight: &Sight) -> Result<(), Broken> {
+        self.check_not_absent(sight, 0)
+    }
+
+    fn check_generation(&self, sight: &Sight, generation: u64) -> Result<(), Broken> {
+        if generation < sight.floor {
+            let detail = format!("generation {generation} is gone below {}", sight.floor);
+            return broken(What::Stale, sight.key, detail);
+        }
+        self.check_not_absent(sight, generation)
+    }
+
+    fn check_not_absent(&self, sight: &Sight, generation: u64) -> Result<(), Broken> {
+        let state = &self.keys[sight.key as usize];
+        if sight.presence == Presence::Absent && state.appear == sight.appear + sight.own.1 {
+            let detail = format!("generation {generation}, and nothing was put since it was gone");
+            return broken(What::Resurrected, sight.key, detail);
+        }
+        Ok(())
+    }
+
+    /// A key was seen to be missing.
+    pub fn saw_miss(
+        &mut self,
+        sight: &Sight,
+        reason: MissReason,
+        now: Now,
+    ) -> Result<(), Broken> {
+        self.check_reason(sight.key, reason, now)?;
+        if self.still_present(sight) {
+            self.excuse_eviction(sight, reason, now, "a miss")?;
+        }
+        if reason == MissReason::DriveLost {
+            return Ok(());
+        }
+        self.seen_absent(sight);
+        Ok(())
+    }
+
+    /// A reason that is given must have happened.
+    fn check_reason(&self, key: KeyId, reason: MissReason, now: Now) -> Result<(), Broken> {
+        let state = &self.keys[key as usize];
+        let mut values = state.versions.iter().map(|&version| &self.values[version as usize]);
+        let fits = match reason {
+            MissReason::Never => true,
+            MissReason::Evicted => self.evicting,
+            MissReason::Deleted => state.deleted,
+            MissReason::Expired => {
+                values.any(|value| value.expires.0 > 0 && value.expires.0 <= now.unix)
+            }
+            MissReason::DriveLost => self.failed != 0,
+            MissReason::Corrupt => self.power_cut || values.any(|value| value.harmed),
+        };
+        if fits { Ok(()) } else { broken(What::Unexplained, key, format!("missing: {reason:?}")) }
+    }
+
+    /// A key was seen to be missing, for a reason that was not given.
+    pub fn saw_unreasoned_miss(&mut self, sight: &Sight, now: Now) -> Result<(), Broken> {
+        if self.still_present(sight) {
+            self.excuse_eviction(sight, MissReason::Never, now, "a miss without a reason")?;
+        }
+        if self.failed == 0 {
+            self.seen_absent(sight);
+        }
+        Ok(())
+    }
+
+    /// The key was present when the request began, and nothing has happened since.
+    fn still_present(&self, sight: &Sight) -> bool {
+        sight.presence == Presence::Present
+            && self.keys[sight.key as usize].vanish == sight.vanish + sight.own.0
+    }
+
+    fn excuse_eviction(
+        &mut self,
+        sight: &Sight,
+        reason: MissReason,
+        now: Now,
+        how: &str,
+    ) -> Result<(), Broken> {
+        let state = &self.keys[sight.key as usize];
+        let leased = state.lease.0 == sight.newest && now.nanos < state.lease.1;
+        if self.evicting
+            && !leased
+            && matches!(reason, MissReason::Evicted | MissReason::Never)
+        {
+            self.evicted += 1;
+            return Ok(());
+        }
+        let detail = format!(
+            "{how} ({reason:?}); generation {} (version {:?}) was there, leased: {leased}",
+            sight.newest, state.newest_version
+        );
+        broken(What::Missing, sight.key, detail)
+    }
+
+    /// At some moment since the request began there was nothing.
+    fn seen_absent(&mut self, sight: &Sight) {
+        let life = self.life;
+        let state = &mut self.keys[sight.key as usize];
+        if sight.life != life {
+            return;
+        }
+        state.floor = state.floor.max(sight.newest + 1);
+        if state.presence != Presence::Absent {
+            // What removed it may not be written yet, least of all an eviction.
+            state.changed = u64::MAX;
+        }
+        if state.newest <= sight.newest || state.presence != Presence::Present {
+            let quiet = sight.open_puts + state.open_puts == 0
+                && state.appear == sight.appear + sight.own.1;
+            state.presence = if quiet { Presence::Absent } else { Presence::Unsure };
+        }
+    }
+
+    /// At some moment since the request began, at which `vanish` was what is given, this was there.
+    /// `proof`: all of its bytes were.
+    fn seen(&mut self, key: KeyId, version: Version, generation: u64, vanish: u32, proof: bool) {
+        if generation < self.keys[key as usize].floor {
+            // Right when the request began, and gone by now.
+            return;
+        }
+        if generation > self.keys[key as usize].newest {
+            self.touch(key);
+        }
+        let value = &self.values[version as usize];
+        let state = &mut self.keys[key as usize];
+        state.unproven &= !proof;
+        let lasting = !value.harmed
+            && !state.mortal
+            && !state.unproven
+            && value.disks & self.failed == 0;
+        state.floor = state.floor.max(generation);
+        state.kept = state.kept.max(generation);
+        if generation >= state.newest {
+            (state.newest, state.newest_version) = (generation, Some(version));
+        }
+        if !lasting {
+            state.presence = Presence::Unsure;
+        } else if state.open_deletes == 0 && state.vanish == vanish {
+            state.presence = Presence::Present;
+        } else if state.presence == Presence::Absent {
+            state.presence = Presence::Unsure;
+        }
+    }
+
+    fn bind(&mut self, key: KeyId, version: Version, generation: u64) -> Result<(), Broken> {
+        let value = &mut self.values[version as usize];
+        if !value.generations.contains(&generation) {
+            if !value.generations.is_empty() && !value.again {
+                let detail = format!(
+                    "version {version} is generation {:?} and now {generation}",
+                    value.generations
+                );
+                return broken(What::AppliedTwice, key, detail);
+            }
+            if value.generations.is_empty() && value.fate == Fate::Open && value.life != self.life {
+                self.found_after_crash += 1;
+            }
+            value.generations.push(generation);
+        }
+        match self.by_generation.insert(generation, version) {
+            Some(other) if other != version => {
+                let detail = format!("generation {generation} is version {other} and {version}");
+                broken(What::AppliedTwice, key, detail)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes arrived whose CRC is wrong: the client throws them away and reports them.
+    pub fn saw_bad_crc(&self, sight: &Sight, generation: u64) -> Result<(), Broken> {
+        let version = self.by_generation.get(&generation).copied();
+        let harmed = match version {
+            Some(version) => self.values[version as usize].harmed,
+            None => self.keys[sight.key as usize]
+                .versions
+                .iter()
+                .any(|&version| self.values[version as usize].harmed),
+        };
+        if harmed {
+            return Ok(());
+        }
+        let detail = format!("generation {generation} (version {version:?})");
+        broken(What::BadCrc, sight.key, detail)
+    }
+
+    /// A lease of a generation was granted, until `until` nanoseconds.
+    pub fn leased(&mut self, key: KeyId, generation: u64, until: u64) {
+        self.keys[key as usize].lease = (generation, until);
+    }
+
+    /// Leases of a key may have ended.
+    pub fn released(&mut self, key: KeyId) {
+        self.keys[key as usize].lease = (0, 0);
+    }
+}
+
+#[path = "model_faults.rs"]
+mod faults;
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

@@ -1,0 +1,120 @@
+//! What crashes and faults take from the model's certainty.
+
+use super::*;
+
+impl Model {
+    /// The server's machine stopped. What is open is settled one way or the other. What was known up
+    /// to the tick `safe` was flushed: not even a power cut may take it.
+    pub fn crashed(&mut self, kind: CrashKind, safe: u64) {
+        self.life += 1;
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
+        let failed = std::mem::take(&mut self.failed);
+        if kind == CrashKind::PowerCut {
+            self.by_generation.clear();
+            self.power_cut = true;
+        }
+        for index in 0..self.keys.len() {
+            let on_failed = failed != 0
+                && self.keys[index]
+                    .versions
+                    .iter()
+                    .any(|&version| self.values[version as usize].disks & failed != 0);
+            let key = &mut self.keys[index];
+            let open = key.open_deletes + key.open_puts > 0;
+            let safe = key.changed <= safe && !open && !key.mortal;
+            if kind == CrashKind::PowerCut && safe && key.changed > 0 {
+                self.held_through_cuts += 1;
+            }
+            if (kind == CrashKind::PowerCut && !safe) || key.journal_harm || on_failed {
+                key.forget();
+                key.unproven |= kind == CrashKind::PowerCut;
+                key.changed = tick;
+            } else if key.open_deletes > 0 || key.open_puts > 0 {
+                let presence = key.presence;
+                key.changed = tick;
+                key.doubt();
+                if key.open_deletes == 0 && presence == Presence::Present {
+                    key.presence = Presence::Present;
+                }
+            }
+            if key.floor > key.kept {
+                key.floor = key.kept;
+                key.doubt();
+            }
+            (key.open_puts, key.open_deletes, key.lease) = (0, 0, (0, 0));
+        }
+    }
+
+    /// The server was stopped in peace: as a kill, with nothing open.
+    pub fn stopped(&mut self) {
+        self.crashed(CrashKind::Kill, 0);
+    }
+
+    /// A fault touched what a whole disk hangs on: its keys are certain only until the next start.
+    pub fn anchor_harmed(&mut self, disk: u32) {
+        for key in &mut self.keys {
+            let mut versions = key.versions.iter();
+            key.journal_harm |=
+                versions.any(|&version| self.values[version as usize].disks & 1 << disk != 0);
+        }
+    }
+
+    /// Bytes of a version lie on a disk.
+    pub fn lies_on(&mut self, version: Version, disk: u32) {
+        if let Some(value) = self.values.get_mut(version as usize) {
+            value.disks |= 1 << disk;
+        }
+    }
+
+    /// A fault touched stored bytes of a version.
+    pub fn value_harmed(&mut self, version: Version) {
+        let Some(value) = self.values.get_mut(version as usize) else { return };
+        value.harmed = true;
+        let key = &mut self.keys[value.key as usize];
+        let superseded = !value.generations.is_empty()
+            && value.generations.iter().all(|&generation| generation < key.newest);
+        if !superseded {
+            key.presence = match key.presence {
+                Presence::Absent => Presence::Absent,
+                _ => Presence::Unsure,
+            };
+            key.vanish += 1;
+        }
+    }
+
+    /// A fault touched a journal frame that names the key.
+    pub fn journal_harmed(&mut self, key: KeyId) {
+        self.keys[key as usize].journal_harm = true;
+    }
+
+    /// The key behind a generation, if it is known.
+    pub fn key_of_generation(&self, generation: u64) -> Option<KeyId> {
+        let version = self.by_generation.get(&generation)?;
+        Some(self.values[*version as usize].key)
+    }
+
+    /// A fault made a disk fail commands: the server may stop using it until the next start.
+    pub fn disk_failed(&mut self, disk: u32) {
+        if self.failed & 1 << disk != 0 {
+            return;
+        }
+        self.failed |= 1 << disk;
+        for key in &mut self.keys {
+            let on_it = key
+                .versions
+                .iter()
+                .any(|&version| self.values[version as usize].disks & 1 << disk != 0);
+            if on_it {
+                key.vanish += 1;
+                if key.presence == Presence::Present {
+                    key.presence = Presence::Unsure;
+                }
+            }
+        }
+    }
+
+    /// Whether any disk has failed since the last start.
+    pub fn any_disk_failed(&self) -> bool {
+        self.failed != 0
+    }
+}

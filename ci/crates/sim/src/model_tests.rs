@@ -1,0 +1,221 @@
+//! Tests of the model: what it must allow, and what it must refuse.
+
+use super::*;
+
+const NOW: Now = Now { nanos: 1_000, unix: 1_000 };
+
+fn model() -> Model {
+    Model::new(4, false)
+}
+
+fn begin(model: &mut Model, key: KeyId, mode: Mode) -> Put {
+    let version = model.offer(key, 100);
+    model.put_begins(version, mode, 0, NOW)
+}
+
+fn stored(model: &mut Model, key: KeyId, generation: u64) -> Put {
+    let put = begin(model, key, Mode::Replace);
+    model.put_stored(&put, generation, NOW).unwrap();
+    put
+}
+
+fn what<T: fmt::Debug>(result: Result<T, Broken>) -> What {
+    result.unwrap_err().what
+}
+
+#[test]
+fn an_acknowledged_put_may_not_be_missing() {
+    let mut model = model();
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Never, NOW).unwrap();
+    stored(&mut model, 0, 5);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Never, NOW)), What::Missing);
+}
+
+#[test]
+fn a_miss_is_fine_while_a_delete_is_under_way_and_not_when_it_is_refused() {
+    let mut model = model();
+    stored(&mut model, 0, 5);
+    let delete = model.delete_begins(0, 0, NOW);
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Deleted, NOW).unwrap();
+    model.delete_gone(&delete, 5).unwrap();
+
+    stored(&mut model, 1, 6);
+    let delete = model.delete_begins(1, 0, NOW);
+    model.delete_refused(&delete);
+    let sight = model.look(1, NOW);
+    model.saw_value(&sight, 6, 1, 100, true).unwrap();
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Deleted, NOW)), What::Missing);
+}
+
+#[test]
+fn what_was_deleted_may_not_come_back() {
+    let mut model = model();
+    stored(&mut model, 0, 5);
+    let delete = model.delete_begins(0, 0, NOW);
+    model.delete_gone(&delete, 5).unwrap();
+    assert_eq!(model.presence(0), Presence::Absent);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 5, 0, 100, true)), What::Stale);
+    model.crashed(CrashKind::Kill, 0);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 5, 0, 100, true)), What::Stale);
+    model.crashed(CrashKind::PowerCut, 0);
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, 0, 100, true).unwrap();
+}
+
+#[test]
+fn an_older_generation_is_stale_after_a_newer_one_was_seen() {
+    let mut model = model();
+    let first = stored(&mut model, 0, 5);
+    let read = model.look(0, NOW);
+    let second = begin(&mut model, 0, Mode::Replace);
+    model.put_stored(&second, 6, NOW).unwrap();
+    // The read began before the second put ended: either is right.
+    model.saw_value(&read, 5, first.version, 100, true).unwrap();
+    let read = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&read, 5, first.version, 100, true)), What::Stale);
+}
+
+#[test]
+fn a_put_of_unknown_outcome_is_either_and_then_one() {
+    let mut model = model();
+    let put = begin(&mut model, 0, Mode::Absent);
+    model.crashed(CrashKind::Kill, 0);
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Never, NOW).unwrap();
+    // Missing after the crash, with nobody left to store it: it stays missing.
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 9, put.version, 100, true)), What::Resurrected);
+
+    let put = begin(&mut model, 1, Mode::Absent);
+    model.crashed(CrashKind::Kill, 0);
+    let sight = model.look(1, NOW);
+    model.saw_value(&sight, 10, put.version, 100, true).unwrap();
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Never, NOW)), What::Missing);
+}
+
+#[test]
+fn a_refused_put_and_foreign_bytes_never_show_up() {
+    let mut model = model();
+    let refused = begin(&mut model, 0, Mode::Absent);
+    model.put_refused(&refused);
+    let other = stored(&mut model, 1, 3);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 4, refused.version, 100, true)), What::NeverStored);
+    assert_eq!(what(model.saw_value(&sight, 3, other.version, 100, true)), What::WrongBytes);
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_value(&sight, 3, other.version, 99, true)), What::WrongBytes);
+}
+
+#[test]
+fn a_put_applied_twice_is_seen_unless_a_crash_lost_the_memory_of_it() {
+    let mut model = model();
+    let mut put = begin(&mut model, 0, Mode::Replace);
+    model.put_again(&mut put);
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, put.version, 100, true).unwrap();
+    assert_eq!(what(model.put_stored(&put, 6, NOW)), What::AppliedTwice);
+
+    let mut put = begin(&mut model, 1, Mode::Replace);
+    let sight = model.look(1, NOW);
+    model.saw_value(&sight, 7, put.version, 100, true).unwrap();
+    model.crashed(CrashKind::Kill, 0);
+    model.put_again(&mut put);
+    model.put_stored(&put, 8, NOW).unwrap();
+}
+
+#[test]
+fn conditions_are_held() {
+    let mut model = model();
+    stored(&mut model, 0, 5);
+    let put = begin(&mut model, 0, Mode::Absent);
+    assert_eq!(what(model.put_stored(&put, 6, NOW)), What::Missing);
+
+    stored(&mut model, 1, 7);
+    stored(&mut model, 1, 8);
+    let put = begin(&mut model, 1, Mode::Generation(7));
+    assert_eq!(what(model.put_stored(&put, 9, NOW)), What::Condition);
+    let put = begin(&mut model, 1, Mode::Generation(8));
+    model.put_mismatch(&put).unwrap_err();
+    let put = begin(&mut model, 2, Mode::Generation(9));
+    model.put_mismatch(&put).unwrap();
+}
+
+#[test]
+fn evictions_are_counted_where_they_may_happen_and_never_of_leased_blocks() {
+    let mut model = Model::new(2, true);
+    stored(&mut model, 0, 5);
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Evicted, NOW).unwrap();
+    assert_eq!(model.evicted, 1);
+    stored(&mut model, 1, 6);
+    model.leased(1, 6, NOW.nanos + 10);
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Evicted, NOW)), What::Missing);
+    let later = Now { nanos: NOW.nanos + 10, ..NOW };
+    model.saw_miss(&sight, MissReason::Evicted, later).unwrap();
+}
+
+#[test]
+fn a_fault_excuses_what_it_touched_and_nothing_else() {
+    let mut model = model();
+    let put = stored(&mut model, 0, 5);
+    stored(&mut model, 1, 6);
+    model.value_harmed(put.version);
+    let sight = model.look(0, NOW);
+    model.saw_bad_crc(&sight, 5).unwrap();
+    model.saw_miss(&sight, MissReason::Corrupt, NOW).unwrap();
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_bad_crc(&sight, 6)), What::BadCrc);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Corrupt, NOW)), What::Unexplained);
+    // A new value of the harmed key is certain again.
+    stored(&mut model, 0, 7);
+    assert_eq!(model.presence(0), Presence::Present);
+}
+
+#[test]
+fn a_harmed_frame_matters_from_the_next_start_on() {
+    let mut model = model();
+    let first = stored(&mut model, 0, 5);
+    stored(&mut model, 0, 6);
+    model.journal_harmed(0);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 5, first.version, 100, true)), What::Stale);
+    model.crashed(CrashKind::Kill, 0);
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, first.version, 100, true).unwrap();
+}
+
+#[test]
+fn time_to_live_is_a_cause_only_when_it_is_over() {
+    let mut model = model();
+    let version = model.offer(0, 100);
+    let put = model.put_begins(version, Mode::Replace, 10, NOW);
+    model.put_stored(&put, 5, NOW).unwrap();
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Expired, NOW)), What::Unexplained);
+    let late = Now { nanos: 0, unix: NOW.unix + 12 };
+    let sight = model.look(0, late);
+    assert_eq!(what(model.saw_value(&sight, 5, version, 100, true)), What::Expired);
+    model.saw_miss(&sight, MissReason::Expired, late).unwrap();
+}
+
+#[test]
+fn what_was_flushed_must_survive_a_power_cut() {
+    let mut model = model();
+    stored(&mut model, 0, 5);
+    let flushed = model.tick().load(std::sync::atomic::Ordering::Relaxed);
+    stored(&mut model, 1, 6);
+    model.crashed(CrashKind::PowerCut, flushed);
+    let sight = model.look(1, NOW);
+    model.saw_miss(&sight, MissReason::Never, NOW).unwrap();
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Never, NOW)), What::Missing);
+    assert_eq!(model.held_through_cuts, 1);
+}

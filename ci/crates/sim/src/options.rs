@@ -1,0 +1,292 @@
+//! What one seed looks like: every option is drawn, so that each seed is a world of its own.
+//!
+//! Drawing options per seed ("swarm testing") finds more than one well-balanced mix does: a seed that
+//! never deletes fills its drives, one without crashes laps its ring, one with two keys is all races.
+
+use memkv_poller::Rng;
+use memkv_sim::{CrashKind, FaultRates, Latency, NetOptions};
+
+/// Tenant and namespace pairs. The same key names are used in each: whatever crosses over is seen.
+pub const SPACES: [(&str, &str); 3] = [("red", "models"), ("red", "drafts"), ("blue", "models")];
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Which faults the disks of a seed have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultMode {
+    /// None but slow commands.
+    None,
+    /// Silent harm to stored values.
+    Values,
+    /// Silent harm to stored values and to the journal's ring.
+    Journal,
+    /// Commands fail, and disks die.
+    Errors,
+}
+
+/// How the server stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stop {
+    /// A crash.
+    Crash(CrashKind),
+    /// In peace: drained, with a clean checkpoint.
+    Clean,
+}
+
+/// What a crash waits for, once its turn has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// Nothing.
+    Now,
+    /// A write of a value is on its way.
+    Value,
+    /// A journal frame is on its way.
+    Frame,
+    /// A checkpoint is being written.
+    Checkpoint,
+    /// A superblock copy is on its way.
+    Superblock,
+    /// A flush is on its way.
+    Flush,
+    /// So many commands after the next start began: in the middle of recovery.
+    Recovery(u32),
+}
+
+/// One stop of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Interruption {
+    /// After so many requests.
+    pub at: u64,
+    /// How.
+    pub stop: Stop,
+    /// When exactly.
+    pub trigger: Trigger,
+}
+
+/// Shares of the operations; drawn against their sum.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub put: u32,
+    pub offer: u32,
+    pub get: u32,
+    pub range: u32,
+    pub exists: u32,
+    pub match_prefix: u32,
+    pub lease: u32,
+    pub delete: u32,
+    pub suspect: u32,
+}
+
+impl Mix {
+    /// The shares in a fixed order.
+    pub fn shares(&self) -> [u32; 9] {
+        [
+            self.put,
+            self.offer,
+            self.get,
+            self.range,
+            self.exists,
+            self.match_prefix,
+            self.lease,
+            self.delete,
+            self.suspect,
+        ]
+    }
+}
+
+/// Everything that is drawn for one seed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub seed: u64,
+    pub requests: u64,
+    pub reactors: usize,
+    pub store_reactor: usize,
+    pub disks: usize,
+    pub disk_bytes: u64,
+    pub sector: u32,
+    pub ring_bytes: u64,
+    pub extent: u32,
+    pub keys: u32,
+    pub clients: usize,
+    pub depth: usize,
+    pub mix: Mix,
+    /// Of a thousand operations, so many go to the few hot keys of a space.
+    pub hot: u32,
+    pub hot_keys: u32,
+    pub evicting: bool,
+    pub ttl: bool,
+    pub faults: FaultMode,
+    pub rates: FaultRates,
+    pub latency: Latency,
+    pub net: NetOptions,
+    /// Of a million client turns, so many end with a torn connection.
+    pub hangups: u32,
+    /// Of a thousand requests, so many name a very short deadline.
+    pub hurried: u32,
+    pub interruptions: Vec<Interruption>,
+    /// After the last request everything is deleted, and every unit must be free.
+    pub sweep: bool,
+    pub pool_bytes: u64,
+}
+
+fn chance(rng: &mut Rng, of: u64) -> bool {
+    rng.below(of) == 0
+}
+
+fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
+    from[rng.below(from.len() as u64) as usize]
+}
+
+impl Options {
+    /// Draws the options of `seed`.
+    pub fn draw(seed: u64, requests: u64) -> Options {
+        let mut rng = Rng::seeded(seed ^ 0x5eed_0f0e_5eed);
+        let rng = &mut rng;
+        let reactors = 3 + rng.below(2) as usize;
+        let extent = match rng.below(16) {
+            0 => 4 << 20,
+            1..=7 => 64 << 10,
+            _ => 16 << 10,
+        };
+        let evicting = rng.below(3) == 0;
+        let keys = pick(rng, &[4, 12, 24, 48, 48, 96]);
+        let faults = match rng.below(20) {
+            0..=9 => FaultMode::None,
+            10..=13 => FaultMode::Values,
+            14..=16 => FaultMode::Journal,
+            _ => FaultMode::Errors,
+        };
+        let disks = pick(rng, &[1, 2, 2, 3, 4]);
+        let mut options = Options {
+            seed,
+            requests,
+            reactors,
+            store_reactor: rng.below(reactors as u64) as usize,
+            disks,
+            disk_bytes: 0,
+            sector: pick(rng, &[512, 512, 4096]),
+            ring_bytes: pick(rng, &[128, 128, 192, 256, 512]) * KIB,
+            extent,
+            keys,
+            clients: pick(rng, &[2, 4, 6, 8, 12]),
+            depth: pick(rng, &[1, 2, 4, 4, 8]),
+            mix: draw_mix(rng),
+            hot: pick(rng, &[0, 100, 300, 600]),
+            hot_keys: 1 + rng.below(3) as u32,
+            evicting,
+            ttl: chance(rng, 3),
+            faults,
+            rates: draw_rates(rng, faults),
+            latency: draw_latency(rng),
+            net: draw_net(rng, seed),
+            hangups: pick(rng, &[0, 500, 5_000, 20_000]),
+            hurried: pick(rng, &[0, 0, 10, 100]),
+            interruptions: Vec::new(),
+            sweep: faults == FaultMode::None && chance(rng, 3),
+            pool_bytes: if extent > 64 << 10 { 64 * MIB } else { 8 * MIB },
+        };
+        options.disk_bytes = options.draw_disk_bytes(rng);
+        options.interruptions = draw_interruptions(rng, requests);
+        options
+    }
+
+    /// Room for the values: plenty, or too little where eviction is on.
+    fn draw_disk_bytes(&self, rng: &mut Rng) -> u64 {
+        // Replaced and half-written blocks take room too.
+        let values = u64::from(self.keys) * SPACES.len() as u64 * 28 * KIB
+            + self.clients as u64 * self.depth as u64 * 64 * KIB;
+        let large = if self.extent > 64 << 10 { 48 * MIB } else { 0 };
+        let data = if self.evicting {
+            (values / (2 + rng.below(2))).max(MIB) + large / 2
+        } else {
+            values * 3 + 4 * MIB + large
+        };
+        let each = data / self.disks as u64 + 2 * self.ring_bytes + 640 * KIB;
+        each.next_multiple_of(256 * KIB)
+    }
+}
+
+fn draw_mix(rng: &mut Rng) -> Mix {
+    let mut share = |most: u64| if rng.below(6) == 0 { 0 } else { 1 + rng.below(most) as u32 };
+    Mix {
+        put: 10 + share(60),
+        offer: share(30),
+        get: 20 + share(80),
+        range: share(20),
+        exists: share(20),
+        match_prefix: share(10),
+        lease: share(10),
+        delete: share(25),
+        suspect: share(4),
+    }
+}
+
+fn draw_rates(rng: &mut Rng, faults: FaultMode) -> FaultRates {
+    let slow = pick(rng, &[0, 300, 3_000]);
+    let mut one = |most: u64| if rng.below(3) == 0 { 0 } else { rng.below(most) as u32 };
+    match faults {
+        FaultMode::None => FaultRates { slow, ..FaultRates::default() },
+        FaultMode::Values | FaultMode::Journal => FaultRates {
+            bit_flip: one(4_000),
+            misdirected: one(3_000),
+            lost: one(4_000),
+            slow,
+            ..FaultRates::default()
+        },
+        FaultMode::Errors => FaultRates {
+            read_error: one(2_000),
+            write_error: one(2_000),
+            dead: one(150),
+            bit_flip: one(500),
+            slow,
+            ..FaultRates::default()
+        },
+    }
+}
+
+fn draw_latency(rng: &mut Rng) -> Latency {
+    match rng.below(4) {
+        0 => Latency { read: (50, 50), write: (10, 10), flush: (100, 100), grain: 10 },
+        1 => Latency { read: (1, 400), write: (1, 400), flush: (1, 4_000), grain: 1 },
+        2 => Latency { read: (20, 100), write: (100, 2_000), flush: (500, 20_000), grain: 50 },
+        _ => Latency::default(),
+    }
+}
+
+fn draw_net(rng: &mut Rng, seed: u64) -> NetOptions {
+    NetOptions {
+        latency: pick(rng, &[(1, 20), (5, 50), (5, 2_000)]),
+        grain: pick(rng, &[1, 5, 20]),
+        window: pick(rng, &[2 * KIB, 16 * KIB, 64 * KIB, MIB]),
+        split: pick(rng, &[0, 20_000, 100_000]),
+        linger: pick(rng, &[0, 0, 50_000, 300_000]),
+        reset: pick(rng, &[0, 0, 0, 500, 3_000]),
+        seed: seed ^ 0x4e45_5400,
+    }
+}
+
+fn draw_interruptions(rng: &mut Rng, requests: u64) -> Vec<Interruption> {
+    let count = pick(rng, &[0, 1, 2, 2, 3, 4]);
+    let mut at: Vec<u64> = (0..count).map(|_| 1 + rng.below(requests.max(2) - 1)).collect();
+    at.sort_unstable();
+    let power = rng.below(2) == 0;
+    let draw = |at| {
+        let stop = match rng.below(8) {
+            0 => Stop::Clean,
+            _ if power => Stop::Crash(CrashKind::PowerCut),
+            _ => Stop::Crash(CrashKind::Kill),
+        };
+        let trigger = match rng.below(16) {
+            0 | 1 => Trigger::Value,
+            2..=4 => Trigger::Frame,
+            5..=7 => Trigger::Checkpoint,
+            8 | 9 => Trigger::Superblock,
+            10 => Trigger::Flush,
+            11..=13 => Trigger::Recovery(1 + rng.below(24) as u32),
+            _ => Trigger::Now,
+        };
+        Interruption { at, stop, trigger }
+    };
+    at.into_iter().map(draw).collect()
+}

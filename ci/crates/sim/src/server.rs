@@ -1,0 +1,243 @@
+//! The real server of a simulated machine: store on one reactor, sessions on all of them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use memkv_block::{BlockDevice, IoError};
+use memkv_dma::Pool;
+use memkv_journal::{
+    DriveUuid, FormatError, FormatOptions, Identity, KeyBytes, Layout, NodeUuid, OpenError,
+    ReadError, Superblock, format, read_superblock,
+};
+use memkv_net::Connection;
+use memkv_poller::{Local, Rng};
+use memkv_session::{Context, ContextParts, DriveIo, KeyRing, SessionLimits, serve};
+use memkv_sim::{SimDisk, World};
+use memkv_store::{
+    EvictionConfig, Lru, RecoverError, RecoveredDrive, RemoteStore, Store, StoreConfig,
+    StoreHandle, StorePort,
+};
+
+use crate::options::{Options, SPACES};
+use crate::stage::{Stage, credential};
+
+/// Why the server does not start.
+#[derive(Debug)]
+pub enum StartError {
+    Io(IoError),
+    Superblock(ReadError),
+    Journal(OpenError),
+    Join(RecoverError),
+}
+
+/// A store that was opened.
+pub struct Opened {
+    pub store: Rc<Store>,
+    pub incarnation: u64,
+}
+
+/// A running server.
+pub struct Server {
+    pub store: Rc<Store>,
+    contexts: Vec<Rc<Context>>,
+    locals: Vec<Local>,
+}
+
+/// How the disks of a run are formatted.
+pub fn format_options(options: &Options) -> FormatOptions {
+    FormatOptions { ring_bytes: Some(options.ring_bytes), ..FormatOptions::default() }
+}
+
+/// Where things lie on the disks of a run.
+pub fn layout(options: &Options, disk: &SimDisk) -> Layout {
+    Layout::plan(&disk.geometry(), &format_options(options)).expect("the disk is large enough")
+}
+
+fn uuid(seed: u64, number: u64) -> uuid::Uuid {
+    let mut rng = Rng::seeded(seed ^ number << 32 ^ 0x1d);
+    uuid::Uuid::from_u64_pair(rng.next_u64(), rng.next_u64())
+}
+
+/// Formats all disks as one node.
+pub async fn format_all(
+    local: Local,
+    options: Rc<Options>,
+    disks: Vec<SimDisk>,
+    pool: Pool,
+) -> Result<(), FormatError> {
+    let members: Vec<_> =
+        (0..disks.len()).map(|n| DriveUuid(uuid(options.seed, n as u64 + 1))).collect();
+    let mut secret = [0; 32];
+    secret[..8].copy_from_slice(&options.seed.to_le_bytes());
+    for (disk, &drive) in disks.iter().zip(&members) {
+        let identity = Identity {
+            node: NodeUuid(uuid(options.seed, 0)),
+            drive,
+            epoch: 1,
+            members: members.clone(),
+            secret,
+        };
+        let queue = disk.open_queue(&local).map_err(FormatError::Io)?;
+        let options = format_options(&options);
+        let _: Superblock = format(&*queue, &disk.geometry(), &pool, identity, options).await?;
+    }
+    Ok(())
+}
+
+/// Opens the journals and joins them into a store on this reactor.
+pub async fn open(
+    local: Local,
+    options: Rc<Options>,
+    disks: Vec<SimDisk>,
+    pool: Pool,
+) -> Result<Opened, StartError> {
+    let mut drives = Vec::with_capacity(disks.len());
+    let mut incarnation = 0;
+    for disk in &disks {
+        let queue = disk.open_queue(&local).map_err(StartError::Io)?;
+        let superblock = read_superblock(&*queue, &disk.geometry(), &pool)
+            .await
+            .map_err(StartError::Superblock)?;
+        let (journal, recovered) = memkv_journal::open(queue, &local, pool.clone(), superblock)
+            .await
+            .map_err(StartError::Journal)?;
+        incarnation = incarnation.max(journal.superblock().incarnation);
+        drives.push(RecoveredDrive { journal, recovered });
+    }
+    let config = StoreConfig {
+        extent_bytes: options.extent,
+        eviction: options.evicting.then(|| EvictionConfig { high: 0.9, low: 0.8 }),
+        lease_max: Duration::from_secs(60),
+        default_deadline: Duration::from_secs(10),
+        remember: Duration::from_secs(60),
+        remember_max: 4096,
+    };
+    let store = Store::recover(&local, config, Box::<Lru>::default(), drives)
+        .await
+        .map_err(StartError::Join)?;
+    Ok(Opened { store, incarnation })
+}
+
+/// Tells the oracle how the store hashes the keys of the run.
+pub fn hashes(store: &Store, stage: &Stage) -> Vec<(u128, u32)> {
+    let hasher = store.hasher();
+    let keys = stage.options.keys;
+    let all = (0..SPACES.len() as u32 * keys).map(|key| {
+        let (tenant, namespace) = SPACES[(key / keys) as usize];
+        let whole = KeyBytes::new(tenant, namespace, stage.name(key)).expect("a short name");
+        (hasher.hash(&whole).0, key)
+    });
+    all.collect()
+}
+
+impl Server {
+    /// Opens every reactor for sessions.
+    pub fn start(
+        world: &World,
+        options: &Options,
+        disks: &[SimDisk],
+        pool: &Pool,
+        opened: Opened,
+    ) -> Result<Server, IoError> {
+        let Opened { store, incarnation } = opened;
+        let remote = StorePort::open(&store, 256, 4096);
+        let mut contexts = Vec::new();
+        let mut locals = Vec::new();
+        for reactor in 0..world.reactors() {
+            let local = world.local(reactor);
+            let mut drives = Vec::with_capacity(disks.len());
+            for disk in disks {
+                let queue = disk.open_queue(&local)?;
+                drives.push(DriveIo { device: Arc::new(disk.clone()), queue });
+            }
+            let here = reactor == options.store_reactor;
+            let handle = handle(here, &store, &remote);
+            contexts.push(context(options, &local, pool, drives, handle, incarnation));
+            locals.push(local);
+        }
+        Ok(Server { store, contexts, locals })
+    }
+
+    /// Serves a connection on one of the reactors.
+    pub fn accept(&self, reactor: usize, connection: Rc<dyn Connection>) {
+        let context = self.contexts[reactor].clone();
+        self.locals[reactor].spawn(serve(context, connection));
+    }
+
+    /// Starts to stop in peace: drains the sessions, then leaves clean checkpoints. The cell says when
+    /// that is done.
+    pub fn stop(&self) -> Rc<Cell<bool>> {
+        let done = Rc::new(Cell::new(false));
+        let left = Rc::new(Cell::new(self.contexts.len()));
+        for (context, local) in self.contexts.iter().zip(&self.locals) {
+            let (context, left) = (context.clone(), left.clone());
+            local.spawn(async move {
+                context.drain().await;
+                left.set(left.get() - 1);
+            });
+        }
+        let (store, said) = (self.store.clone(), done.clone());
+        let local = self.store.local().clone();
+        self.store.local().spawn(async move {
+            while left.get() > 0 {
+                local.sleep(Duration::from_micros(100)).await;
+            }
+            store.shutdown().await;
+            said.set(true);
+        });
+        done
+    }
+
+    /// Sums of the sessions' counters: (lost after reserve, lost after append, offers expired).
+    pub fn losses(&self) -> (u64, u64, u64) {
+        self.contexts.iter().map(|context| context.counters()).fold((0, 0, 0), |sum, one| {
+            (
+                sum.0 + one.lost_after_reserve.get(),
+                sum.1 + one.lost_after_append.get(),
+                sum.2 + one.offers_expired.get(),
+            )
+        })
+    }
+}
+
+fn handle(here: bool, store: &Rc<Store>, remote: &RemoteStore) -> StoreHandle {
+    if here { StoreHandle::Here(store.clone()) } else { StoreHandle::There(Box::new(remote.clone())) }
+}
+
+fn context(
+    options: &Options,
+    local: &Local,
+    pool: &Pool,
+    drives: Vec<DriveIo>,
+    store: StoreHandle,
+    incarnation: u64,
+) -> Rc<Context> {
+    let mut keys = KeyRing::default();
+    for (space, (tenant, _)) in SPACES.iter().enumerate() {
+        let (id, key) = credential(space);
+        keys.add(id, key, tenant);
+    }
+    let nonces = RefCell::new(Rng::seeded(local.random()));
+    Context::new(ContextParts {
+        local: local.clone(),
+        pool: pool.clone(),
+        drives,
+        store,
+        keys,
+        limits: SessionLimits { credits: 64, ..SessionLimits::default() },
+        identity: memkv_session::Identity {
+            server: options.seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
+            incarnation,
+        },
+        entropy: Box::new(move |bytes| {
+            for chunk in bytes.chunks_mut(8) {
+                let word = nonces.borrow_mut().next_u64().to_le_bytes();
+                chunk.copy_from_slice(&word[..chunk.len()]);
+            }
+        }),
+        stats: Box::new(Vec::new),
+        counters: Arc::default(),
+    })
+}
