@@ -272,6 +272,33 @@ fn one_checkpoint_at_a_time_and_appends_go_on_beside_it() {
 }
 
 #[test]
+fn the_ring_is_free_only_when_the_superblock_is_durable() {
+    let mut bench = Bench::new();
+    let (disk, journal) = opened(&mut bench);
+    while journal.room_for_put() {
+        bench.append(&journal, vec![remove(1)]);
+    }
+    let used = journal.stats().ring_used;
+    disk.hold();
+    let (journal_too, start) = (Rc::clone(&journal), journal.begin_checkpoint());
+    bench.local().spawn(async move {
+        journal_too.write_checkpoint(start, vec![], false, 0, 0).await.expect("the drive works");
+    });
+    bench.settle();
+    let mut commands = 0;
+    while disk.outstanding() > 0 {
+        assert!(!journal.room_for_put(), "freed after {commands} commands");
+        assert_eq!(journal.stats().ring_used, used);
+        disk.let_one_go();
+        bench.settle();
+        commands += 1;
+    }
+    assert_eq!(commands, 8, "a header, a flush, two pairs of copies each with a flush");
+    assert!(journal.room_for_put());
+    assert_eq!(journal.stats().ring_used, 0);
+}
+
+#[test]
 fn a_failing_checkpoint_leaves_the_old_one_in_force() {
     let mut bench = Bench::new();
     for writes in 0..7 {

@@ -345,6 +345,23 @@ fn superblock_copies_are_repaired_while_two_agree() {
 }
 
 #[test]
+fn reading_the_superblock_repairs_its_copies() {
+    let mut bench = Bench::new();
+    let disk = formatted(&mut bench);
+    let whole = disk.image();
+    disk.damage(SUPERBLOCK_STRIDE + 20, 1);
+    // Copy 2 lies where copy 3 belongs: whole, and not that copy.
+    let at = |copy: usize| copy * SUPERBLOCK_STRIDE as usize..(copy * 4 + 1) * 4096;
+    disk.0.borrow_mut().image[at(3)].copy_from_slice(&whole[at(2)]);
+    assert!(disk.image() != whole);
+    let (queue, pool) = (disk.clone(), bench.pool.clone());
+    let superblock = bench
+        .run(async move { memkv_journal::read_superblock(&queue, &queue.geometry(), &pool).await });
+    assert_eq!(superblock.expect("two copies agree").revision, 1);
+    assert!(disk.image() == whole, "all four are as they were");
+}
+
+#[test]
 fn an_unformatted_or_shrunk_drive_is_told() {
     let mut bench = Bench::new();
     let refused = bench.try_open(&tiny_disk()).unwrap_err();
