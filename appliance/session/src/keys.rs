@@ -28,13 +28,15 @@ impl Session {
     /// Lease: keeps blocks from eviction for a bounded time.
     pub async fn lease(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let list = LeaseList::parse(meta)?;
-        let held = self.held.get().saturating_add(list.keys.len() as u32);
-        if held > self.context.limits.leases {
-            self.reply(header, Status::LimitExceeded, Vec::new());
-            return Ok(());
-        }
-        self.held.set(held);
         let (keys, places) = self.hashes(&list.keys);
+        {
+            let mut held = self.held.borrow_mut();
+            if held.len() + keys.len() > self.context.limits.leases as usize {
+                self.refuse(header, Status::LimitExceeded, "too many leases on this connection");
+                return Ok(());
+            }
+            held.extend(&keys);
+        }
         let duration = Duration::from_millis(u64::from(list.lease_ms));
         match self.context.store.hold(keys, self.number, duration).await {
             Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
@@ -47,7 +49,9 @@ impl Session {
     pub async fn release(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let list = KeyList::parse(meta)?;
         let (keys, _) = self.hashes(&list.keys);
-        self.held.set(self.held.get().saturating_sub(keys.len() as u32));
+        for key in &keys {
+            self.held.borrow_mut().remove(key);
+        }
         self.context.store.unhold(keys, self.number).await;
         self.reply(header, Status::Ok, Vec::new());
         Ok(())

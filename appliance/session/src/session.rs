@@ -1,7 +1,7 @@
 //! One connection: its state, its reader, its end.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -75,7 +75,8 @@ pub(crate) struct Session {
     pub offers: RefCell<BTreeMap<(u64, u32), Reservation>>,
     pub requests: Semaphore,
     pub sending: Semaphore,
-    pub held: Cell<u32>,
+    /// Keys this session holds leases on.
+    pub held: RefCell<BTreeSet<KeyHash>>,
     pub closed: Cell<bool>,
 }
 
@@ -122,7 +123,7 @@ async fn run(
         offers: RefCell::default(),
         requests: Semaphore::new(limits.requests as usize),
         sending: Semaphore::new(limits.sending as usize),
-        held: Cell::new(0),
+        held: RefCell::default(),
         closed: Cell::new(false),
     });
     let outbox = session.outbox.clone();
@@ -261,6 +262,10 @@ impl Session {
             self.context.counters.lost_after_reserve.bump();
         }
         drop(waiting);
+        let held = std::mem::take(&mut *self.held.borrow_mut());
+        if !held.is_empty() {
+            self.context.store.unhold(held.into_iter().collect(), self.number).await;
+        }
         if !matches!(end, End::Goodbye | End::Input(_)) {
             self.context.counters.violations.bump();
             let error = chain(end);

@@ -63,6 +63,10 @@ pub enum RecoverError {
     },
 }
 
+/// Generations skipped after an unclean start: a power cut may have taken frames with generations
+/// that were handed out already, and a generation never names two values.
+const GENERATION_JUMP: u64 = 1 << 20;
+
 /// Removals per frame while leftovers are cleaned up.
 const CLEAN_STEP: usize = 64;
 
@@ -271,6 +275,9 @@ fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
         for record in recovered.live {
             findings.take(drive, record, clean);
         }
+    }
+    if !clean {
+        findings.generation += GENERATION_JUMP;
     }
     findings
 }

@@ -112,7 +112,11 @@ impl<'a> Asks<'a> {
             let items = request.items.iter().copied();
             self.items.refuse(items, &header, link.meta())?;
         } else {
-            let replies = ItemReplies::parse(link.meta())?.items;
+            let replies = match self.question {
+                // Whatever was held is held no more: there is nothing to say of single keys.
+                Question::Release => vec![ItemReply::new(Status::Ok); request.items.len()],
+                _ => ItemReplies::parse(link.meta())?.items,
+            };
             if replies.len() != request.items.len() {
                 return Err(LinkFault::Unexpected("another number of results than of items"));
             }

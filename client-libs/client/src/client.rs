@@ -213,11 +213,10 @@ impl Client {
         replies.into_iter().map(|result| result.map(outcome)).collect()
     }
 
-    /// Gives leases back; per key, whether there was one.
-    pub fn release(&self, keys: &[&[u8]]) -> Vec<Result<bool, ClientError>> {
-        let held = |reply: ItemReply| reply.status != Status::NotFound;
+    /// Gives leases back before their time; a key without one is no error.
+    pub fn release(&self, keys: &[&[u8]]) -> Vec<Result<(), ClientError>> {
         let replies = self.ask(Question::Release, keys);
-        replies.into_iter().map(|result| result.map(held)).collect()
+        replies.into_iter().map(|result| result.map(drop)).collect()
     }
 
     /// Removes a block, if it has this generation; true when there was one.

@@ -249,7 +249,7 @@ fn keys_are_looked_up_leased_and_removed() {
     assert_eq!(miss, GetOutcome::Miss(MissReason::Never));
     assert!(server.world().leases.contains(b"here".as_slice()));
     let released: Vec<_> = client.release(&keys[..1]).into_iter().map(|r| r.expect("ok")).collect();
-    assert_eq!(released, [true]);
+    assert_eq!(released, [()]);
     let wrong = client.delete(b"here", Some(9));
     assert!(matches!(wrong, Err(ClientError::GenerationMismatch { generation: 1 })));
     assert!(client.delete(b"here", Some(1)).expect("delete"));

@@ -395,6 +395,11 @@ impl Connection<'_> {
                 stats.push(StatId::Blocks, self.shared.world().blocks.len() as u64);
                 stats.encode(&mut meta);
             }
+            Opcode::Release => {
+                let keys = KeyList::parse(&request.meta).expect("a good meta").keys;
+                let mut world = self.shared.world();
+                keys.into_iter().for_each(|key| drop(world.leases.remove(key)));
+            }
             _ => {
                 // Tricks on the first item are played on requests of one item, which is then left undone.
                 let items = match first(request, 0) {
@@ -429,14 +434,6 @@ impl Connection<'_> {
                 let keys = LeaseList::parse(meta).expect("a good meta").keys;
                 world.leases.extend(keys.iter().map(|key| key.to_vec()));
                 keys.into_iter().map(|key| found(&world, key)).collect()
-            }
-            Opcode::Release => {
-                let keys = KeyList::parse(meta).expect("a good meta").keys;
-                let release = |key: &[u8]| match world.leases.remove(key) {
-                    true => ItemReply::new(Status::Ok),
-                    false => ItemReply::miss(MissReason::Never),
-                };
-                keys.into_iter().map(release).collect()
             }
             Opcode::Delete => {
                 let items = DeleteItems::parse(meta).expect("a good meta").items;
