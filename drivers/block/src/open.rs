@@ -6,6 +6,8 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use memkv_dma::Pool;
 
@@ -32,12 +34,17 @@ pub struct OpenOptions {
     pub pool: Pool,
     /// The driver to use; an error when it cannot be had. Goes before the environment variable.
     pub force: Option<Kind>,
+    /// How long a drive that is in use is asked for again. A process that was killed holds its drives
+    /// until the kernel has taken its rings apart, in the background and after its parent was told of
+    /// its end; rightly so, for until then its last writes may still arrive.
+    pub patience: Duration,
 }
 
 impl OpenOptions {
-    /// All of what is there, by the best driver.
+    /// All of what is there, by the best driver, after at most 5 s of patience.
     pub fn new(path: impl Into<PathBuf>, pool: Pool) -> OpenOptions {
-        OpenOptions { path: path.into(), size: None, progress: None, pool, force: None }
+        let patience = Duration::from_secs(5);
+        OpenOptions { path: path.into(), size: None, progress: None, pool, force: None, patience }
     }
 }
 
@@ -122,13 +129,24 @@ pub enum OpenError {
     },
 }
 
-/// Opens a drive. Blocks while room is reserved for a file.
+/// How often a drive that is in use is asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Opens a drive. Blocks while another process lets go of it, and while room is reserved for a file.
 pub fn open(mut options: OpenOptions) -> Result<Arc<dyn BlockDevice>, OpenError> {
     let forced = match options.force {
         Some(kind) => Some(kind),
         None => forced_by_environment(std::env::var_os(FORCE_VARIABLE))?,
     };
-    let medium = Medium::open(&mut options)?;
+    let asked = Instant::now();
+    let medium = loop {
+        match Medium::open(&mut options) {
+            Err(OpenError::InUse { .. }) if asked.elapsed() < options.patience => {
+                thread::sleep(ASK_AGAIN);
+            }
+            opened => break opened?,
+        }
+    };
     let OpenOptions { path, pool, .. } = options;
     let device = choose(medium, pool, forced).map_err(|(kind, source)| OpenError::Unavailable {
         path,

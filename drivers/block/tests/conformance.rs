@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use memkv_block::{
     BlockDevice, BlockQueue, Done, Io, IoBuf, IoError, Kind, OpenError, OpenOptions, flush, open,
@@ -394,6 +395,7 @@ fn a_drive_is_locked(kind: Kind) {
     let again = |size: Option<u64>| {
         let mut options = OpenOptions::new(&rig.path, rig.pool.clone());
         (options.size, options.force) = (size, Some(kind));
+        options.patience = Duration::ZERO;
         open(options)
     };
     match again(None).map(|_| ()) {
@@ -412,6 +414,7 @@ fn the_lock_goes_with_the_last_handle(kind: Kind) {
     let again = || {
         let mut options = OpenOptions::new(&path, pool.clone());
         options.force = Some(kind);
+        options.patience = Duration::ZERO;
         open(options)
     };
     let reactor = reactor();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use memkv_block::{BlockDevice, Kind, OpenError, OpenOptions, open};
 use memkv_dma::{Hugepages, Pool, PoolConfig};
@@ -99,4 +100,20 @@ fn the_best_driver_is_chosen_and_the_reason_told() {
     assert!(matches!(device.kind(), Kind::Uring | Kind::Threads));
     let by = if device.kind() == Kind::Uring { "by io_uring" } else { "by worker threads" };
     assert!(device.reason().contains(by), "{}", device.reason());
+}
+
+#[test]
+fn a_drive_that_is_in_use_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drive");
+    std::fs::write(&path, vec![0; MIB as usize]).unwrap();
+    let holder = std::fs::File::open(&path).unwrap();
+    holder.lock().unwrap();
+    let at_once = || OpenOptions { patience: Duration::ZERO, ..options(&path, None) };
+    assert!(matches!(open(at_once()), Err(OpenError::InUse { .. })));
+    let patient = OpenOptions { patience: Duration::from_secs(60), ..options(&path, None) };
+    let told = std::thread::spawn(|| drop(holder));
+    open(patient).unwrap();
+    told.join().unwrap();
+    open(at_once()).unwrap();
 }
