@@ -164,12 +164,7 @@ pub fn open_devices(
         Drive::Memory { size } => memkv_block::memory(*size, hugepages)
             .map_err(|source| DrivesError::Memory { size: *size, source }),
     });
-    let drives = drives.collect::<Result<Vec<_>, _>>()?;
-    for drive in &drives {
-        let (name, driver, reason) = (drive.name(), drive.kind().name(), drive.reason());
-        tracing::info!(drive = name, driver, reason, "drive opened");
-    }
-    Ok(drives)
+    drives.collect()
 }
 
 struct Opened {
