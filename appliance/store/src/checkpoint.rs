@@ -11,13 +11,14 @@ impl Store {
     /// The checkpointer's task: writes a checkpoint of each drive whose journal wants one.
     pub(crate) async fn checkpointer(self: Rc<Self>) {
         loop {
-            self.checkpoint_now.listen().await;
+            // First look, then listen: whoever told us before we listened is not asked to repeat it.
             for index in 0..self.drives.len() {
                 let drive = &self.drives[index];
                 if drive.online() && drive.journal.wants_checkpoint() {
                     self.checkpoint(drive.id, false).await;
                 }
             }
+            self.checkpoint_now.listen().await;
         }
     }
 
@@ -57,7 +58,10 @@ impl Store {
     /// last unclean start. Sessions are drained before.
     pub async fn shutdown(self: &Rc<Self>) {
         self.draining.set(true);
-        assert!(self.pending.borrow().is_empty(), "sessions finish their puts before shutdown");
+        // The last aborts of sessions on other reactors may still be on their way here.
+        while !self.pending.borrow().is_empty() {
+            self.settled.listen().await;
+        }
         for index in 0..self.drives.len() {
             if self.drives[index].online() {
                 self.checkpoint(self.drives[index].id, true).await;

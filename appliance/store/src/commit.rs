@@ -44,7 +44,7 @@ impl Store {
     /// # Errors
     /// [`CommitError`] when a journal fails; nothing is visible then.
     pub async fn commit(self: &Rc<Self>, id: u64, crcs: &[u32]) -> Result<Stored, CommitError> {
-        let pending = self.pending.borrow_mut().remove(&id).expect("the reservation is pending");
+        let pending = self.settle(id);
         assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
         let caller = pending.request.caller;
         let (block, guard) = self.block_of(pending, crcs);
@@ -53,7 +53,7 @@ impl Store {
 
         let mut plan = records_of(&block, |d| self.drive(d).uuid);
         let leaving = self.joins_frame(&block, &mut plan);
-        let applied = match self.append_all(plan).await {
+        let applied = match self.append_all(plan).await.and_then(|a| self.still_served(&block, a)) {
             Ok(applied) => applied,
             Err(error) => {
                 self.undo(block).await;
@@ -140,6 +140,19 @@ impl Store {
         failed.map_or(Ok(applied), Err)
     }
 
+    /// Refuses to publish a block one of whose drives went offline while it was on its way: its
+    /// sweep has been and gone, and nobody could read what was just acknowledged.
+    fn still_served(
+        &self,
+        block: &Block,
+        applied: Vec<Applied>,
+    ) -> Result<Vec<Applied>, CommitError> {
+        match block.extents.iter().find(|e| !self.drive(e.drive).online()) {
+            Some(lost) => Err(CommitError::DriveFailed { drive: lost.drive }),
+            None => Ok(applied),
+        }
+    }
+
     fn append_failed(self: &Rc<Self>, drive: DriveId, error: &JournalError) -> CommitError {
         match error {
             JournalError::RingFull | JournalError::CheckpointRunning => {
@@ -182,6 +195,12 @@ impl Store {
                         durable = false;
                         break;
                     }
+                    // No checkpoint comes on a drive that went offline: its journal may be as it
+                    // was, but nobody makes room in it any more.
+                    Err(_) if !self.drive(drive).online() => {
+                        durable = false;
+                        break;
+                    }
                     Err(_) => {
                         self.checkpoint_now.notify_all();
                         self.checkpoint_done.listen().await;
@@ -198,9 +217,9 @@ impl Store {
     /// again; units on a drive that failed are not used again.
     async fn undo(self: &Rc<Self>, block: Block) {
         let plan = self.removal_plan(&block);
-        if self.append_removals(plan).await {
-            self.release_units(&block.extents);
-        }
+        // What is not durable is on a drive that has just gone offline.
+        self.append_removals(plan).await;
+        self.release_units(&block.extents);
     }
 }
 

@@ -155,6 +155,7 @@ impl Store {
             locks: Rc::default(),
             pending: RefCell::default(),
             next_pending: Cell::new(1),
+            settled: Event::default(),
             generation: Cell::new(findings.generation),
             clock_high: Cell::new(findings.clock),
             remembered: RefCell::new(remembered),

@@ -223,9 +223,19 @@ impl Store {
         Ok(pending.extents.clone())
     }
 
+    /// A reservation that is committed or aborted: it is so once.
+    pub(crate) fn settle(&self, id: u64) -> Pending {
+        let mut pending = self.pending.borrow_mut();
+        let settled = pending.remove(&id).expect("the reservation is pending");
+        if pending.is_empty() {
+            self.settled.notify_all();
+        }
+        settled
+    }
+
     /// Gives a reservation up. All its writes have completed or never were submitted.
     pub fn abort(&self, id: u64) {
-        let pending = self.pending.borrow_mut().remove(&id).expect("the reservation is pending");
+        let pending = self.settle(id);
         self.release_units(&pending.extents);
         self.counters.aborts.bump();
         drop(pending.guard);

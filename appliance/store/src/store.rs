@@ -99,6 +99,8 @@ pub struct Store {
     pub(crate) locks: Rc<KeyLocks>,
     pub(crate) pending: RefCell<BTreeMap<u64, Pending>>,
     pub(crate) next_pending: Cell<u64>,
+    /// Told when the last reservation was committed or aborted.
+    pub(crate) settled: Event,
     pub(crate) generation: Cell<u64>,
     pub(crate) clock_high: Cell<u64>,
     pub(crate) remembered: RefCell<Remembered>,
