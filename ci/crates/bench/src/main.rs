@@ -1,0 +1,145 @@
+//! Measures memkv beside the least that a server over TCP costs, and beside the disk's own speed.
+//!
+//! All sides run at once on one machine and take turns ([`plan`]): a plain blocking server
+//! ([`plain`]) that moves the same cold bytes and does nothing else, memkv nodes as they are shipped
+//! ([`servers`]), on memory and on a file, and fio on the file system of that file ([`fio`]). What
+//! counts is ratios of the same seconds: CPU seconds per GiB of client and server together
+//! ([`cpu`], [`measure`]), and GiB per second. The bars and their verdicts are in [`report`].
+//!
+//! That the bench measures the store and not a way around it is checked, too: index, leases and
+//! journal must have counted every operation, and every value that comes back must be the right one.
+
+#![forbid(unsafe_code)]
+
+mod cpu;
+mod document;
+mod error;
+mod fio;
+mod machine;
+mod measure;
+mod plain;
+mod plan;
+mod report;
+mod ring;
+mod run;
+mod servers;
+mod tables;
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::{BenchError, doing};
+use crate::plan::Plan;
+use crate::report::Report;
+use crate::run::Bench;
+use crate::tables::Style;
+
+/// Measures memkv beside a plain TCP server and the disk's own speed.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measures all sides in interleaved rounds
+    Run(RunArguments),
+    /// Prints the hugepages of 2 MiB that a run can use
+    Hugepages,
+    /// The plain server alone, until it is killed
+    Plain(PlainArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// memkv's server
+    #[arg(long)]
+    binary: PathBuf,
+    /// Where drives and logs are kept while it runs: on a disk
+    #[arg(long)]
+    folder: PathBuf,
+    /// Under three minutes
+    #[arg(long)]
+    quick: bool,
+    /// Rounds [default: 11, quick 5]
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// Put the tables into this document
+    #[arg(long)]
+    write_docs: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct PlainArguments {
+    /// Bytes of memory for values
+    #[arg(long)]
+    arena_bytes: u64,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Task::Run(arguments) => run(&arguments),
+        Task::Hugepages => {
+            println!("{}", Plan::new(false, None).hugepages());
+            Ok(true)
+        }
+        Task::Plain(arguments) => {
+            plain::serve(arguments.arena_bytes).map(|()| true).map_err(doing("the plain server"))
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let mut line = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                line = format!("{line}: {error}");
+                cause = error.source();
+            }
+            eprintln!("bench: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &RunArguments) -> Result<bool, BenchError> {
+    let io = |error| doing("the bench's folder")(error);
+    fs::create_dir_all(&arguments.folder).map_err(io)?;
+    machine::on_disk(&arguments.folder)?;
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&arguments.folder);
+    let folder = folder.map_err(io)?;
+    let path = folder.path().canonicalize().map_err(io)?;
+    let plan = Plan::new(arguments.quick, arguments.rounds);
+    let outcome = match Bench::start(&arguments.binary, &path, plan).and_then(Bench::run) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // Its logs say more.
+            let _ = folder.keep();
+            return Err(error);
+        }
+    };
+    let report = Report::of(machine::line(), &plan, outcome);
+    if arguments.json {
+        let json = serde_json::to_string_pretty(&report);
+        println!("{}", json.expect("a report is plain data"));
+    } else {
+        print!("{}", tables::all(&report, Style::Terminal));
+        println!();
+        for check in &report.checks {
+            println!("test {} ... {}", check.name, check.outcome);
+        }
+    }
+    if let Some(document) = &arguments.write_docs {
+        document::write(document, &tables::all(&report, Style::Markdown))?;
+    }
+    Ok(report.is_good())
+}

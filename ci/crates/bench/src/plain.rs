@@ -1,0 +1,233 @@
+//! The floor: the least that a framed server of blocks over TCP can do.
+//!
+//! One thread per connection, blocking calls, a header of 16 bytes, the value straight into and out
+//! of its place in memory that was faulted in at start. No index, no MAC, no CRC, no journal, no
+//! limit. It runs in a process of its own, like the server it is compared with.
+//!
+//! ```text
+//!   0  operation u32   1 put, 2 get
+//!   4  slot      u32   the value's place is slot * length
+//!   8  length    u64   in a reply to a put 0
+//! ```
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::thread;
+
+use memkv_dma::{Arena, Hugepages};
+use nix::sys::socket::{MsgFlags, recv};
+use socket2::SockRef;
+
+const HEADER: usize = 16;
+const PUT: u32 = 1;
+const GET: u32 = 2;
+
+struct Frame {
+    operation: u32,
+    slot: u32,
+    length: u64,
+}
+
+impl Frame {
+    fn encode(&self) -> [u8; HEADER] {
+        let mut raw = [0; HEADER];
+        raw[..4].copy_from_slice(&self.operation.to_le_bytes());
+        raw[4..8].copy_from_slice(&self.slot.to_le_bytes());
+        raw[8..].copy_from_slice(&self.length.to_le_bytes());
+        raw
+    }
+
+    fn parse(raw: &[u8; HEADER]) -> Frame {
+        let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+        let length = u64::from(word(8)) | u64::from(word(12)) << 32;
+        Frame { operation: word(0), slot: word(4), length }
+    }
+
+    /// The value's place, when it is in an arena of `size` bytes.
+    fn place(&self, size: u64) -> Option<(u64, usize)> {
+        let at = u64::from(self.slot).checked_mul(self.length)?;
+        let end = at.checked_add(self.length)?;
+        (self.length > 0 && end <= size).then_some((at, usize::try_from(self.length).ok()?))
+    }
+}
+
+/// Serves until the process is killed; tells by one line on standard output that it is ready, its
+/// port, and what its memory is made of.
+///
+/// # Errors
+/// When there is no memory or no port.
+pub fn serve(arena_bytes: u64) -> io::Result<()> {
+    let arena = Arena::new(arena_bytes, Hugepages::Prefer).map_err(io::Error::other)?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    println!("ready {} {}", listener.local_addr()?.port(), arena.backing());
+    io::stdout().flush()?;
+    loop {
+        let (stream, _) = listener.accept()?;
+        let arena = arena.clone();
+        thread::spawn(move || {
+            if let Err(error) = serve_one(stream, &arena)
+                && error.kind() != io::ErrorKind::UnexpectedEof
+            {
+                eprintln!("plain: {error}");
+            }
+        });
+    }
+}
+
+fn serve_one(mut stream: TcpStream, arena: &Arena) -> io::Result<()> {
+    tune(&stream)?;
+    loop {
+        let mut raw = [0; HEADER];
+        receive(&stream, &mut raw)?;
+        let frame = Frame::parse(&raw);
+        let place = frame.place(arena.size());
+        let (at, length) = place.ok_or(io::ErrorKind::InvalidInput)?;
+        match frame.operation {
+            PUT => {
+                receive(&stream, arena.lend_mut(at, length).as_mut_slice())?;
+                stream.write_all(&Frame { length: 0, ..frame }.encode())?;
+            }
+            GET => send(&mut stream, &raw, arena.lend(at, length).as_slice())?,
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+/// One connection of the plain client.
+pub struct Client {
+    stream: TcpStream,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn connect(port: u16) -> io::Result<Client> {
+        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        tune(&stream)?;
+        Ok(Client { stream })
+    }
+
+    /// The congestion control of the connection.
+    pub fn congestion_control(&self) -> Option<String> {
+        congestion_control(&self.stream)
+    }
+
+    /// Stores a value and waits for the reply.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn put(&mut self, slot: u32, value: &[u8]) -> io::Result<()> {
+        let frame = Frame { operation: PUT, slot, length: value.len() as u64 };
+        send(&mut self.stream, &frame.encode(), value)?;
+        self.reply(slot, 0)
+    }
+
+    /// Fetches a value into the whole of `into`.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn get(&mut self, slot: u32, into: &mut [u8]) -> io::Result<()> {
+        let length = into.len() as u64;
+        self.stream.write_all(&Frame { operation: GET, slot, length }.encode())?;
+        self.reply(slot, length)?;
+        receive(&self.stream, into)
+    }
+
+    fn reply(&mut self, slot: u32, length: u64) -> io::Result<()> {
+        let mut raw = [0; HEADER];
+        self.stream.read_exact(&mut raw)?;
+        let reply = Frame::parse(&raw);
+        match (reply.slot, reply.length) == (slot, length) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// Header and value in one call where the system takes all at once.
+fn send(stream: &mut TcpStream, header: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut parts = [IoSlice::new(header), IoSlice::new(value)];
+    let mut rest = &mut parts[..];
+    while !rest.is_empty() {
+        match stream.write_vectored(rest) {
+            Ok(count) => IoSlice::advance_slices(&mut rest, count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Fills `into`, in one call but for signals.
+fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
+    let mut got = 0;
+    while got < into.len() {
+        match recv(stream.as_raw_fd(), &mut into[got..], MsgFlags::MSG_WAITALL) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => got += count,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What memkv sets on both of its ends for a peer on this machine.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    if SockRef::from(stream).set_tcp_congestion(b"reno").is_err() {
+        // Neither may be allowed here: then both sides have the machine's default.
+        let _ = SockRef::from(stream).set_tcp_congestion(b"cubic");
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn congestion_control(stream: &TcpStream) -> Option<String> {
+    let name = SockRef::from(stream).tcp_congestion().ok()?;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Some(String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn congestion_control(_stream: &TcpStream) -> Option<String> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_from_their_slots() {
+        let arena = Arena::new(1 << 20, Hugepages::Never).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || serve_one(listener.accept().unwrap().0, &arena));
+        let mut client = Client::connect(port).unwrap();
+        let values = [vec![7; 300_000], vec![9; 300_000]];
+        for (slot, value) in (0..).zip(&values) {
+            client.put(slot, value).unwrap();
+        }
+        for (slot, value) in (0..).zip(&values) {
+            let mut back = vec![0; 300_000];
+            client.get(slot, &mut back).unwrap();
+            assert_eq!(&back, value);
+        }
+        let outside = client.get(4, &mut [0; 300_000]);
+        assert!(outside.is_err(), "the server hangs up on a place outside of its memory");
+        assert_eq!(server.join().unwrap().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn frames_are_read_as_they_are_written() {
+        let frame = Frame { operation: GET, slot: 0x0102_0304, length: 0x0506_0708_090a_0b0c };
+        let back = Frame::parse(&frame.encode());
+        assert_eq!((back.operation, back.slot, back.length), (GET, 0x0102_0304, frame.length));
+        assert_eq!(frame.place(u64::MAX), None, "the end of the place is beyond all numbers");
+    }
+}

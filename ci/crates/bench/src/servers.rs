@@ -1,0 +1,324 @@
+//! The servers as processes: the plain one and memkv nodes, started, asked, ended.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memkv_client::{Client, Config, SharedKey, StatId, Transport};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cpu::CpuClock;
+use crate::error::{BenchError, doing};
+
+/// The key of nodes and clients: this is a bench, it is no secret.
+const AUTH_KEY: &str = "be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c";
+
+/// How long a server may take from its start until it answers, or from a signal to its end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A child that is killed when nobody needs it any more.
+struct Process {
+    child: Child,
+    name: &'static str,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(
+        mut command: Command,
+        name: &'static str,
+        folder: &Path,
+    ) -> Result<Process, BenchError> {
+        let log = folder.join(format!("{name}.log"));
+        let errors = File::create(&log).map_err(doing("a server's log"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(errors)
+            .spawn()
+            .map_err(doing("a server cannot be started"))?;
+        Ok(Process { child, name, log })
+    }
+
+    fn clock(&self) -> Result<CpuClock, BenchError> {
+        CpuClock::of(self.child.id()).map_err(doing("the CPU clock of a server"))
+    }
+
+    /// An error when it has ended.
+    fn check(&mut self) -> Result<(), BenchError> {
+        match self.child.try_wait().map_err(doing("a server"))? {
+            Some(_) => Err(BenchError::Ended { name: self.name, log: self.log.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn silent(&self) -> BenchError {
+        BenchError::Silent { name: self.name, log: self.log.clone() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nothing more can be done when this fails, and it is fine when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The plain server.
+pub struct PlainServer {
+    process: Process,
+    /// Where it listens, on this machine.
+    pub port: u16,
+    /// What its memory is made of.
+    pub backing: String,
+    _output: BufReader<ChildStdout>,
+}
+
+impl PlainServer {
+    /// Starts this very binary as the plain server with an arena of `bytes`.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start(folder: &Path, bytes: u64) -> Result<PlainServer, BenchError> {
+        let own = std::env::current_exe().map_err(doing("the path of this binary"))?;
+        let mut command = Command::new(own);
+        command.args(["plain", "--arena-bytes", &bytes.to_string()]).stdout(Stdio::piped());
+        let mut process = Process::start(command, "plain", folder)?;
+        let output = process.child.stdout.take().expect("its output is a pipe");
+        let mut output = BufReader::new(output);
+        let mut line = String::new();
+        output.read_line(&mut line).map_err(doing("the plain server's first line"))?;
+        let ready = line.strip_prefix("ready ").and_then(|rest| rest.split_once(' '));
+        let ready = ready.and_then(|(port, backing)| Some((port.parse().ok()?, backing.trim())));
+        let Some((port, backing)) = ready else {
+            return Err(BenchError::Ended { name: process.name, log: process.log.clone() });
+        };
+        let backing = backing.to_owned();
+        Ok(PlainServer { process, port, backing, _output: output })
+    }
+
+    /// Its CPU time.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn clock(&self) -> Result<CpuClock, BenchError> {
+        self.process.clock()
+    }
+}
+
+/// What a node stores on.
+pub enum Medium {
+    /// Memory of this many bytes.
+    Memory(u64),
+    /// A file of this many bytes in the bench's folder.
+    File(u64),
+}
+
+/// A memkv node, as it is shipped: all that is set is where it listens, its key, the size of its
+/// pool and its drive.
+pub struct Node {
+    process: Process,
+    address: SocketAddr,
+}
+
+/// What a node counts, told twice: by its admin endpoint and over the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// `memkv_inserts_total`.
+    pub inserts: u64,
+    /// `memkv_leases_total`.
+    pub leases: u64,
+    /// `memkv_journal_appends_total`.
+    pub appends: u64,
+    /// The wire's puts.
+    pub wire_puts: u64,
+    /// The wire's hits.
+    pub wire_hits: u64,
+    /// The wire's appends.
+    pub wire_appends: u64,
+}
+
+impl Counters {
+    /// How much each has risen since `before`.
+    pub fn since(self, before: Counters) -> Counters {
+        Counters {
+            inserts: self.inserts - before.inserts,
+            leases: self.leases - before.leases,
+            appends: self.appends - before.appends,
+            wire_puts: self.wire_puts - before.wire_puts,
+            wire_hits: self.wire_hits - before.wire_hits,
+            wire_appends: self.wire_appends - before.wire_appends,
+        }
+    }
+}
+
+impl Node {
+    /// Starts `binary` on a new drive in `folder` and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start(
+        binary: &Path,
+        name: &'static str,
+        folder: &Path,
+        pool_bytes: u64,
+        medium: &Medium,
+    ) -> Result<Node, BenchError> {
+        let address = free_address()?;
+        let drive = folder.join(format!("{name}.drive"));
+        let storage = match medium {
+            Medium::Memory(bytes) => format!("mode: memory\n  drives:\n    - max_size: {bytes}\n"),
+            Medium::File(bytes) => {
+                let media = drive.display();
+                format!("mode: file\n  drives:\n    - media: {media}\n      max_size: {bytes}\n")
+            }
+        };
+        let config = format!(
+            "network:\n  address: {address}\n  auth_key: {AUTH_KEY}\n\
+             memory:\n  max_size: {pool_bytes}\nstorage:\n  {storage}"
+        );
+        let file = folder.join(format!("{name}.yaml"));
+        fs::write(&file, config).map_err(doing("a node's configuration"))?;
+        let mut command = Command::new(binary);
+        command.args(["start", "--config"]).arg(file).stdout(Stdio::null());
+        let mut node = Node { process: Process::start(command, name, folder)?, address };
+        node.wait_until_ready()?;
+        Ok(node)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), BenchError> {
+        let begun = Instant::now();
+        loop {
+            self.process.check()?;
+            // A new client each time: one that met a dead server rests before it tries again.
+            let answers = self.client(1)?.server_stats();
+            if answers.iter().all(|(_, answer)| answer.is_ok()) {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(self.process.silent());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// When its configuration is refused.
+    pub fn client(&self, connections: usize) -> Result<Client, BenchError> {
+        let config = Config {
+            servers: vec![self.address.to_string()],
+            namespace: "bench".to_owned(),
+            transport: Transport::Tcp,
+            auth_key: SharedKey::from_hex(AUTH_KEY).ok(),
+            num_connections: connections,
+            ..Config::default()
+        };
+        Ok(Client::new(config)?)
+    }
+
+    /// Its CPU time.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn clock(&self) -> Result<CpuClock, BenchError> {
+        self.process.clock()
+    }
+
+    /// What it has counted so far.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn counters(&self, client: &Client) -> Result<Counters, BenchError> {
+        let status = self.status()?;
+        let named = |name| {
+            let value = status["counters"][name].as_u64();
+            value.ok_or(BenchError::Answer { what: "a counter of /v1/status", source: None })
+        };
+        let mut answers = client.server_stats();
+        let stats = answers.pop().expect("one server is configured").1?;
+        let wire = |id| stats.get(id).unwrap_or_default();
+        Ok(Counters {
+            inserts: named("memkv_inserts_total")?,
+            leases: named("memkv_leases_total")?,
+            appends: named("memkv_journal_appends_total")?,
+            wire_puts: wire(StatId::Puts),
+            wire_hits: wire(StatId::Hits),
+            wire_appends: wire(StatId::Appends),
+        })
+    }
+
+    /// What its pool is made of, and which driver its drive has, in words.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn describe(&self) -> Result<String, BenchError> {
+        let status = self.status()?;
+        let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+        let memory = &status["memory"];
+        let pool = match memory["backing_reason"].as_str() {
+            Some(reason) => format!("ordinary pages ({reason})"),
+            None => "hugepages of 2 MiB".to_owned(),
+        };
+        let drive = &status["drives"][0];
+        let (driver, reason) = (text(&drive["driver"]), text(&drive["driver_reason"]));
+        let reactors = status["reactors"].as_array().map_or(0, Vec::len);
+        Ok(format!("{reactors} reactors, pool of {pool}, driver {driver} ({reason})"))
+    }
+
+    /// The admin endpoint's `/v1/status`.
+    fn status(&self) -> Result<Value, BenchError> {
+        let what = "/v1/status";
+        let io = |error| doing("the admin endpoint")(error);
+        let address = SocketAddr::new(self.address.ip(), self.address.port() + 1);
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(io)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
+        write!(stream, "GET {what} HTTP/1.0\r\nHost: {address}\r\n\r\n").map_err(io)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(io)?;
+        let body = answer.split_once("\r\n\r\n").filter(|(head, _)| head.contains(" 200 "));
+        let body = body.ok_or(BenchError::Answer { what, source: None })?.1;
+        serde_json::from_str(body)
+            .map_err(|source| BenchError::Answer { what, source: Some(source) })
+    }
+
+    /// Ends it by SIGTERM.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(mut self) -> Result<(), BenchError> {
+        let pid = Pid::from_raw(self.process.child.id().cast_signed());
+        kill(pid, Signal::SIGTERM).map_err(doing("a node cannot be stopped"))?;
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if self.process.child.try_wait().map_err(doing("a node"))?.is_some() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err(self.process.silent())
+    }
+}
+
+/// A loopback address whose port and the next one are free now.
+fn free_address() -> Result<SocketAddr, BenchError> {
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut last = None;
+    for _ in 0..100 {
+        let data = TcpListener::bind(local(0)).map_err(doing("a free port"))?;
+        let address = data.local_addr().map_err(doing("a free port"))?;
+        match address.port().checked_add(1).map(|port| TcpListener::bind(local(port))) {
+            Some(Ok(_)) => return Ok(address),
+            Some(Err(error)) => last = Some(error),
+            None => {}
+        }
+    }
+    Err(doing("a free pair of ports")(last.expect("a hundred attempts have failed")))
+}
