@@ -159,7 +159,10 @@ impl Store {
                 self.checkpoint_now.notify_all();
                 CommitError::Refused(self.busy(50))
             }
-            JournalError::CheckpointFull => CommitError::Refused(self.no_space(1)),
+            JournalError::CheckpointFull => {
+                self.checkpoint_now.notify_all();
+                CommitError::Refused(self.no_space(1))
+            }
             JournalError::TooLarge { .. } | JournalError::Failed(_) => {
                 self.drive_failed(drive, error);
                 CommitError::DriveFailed { drive }

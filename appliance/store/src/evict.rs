@@ -1,9 +1,10 @@
 //! Making room before it is needed.
 //!
-//! The evictor is one task. It sleeps until the space in use passes the high watermark, or until a
-//! put found no run of free units; then it takes victims in the policy's order, skipping blocks that
-//! are leased or being changed, until the low watermark is reached and such a run is free. No
-//! put waits for it: a put that comes too early is told to come again.
+//! The evictor is one task. It sleeps until the space in use passes the high watermark, until a put
+//! found no place, or until a drive remembers as many blocks as it may; then it takes victims in the
+//! policy's order, skipping blocks that are leased or being changed, until the low watermark is
+//! reached and the put would find its place. No put waits for it: a put that comes too early is told
+//! to come again.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,7 +14,7 @@ use memkv_journal::Record;
 use crate::block::{MissReason, Slot};
 use crate::commit::Plan;
 use crate::locks::KeyGuard;
-use crate::{DriveId, Store};
+use crate::{DriveId, EvictionConfig, Store};
 
 /// Victims taken together: their removals share journal frames.
 const BATCH: usize = 64;
@@ -35,42 +36,53 @@ impl Store {
     pub(crate) async fn evictor(self: Rc<Self>) {
         let Some(eviction) = self.config.eviction else { return };
         loop {
+            // First look, then listen: nobody repeats what he said before we listened.
+            self.make_room(eviction).await;
             self.evict_now.listen().await;
-            loop {
-                let (used, total) = self.usage();
-                let goal = (total as f64 * eviction.low) as u64;
-                let above = used.saturating_sub(goal);
-                let over_high = used as f64 > total as f64 * eviction.high;
-                let run_missing = self.run_missing();
-                if !over_high && !run_missing {
-                    break;
-                }
-                if self.evict_some(above.max(1)).await == 0 {
-                    self.evict_run.set(0);
-                    break;
-                }
-            }
         }
     }
 
-    /// Whether the longest run that a refused put asked for is still not free anywhere.
-    fn run_missing(&self) -> bool {
-        let run = self.evict_run.get();
-        if run == 0 {
+    /// Evicts until nobody needs it any more, or nothing is left that may go.
+    async fn make_room(self: &Rc<Self>, eviction: EvictionConfig) {
+        let mut bound = eviction.high;
+        loop {
+            let (used, total) = self.usage();
+            // What only waits for its readers is as good as free: no other block goes for it.
+            let used = used.saturating_sub(self.leaving.get());
+            if used as f64 > total as f64 * bound {
+                // Once above the high watermark, down to the low one.
+                bound = eviction.low;
+            } else if !self.put_lacks_space() && self.evict_blocks.get() == 0 {
+                return;
+            }
+            let goal = (total as f64 * eviction.low) as u64;
+            let evicted = self.evict_some(used.saturating_sub(goal).max(1)).await;
+            if evicted == 0 {
+                self.evict_for.set(0);
+                self.evict_blocks.set(0);
+                return;
+            }
+            self.evict_blocks.set(self.evict_blocks.get().saturating_sub(evicted));
+        }
+    }
+
+    /// Whether the largest put that was refused for space would be refused again, and what readers
+    /// still keep is not enough for it.
+    fn put_lacks_space(&self) -> bool {
+        let length = self.evict_for.get();
+        if length == 0 {
             return false;
         }
-        for drive in self.drives.iter().filter(|d| d.online()) {
-            if let Some(range) = drive.journal.allocate(run) {
-                drive.journal.release(range);
-                self.evict_run.set(0);
-                return false;
-            }
+        if let Some(extents) = self.try_units(length) {
+            self.release_units(&extents);
+            self.evict_for.set(0);
+            return false;
         }
-        true
+        self.units_of(length) > self.leaving.get()
     }
 
     /// Evicts up to a batch of blocks, about `units` worth; returns how many.
-    async fn evict_some(self: &Rc<Self>, units: u64) -> usize {
+    async fn evict_some(self: &Rc<Self>, units: u64) -> u64 {
         let victims = self.pick_victims(units);
         let mut removals: BTreeMap<DriveId, Vec<Record>> = BTreeMap::new();
         for (slot, _) in &victims {
@@ -83,7 +95,7 @@ impl Store {
         let plan: Plan = removals.into_iter().collect();
         // Not durable on a drive that has just failed; its units are then never used again.
         self.append_removals(plan).await;
-        let count = victims.len();
+        let count = victims.len() as u64;
         for (slot, guard) in victims {
             self.free_when_unread(slot);
             drop(guard);
@@ -96,7 +108,8 @@ impl Store {
         let mut taken = 0;
         let mut skipped = 0;
         let mut at = None;
-        while taken < units && victims.len() < BATCH && skipped < SKIPS {
+        let least = self.evict_blocks.get().min(BATCH as u64) as usize;
+        while (taken < units || victims.len() < least) && victims.len() < BATCH && skipped < SKIPS {
             at = self.policy.borrow().victim(at);
             let Some(slot) = at else { break };
             let blocks = self.blocks.borrow();

@@ -72,6 +72,11 @@ impl KeyLocks {
         self.held.borrow().contains_key(&key)
     }
 
+    /// How many keys have a put or a delete under way.
+    pub fn count(&self) -> usize {
+        self.held.borrow().len()
+    }
+
     fn release(&self, key: KeyHash) {
         let mut held = self.held.borrow_mut();
         let queue = held.get_mut(&key).expect("a guard's key is held");

@@ -124,21 +124,23 @@ impl Store {
 
     /// Frees the units of a removed block now, or when its last reader is done.
     pub(crate) fn free_when_unread(self: &Rc<Self>, slot: Slot) {
-        let (pins, unread) = {
+        let (pins, units, unread) = {
             let blocks = self.blocks.borrow();
             let block = blocks.get(slot);
             assert!(!block.published, "only removed blocks are freed");
-            (block.pins, block.unread.clone())
+            (block.pins, block.units(), block.unread.clone())
         };
         if pins == 0 {
             return self.free_block(slot);
         }
         self.counters.evictions_while_read.bump();
+        self.leaving.set(self.leaving.get() + units);
         let store = self.clone();
         self.local.spawn(async move {
             while store.blocks.borrow().get(slot).pins > 0 {
                 unread.listen().await;
             }
+            store.leaving.set(store.leaving.get() - units);
             store.free_block(slot);
         });
     }

@@ -168,24 +168,50 @@ impl Store {
         }
         if self.drives.iter().any(|d| d.online() && !d.journal.room_for_put()) {
             self.checkpoint_now.notify_all();
-            return Err(self.busy(50));
+            return Err(match self.crowd() {
+                Some(_) => self.no_space(length),
+                None => self.busy(50),
+            });
         }
-        let step = u64::from(self.config.extent_bytes);
-        let mut extents = Vec::with_capacity(length.div_ceil(step) as usize);
-        let mut left = length;
-        while left > 0 {
-            let bytes = left.min(step) as u32;
+        let Some(extents) = self.try_units(length) else { return Err(self.no_space(length)) };
+        self.watch_space();
+        Ok(extents)
+    }
+
+    /// Units for every extent of a payload as the drives are now, all or none.
+    pub(crate) fn try_units(&self, length: u64) -> Option<Vec<Extent>> {
+        let mut extents = Vec::new();
+        for bytes in self.extent_lengths(length) {
             match self.take_extent(bytes) {
                 Some(extent) => extents.push(extent),
                 None => {
                     self.release_units(&extents);
-                    return Err(self.no_space(units_for(bytes)));
+                    return None;
                 }
             }
-            left -= u64::from(bytes);
         }
-        self.watch_space();
-        Ok(extents)
+        Some(extents)
+    }
+
+    /// How a payload is cut into extents.
+    fn extent_lengths(&self, length: u64) -> impl Iterator<Item = u32> {
+        let step = u64::from(self.config.extent_bytes);
+        (0..length.div_ceil(step)).map(move |i| (length - i * step).min(step) as u32)
+    }
+
+    /// Units a payload takes.
+    pub(crate) fn units_of(&self, length: u64) -> u64 {
+        self.extent_lengths(length).map(|bytes| u64::from(units_for(bytes))).sum()
+    }
+
+    /// How many blocks should go because a drive remembers as many as it was formatted for, so that
+    /// neither free units nor a checkpoint give it room for a put.
+    fn crowd(&self) -> Option<u64> {
+        let crowded = self
+            .drives
+            .iter()
+            .filter(|d| d.online() && !d.journal.room_for_put() && !d.journal.wants_checkpoint());
+        crowded.map(|d| (d.journal.stats().rows_max / 64).max(1)).max()
     }
 
     fn take_extent(&self, bytes: u32) -> Option<Extent> {
@@ -194,12 +220,20 @@ impl Store {
         Some(Extent { drive, range, offset, length: bytes, crc: 0 })
     }
 
-    pub(crate) fn no_space(&self, run: u16) -> Refusal {
-        if self.config.eviction.is_none() || self.counters.blocks.get() == 0 {
+    /// There is no place for a payload: `Busy` when eviction can make one, else `Full`.
+    pub(crate) fn no_space(&self, length: u64) -> Refusal {
+        let (_, total) = self.usage();
+        let nothing_leaves = self.counters.blocks.get() == 0
+            && self.leaving.get() == 0
+            && self.pending.borrow().is_empty();
+        if self.config.eviction.is_none() || nothing_leaves || self.units_of(length) > total {
             self.counters.full.bump();
             return Refusal::Full;
         }
-        self.evict_run.set(self.evict_run.get().max(run));
+        match self.crowd() {
+            Some(blocks) => self.evict_blocks.set(self.evict_blocks.get().max(blocks)),
+            None => self.evict_for.set(self.evict_for.get().max(length)),
+        }
         self.evict_now.notify_all();
         self.busy(5)
     }

@@ -11,7 +11,7 @@ use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::block::{Block, KeyHash, MissReason, Slab, Slot};
+use crate::block::{Block, Extent, KeyHash, MissReason, Slab, Slot};
 use crate::drives::Drive;
 use crate::locks::KeyLocks;
 use crate::metrics::StoreCounters;
@@ -84,6 +84,21 @@ impl Gone {
     }
 }
 
+/// What has begun and not ended, at one moment. All zero but `units` when nobody asks for anything.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct UnderWay {
+    /// Reservations that are neither committed nor aborted.
+    pub reservations: usize,
+    /// Keys that a put or a delete holds.
+    pub keys: usize,
+    /// Reads that hold a block.
+    pub readers: u64,
+    /// Blocks that have left the index and whose units are not free yet.
+    pub leaving: usize,
+    /// Units of 16 KiB of all blocks and reservations on drives that serve: those that are not free.
+    pub units: u64,
+}
+
 /// Leases of one block: who holds it until when.
 pub(crate) type Holders = Vec<(u64, Instant)>;
 
@@ -107,8 +122,12 @@ pub struct Store {
     pub(crate) gone: RefCell<Gone>,
     pub(crate) leases: RefCell<HashMap<Slot, Holders>>,
     pub(crate) evict_now: Event,
-    /// Units in one run that a refused put asked for; the evictor works until such a run is free.
-    pub(crate) evict_run: Cell<u16>,
+    /// Bytes of the largest put that was refused for space; the evictor works until it would fit.
+    pub(crate) evict_for: Cell<u64>,
+    /// Blocks that must go because a drive remembers as many as it was formatted for.
+    pub(crate) evict_blocks: Cell<u64>,
+    /// Units of blocks that left the index and wait for their readers.
+    pub(crate) leaving: Cell<u64>,
     pub(crate) checkpoint_now: Event,
     pub(crate) checkpoint_done: Event,
     /// One checkpoint at a time.
@@ -141,6 +160,26 @@ impl Store {
     /// Its drives.
     pub fn drives(&self) -> Vec<DriveStatus> {
         self.drives.iter().map(Drive::status).collect()
+    }
+
+    /// What has begun and not ended. Looks at every block: for tests and tools, not for a gauge.
+    pub fn under_way(&self) -> UnderWay {
+        let pending = self.pending.borrow();
+        let (reservations, keys) = (pending.len(), self.locks.count());
+        let mut under_way = UnderWay { reservations, keys, ..UnderWay::default() };
+        let units = |extents: &[Extent]| -> u64 {
+            let online = extents.iter().filter(|e| self.drive(e.drive).online());
+            online.map(|e| u64::from(e.range.count)).sum()
+        };
+        for reservation in pending.values() {
+            under_way.units += units(&reservation.extents);
+        }
+        for (_, block) in self.blocks.borrow().iter() {
+            under_way.units += units(&block.extents);
+            under_way.readers += u64::from(block.pins);
+            under_way.leaving += usize::from(!block.published);
+        }
+        under_way
     }
 
     pub(crate) fn drive(&self, id: DriveId) -> &Drive {

@@ -222,7 +222,7 @@ impl Machine {
     }
 
     pub fn turn_calendar(&self, seconds: u64) {
-        self.calendar.0.set(self.calendar.0.get() + seconds);
+        self.calendar.0.set(self.calendar.0.get().wrapping_add(seconds));
     }
 
     pub fn try_start(&self) -> Result<Node, RecoverError> {
