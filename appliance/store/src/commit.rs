@@ -48,6 +48,7 @@ impl Store {
         assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
         let caller = pending.request.caller;
         let (block, guard) = self.block_of(pending, crcs);
+        let key = block.hash();
         let generation = block.id.generation;
         let began = self.local.now();
 
@@ -76,8 +77,8 @@ impl Store {
             Some(older) => drop(self.remove_durably(older).await),
             None => {}
         }
-        let now = self.local.now();
-        self.remembered.borrow_mut().insert(now, caller, Outcome::Stored { generation });
+        let (now, outcome) = (self.local.now(), Outcome::Stored { generation });
+        self.remembered.borrow_mut().insert(now, caller, key, outcome);
         drop(guard);
         Ok(Stored { generation })
     }

@@ -170,7 +170,10 @@ impl StoreHandle {
                 (store.reserve(request).await?, ReservationEnd::Here(store.clone()))
             }
             Self::There(remote) => {
-                let permit = remote.ends.reserve().await;
+                // Not waited for: whoever puts a batch holds some of these places already, and two
+                // of them would wait for each other.
+                let busy = Refusal::Busy { retry_ms: 10 };
+                let permit = remote.ends.try_reserve().map_err(|_| busy)?;
                 let answer = remote.ask(|reply| Call::Reserve(request, reply)).await;
                 let grant = answer.unwrap_or(Err(Refusal::Busy { retry_ms: 1000 }))?;
                 (grant, ReservationEnd::There(remote.clone(), permit))

@@ -129,10 +129,12 @@ impl Store {
     /// [`Miss`] with the reason.
     pub fn hold(&self, key: KeyHash, holder: u64, duration: Duration) -> Result<Existing, Miss> {
         let slot = self.find(key).map_err(Miss)?;
-        let until = self.local.now() + duration.min(self.config.lease_max);
+        let now = self.local.now();
+        let until = now + duration.min(self.config.lease_max);
         let mut leases = self.leases.borrow_mut();
         let holders = leases.entry(slot).or_default();
-        holders.retain(|&(who, _)| who != holder);
+        // A block in use is never looked at by the evictor: leases that ran out are dropped here.
+        holders.retain(|&(who, until)| who != holder && until > now);
         holders.push((holder, until));
         drop(leases);
         self.policy.borrow_mut().accessed(slot);

@@ -55,4 +55,4 @@ pub use recover::{RecoverError, RecoveredDrive};
 pub use remember::{Caller, Outcome};
 pub use remove::Deleted;
 pub use reserve::{Mode, Refusal, ReservationGrant, ReserveRequest};
-pub use store::{Store, UnderWay};
+pub use store::{KeyHasher, Store, UnderWay};

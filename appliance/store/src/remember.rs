@@ -1,9 +1,14 @@
 //! Outcomes of recent requests, so that a retry is answered and not applied twice.
+//!
+//! A retry names the same request *and the same key*: whoever reuses a request id, or another
+//! client's id, never gets the answer to another key for an outcome of his own.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use memkv_poller::Instant;
+
+use crate::KeyHash;
 
 /// Who asks: the client's id (the same over all its connections), its request id and the item.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
@@ -35,8 +40,8 @@ pub enum Outcome {
 pub(crate) struct Remembered {
     keep: Duration,
     max: usize,
-    outcomes: HashMap<Caller, Outcome>,
-    order: VecDeque<(Instant, Caller)>,
+    outcomes: HashMap<(Caller, KeyHash), Outcome>,
+    order: VecDeque<(Instant, Caller, KeyHash)>,
 }
 
 impl Remembered {
@@ -44,21 +49,75 @@ impl Remembered {
         Self { keep, max, outcomes: HashMap::new(), order: VecDeque::new() }
     }
 
-    pub fn get(&self, caller: &Caller) -> Option<Outcome> {
-        self.outcomes.get(caller).copied()
+    pub fn get(&self, caller: &Caller, key: KeyHash) -> Option<Outcome> {
+        self.outcomes.get(&(*caller, key)).copied()
     }
 
-    pub fn insert(&mut self, now: Instant, caller: Caller, outcome: Outcome) {
-        while let Some(&(since, oldest)) = self.order.front() {
+    pub fn insert(&mut self, now: Instant, caller: Caller, key: KeyHash, outcome: Outcome) {
+        while let Some(&(since, oldest, of)) = self.order.front() {
             let stale = now.saturating_duration_since(since) > self.keep;
             if !stale && self.order.len() < self.max {
                 break;
             }
             self.order.pop_front();
-            self.outcomes.remove(&oldest);
+            self.outcomes.remove(&(oldest, of));
         }
-        if self.outcomes.insert(caller, outcome).is_none() {
-            self.order.push_back((now, caller));
+        if self.outcomes.insert((caller, key), outcome).is_none() {
+            self.order.push_back((now, caller, key));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(request: u64) -> Caller {
+        Caller { client: 1, request, item: 0 }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    const KEY: KeyHash = KeyHash(7);
+
+    fn stored(generation: u64) -> Outcome {
+        Outcome::Stored { generation }
+    }
+
+    #[test]
+    fn it_holds_no_more_than_it_may_and_forgets_the_oldest_first() {
+        let mut remembered = Remembered::new(Duration::from_secs(60), 3);
+        for request in 0..5 {
+            remembered.insert(at(request), caller(request), KEY, stored(request));
+        }
+        let known: Vec<_> = (0..5).map(|n| remembered.get(&caller(n), KEY)).collect();
+        assert_eq!(known, [None, None, Some(stored(2)), Some(stored(3)), Some(stored(4))]);
+        assert_eq!((remembered.outcomes.len(), remembered.order.len()), (3, 3));
+        // The same request once more takes no second place.
+        remembered.insert(at(5), caller(4), KEY, stored(9));
+        assert_eq!(remembered.get(&caller(4), KEY), Some(stored(9)));
+        assert_eq!(remembered.outcomes.len(), remembered.order.len());
+    }
+
+    #[test]
+    fn outcomes_are_forgotten_after_their_time() {
+        let mut remembered = Remembered::new(Duration::from_secs(60), 1000);
+        remembered.insert(at(0), caller(0), KEY, stored(1));
+        remembered.insert(at(60), caller(1), KEY, stored(2));
+        assert!(remembered.get(&caller(0), KEY).is_some(), "a minute is not over");
+        remembered.insert(at(61), caller(2), KEY, stored(3));
+        assert_eq!(remembered.get(&caller(0), KEY), None);
+        assert_eq!(remembered.outcomes.len(), 2);
+    }
+
+    #[test]
+    fn an_outcome_is_that_of_its_request_its_item_and_its_key() {
+        let mut remembered = Remembered::new(Duration::from_secs(60), 1000);
+        remembered.insert(at(0), caller(1), KEY, stored(1));
+        assert_eq!(remembered.get(&caller(1), KeyHash(8)), None);
+        assert_eq!(remembered.get(&Caller { item: 1, ..caller(1) }, KEY), None);
+        assert_eq!(remembered.get(&Caller { client: 2, ..caller(1) }, KEY), None);
     }
 }

@@ -54,7 +54,7 @@ impl Store {
             Ok(guard) => guard,
             Err(_) => return Deleted::Busy { retry_ms: 10 },
         };
-        if let Some(outcome) = self.remembered(&caller) {
+        if let Some(outcome) = self.remembered(&caller, key) {
             self.counters.retries_remembered.bump();
             return match outcome {
                 Outcome::Deleted { generation } | Outcome::Stored { generation } => {
@@ -83,7 +83,7 @@ impl Store {
         }
         self.counters.deletes.bump();
         let outcome = Outcome::Deleted { generation: held };
-        self.remembered.borrow_mut().insert(self.local.now(), caller, outcome);
+        self.remembered.borrow_mut().insert(self.local.now(), caller, key, outcome);
         Deleted::Gone { generation: held }
     }
 

@@ -106,11 +106,15 @@ impl Store {
         }
         // The common answer to a put of a present key needs no lock. A replaced or deleted key
         // may be on its way out, but then this put orders before that.
-        if request.mode == Mode::Absent && self.remembered(&request.caller).is_none() {
+        if request.mode == Mode::Absent && self.remembered(&request.caller, request.hash).is_none()
+        {
             self.refuse_by_state(&request)?;
         }
+        if self.locks.is_held(request.hash) {
+            self.counters.put_put.bump();
+        }
         let guard = self.lock_key(request.hash, request.deadline).await?;
-        if let Some(outcome) = self.remembered(&request.caller) {
+        if let Some(outcome) = self.remembered(&request.caller, request.hash) {
             self.counters.retries_remembered.bump();
             return Err(Refusal::Done(outcome));
         }
@@ -131,15 +135,14 @@ impl Store {
         if let Some(guard) = self.locks.try_lock(key) {
             return Ok(guard);
         }
-        self.counters.put_put.bump();
         let since = self.local.now();
         let guard = self.locks.lock(&self.local, key, deadline).await;
         self.counters.key_wait.record(self.local.now().saturating_duration_since(since));
         guard.map_err(|_| self.busy(10))
     }
 
-    pub(crate) fn remembered(&self, caller: &Caller) -> Option<Outcome> {
-        self.remembered.borrow().get(caller)
+    pub(crate) fn remembered(&self, caller: &Caller, key: KeyHash) -> Option<Outcome> {
+        self.remembered.borrow().get(caller, key)
     }
 
     pub(crate) fn busy(&self, retry_ms: u32) -> Refusal {
