@@ -53,6 +53,11 @@ impl Slot {
         self.0.get() as usize - 1
     }
 
+    #[cfg(test)]
+    pub fn numbered(number: NonZeroU32) -> Slot {
+        Slot(number)
+    }
+
     /// The slot's number, for messages between reactors.
     pub fn number(self) -> u32 {
         self.0.get()

@@ -27,7 +27,7 @@ impl Store {
     /// The start is fixed and the index is copied without an await between them: every record
     /// before the start is in the copy, every later one is replayed. A block that was unpublished
     /// but whose removal is not durable yet is left out, which is that removal.
-    async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
+    pub(crate) async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
         let _one = self.checkpointing.acquire(1).await;
         let drive = self.drive(id);
         let start = drive.journal.begin_checkpoint();

@@ -92,3 +92,62 @@ impl EvictionPolicy for Lru {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn slot(number: u32) -> Slot {
+        Slot::numbered(NonZeroU32::new(number).expect("slots count from one"))
+    }
+
+    fn order(lru: &Lru) -> Vec<u32> {
+        let mut at = None;
+        let next = || {
+            at = lru.victim(at);
+            at.map(Slot::number)
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    proptest! {
+        /// Against the plainest list there is, oldest first.
+        #[test]
+        fn it_orders_like_a_list(steps in prop::collection::vec((0u8..3, 1u32..20), 0..300)) {
+            let mut lru = Lru::default();
+            let mut model: Vec<u32> = Vec::new();
+            for (what, number) in steps {
+                let known = model.iter().position(|&n| n == number);
+                match (what, known) {
+                    (0, None) => {
+                        lru.inserted(slot(number));
+                        model.push(number);
+                    }
+                    (1, Some(at)) => {
+                        lru.accessed(slot(number));
+                        model.remove(at);
+                        model.push(number);
+                    }
+                    (2, Some(at)) => {
+                        lru.removed(slot(number));
+                        model.remove(at);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(order(&lru), model.clone());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "only a listed block is taken out")]
+    fn what_is_not_listed_is_not_taken_out() {
+        let mut lru = Lru::default();
+        lru.inserted(slot(1));
+        lru.removed(slot(2));
+    }
+}

@@ -12,7 +12,9 @@
 //! | two blocks of one key | the higher generation; the lower one's removal was not durable |
 //! | two blocks that share a unit | the higher generation; the lower one's removal was lost |
 //!
-//! What is dropped is removed durably before the first request, so that no later crash sees it.
+//! What is dropped is removed durably before the first request, so that no later crash sees it. Of
+//! blocks on one drive that share a unit the journal has dropped the earlier itself; a checkpoint
+//! without it is its removal.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -106,6 +108,8 @@ struct Findings {
     heads: Vec<(DriveId, FoundHead)>,
     parts: BTreeMap<PartKey, FoundPart>,
     dropped: Vec<(DriveId, BlockId)>,
+    /// Drives on which records named the same units.
+    conflicts: Vec<DriveId>,
     generation: u64,
     clock: u64,
     clean: bool,
@@ -130,6 +134,11 @@ impl Store {
         // The checkpointer first: cleaning up may need room in a ring.
         local.spawn(store.clone().checkpointer());
         store.clean_up(findings.dropped).await?;
+        // Records the journal dropped for later ones of the same units are forgotten as well: else
+        // the removal of a later one would bring back the record whose bytes it has overwritten.
+        for drive in findings.conflicts {
+            store.checkpoint(drive, false).await;
+        }
         local.spawn(store.clone().evictor());
         store.watch_space();
         Ok(store)
@@ -275,6 +284,9 @@ fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
     for (drive, recovered) in drives.iter().zip(recovered) {
         findings.generation = findings.generation.max(recovered.generation_high);
         findings.clock = findings.clock.max(recovered.clock_high);
+        if recovered.report.conflicts > 0 {
+            findings.conflicts.push(drive.id);
+        }
         for record in recovered.live {
             findings.take(drive, record, clean);
         }

@@ -14,7 +14,7 @@ use memkv_block::{
     BlockQueue, Completer, Completion, Done, Geometry, Io, IoBuf, IoError, Op, completion,
 };
 use memkv_dma::{Hugepages, Pool, PoolConfig};
-use memkv_journal::{DriveUuid, FormatOptions, Identity, KeyBytes, NodeUuid};
+use memkv_journal::{DriveUuid, FormatOptions, Identity, Journal, KeyBytes, NodeUuid};
 use memkv_poller::{Clock, Instant, Local, Reactor, ReactorConfig, ReactorId, Rng, SystemClock};
 use memkv_store::{
     Caller, CommitError, EvictionConfig, KeyHash, Lru, Mode, RecoverError, RecoveredDrive, Refusal,
@@ -189,6 +189,17 @@ pub fn watermarks(high: f64, low: f64) -> StoreConfig {
 impl Machine {
     /// Drives of so many bytes each, formatted as one node.
     pub fn new(drives: usize, bytes: usize, options: FormatOptions, config: StoreConfig) -> Self {
+        Self::of_node(0x40, drives, bytes, options, config)
+    }
+
+    /// The same under a node's number.
+    pub fn of_node(
+        node: u128,
+        drives: usize,
+        bytes: usize,
+        options: FormatOptions,
+        config: StoreConfig,
+    ) -> Self {
         let pool = PoolConfig { size: 16 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
         let machine = Machine {
             disks: (0..drives).map(|_| Disk::new(bytes)).collect(),
@@ -201,7 +212,7 @@ impl Machine {
         let mut reactor = machine.reactor(0);
         for (disk, &drive) in machine.disks.iter().zip(&members) {
             let (disk, pool) = (disk.clone(), machine.pool.clone());
-            let node = NodeUuid(Uuid::from_u128(0x40));
+            let node = NodeUuid(Uuid::from_u128(node));
             let secret = [7; 32];
             let identity = Identity { node, drive, epoch: 1, members: members.clone(), secret };
             reactor
@@ -242,9 +253,12 @@ impl Machine {
                         .expect("the journal opens");
                 drives.push(RecoveredDrive { journal, recovered });
             }
-            Store::recover(&local, config, Box::<Lru>::default(), drives).await
-        })?;
-        Ok(Node { reactor, store })
+            let journals: Vec<_> = drives.iter().map(|d| d.journal.clone()).collect();
+            let store = Store::recover(&local, config, Box::<Lru>::default(), drives).await?;
+            Ok::<_, RecoverError>((store, journals))
+        });
+        let (store, journals) = store?;
+        Ok(Node { reactor, store, journals })
     }
 
     pub fn start(&self) -> Node {
@@ -253,9 +267,9 @@ impl Machine {
 
     /// Kills a node: nothing of it reaches the drives any more.
     pub fn kill(&self, node: Node) {
-        let Node { reactor, store } = node;
+        let Node { reactor, store, journals } = node;
         self.disks.iter().for_each(Disk::forget);
-        drop(store);
+        drop((store, journals));
         drop(reactor);
     }
 
@@ -270,6 +284,8 @@ impl Machine {
 pub struct Node {
     pub reactor: Reactor,
     pub store: Rc<Store>,
+    /// To write behind the store's back.
+    pub journals: Vec<Rc<Journal>>,
 }
 
 impl Node {
