@@ -52,6 +52,7 @@ fn main() -> ExitCode {
             let cause = std::error::Error::source(&error);
             let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
             eprintln!("checks: {error}{cause}");
+            println!("0 passed, 1 failed");
             ExitCode::from(2)
         }
     }
@@ -70,7 +71,9 @@ fn run(arguments: &Arguments) -> Result<bool, ChecksError> {
         println!("{} checks listed in {}", run.list().lines().count(), arguments.list.display());
         return Ok(true);
     }
-    let comparison = run.compare(&read(&arguments.list)?);
+    // Without a list everything is unlisted, and is said to be.
+    let list = if arguments.list.exists() { read(&arguments.list)? } else { String::new() };
+    let comparison = run.compare(&list);
     print(&comparison);
     Ok(comparison.failures() == 0)
 }
