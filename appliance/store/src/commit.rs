@@ -186,11 +186,14 @@ impl Store {
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
             self.counters.appends.bump();
-            let wait = self.drive(drive).journal.append(records.clone());
-            waits.push((drive, records, wait));
+            let journal = &self.drive(drive).journal;
+            let checkpoints = journal.stats().checkpoints;
+            let wait = journal.append(records.clone());
+            waits.push((drive, records, checkpoints, wait));
         }
         let mut durable = true;
-        for (drive, records, mut wait) in waits {
+        for (drive, records, mut checkpoints, mut wait) in waits {
+            let journal = &self.drive(drive).journal;
             loop {
                 match wait.await {
                     Ok(_) => break,
@@ -206,9 +209,16 @@ impl Store {
                         break;
                     }
                     Err(_) => {
-                        self.checkpoint_now.notify_all();
-                        self.checkpoint_done.listen().await;
-                        wait = self.drive(drive).journal.append(records.clone());
+                        // The checkpoint that makes room may have come already, while another
+                        // drive was waited for; then no further one would.
+                        while self.drive(drive).online()
+                            && journal.stats().checkpoints == checkpoints
+                        {
+                            self.checkpoint_now.notify_all();
+                            self.checkpoint_done.listen().await;
+                        }
+                        checkpoints = journal.stats().checkpoints;
+                        wait = journal.append(records.clone());
                     }
                 }
             }
