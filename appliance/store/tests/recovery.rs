@@ -316,7 +316,8 @@ proptest! {
                 let found = found.map(|found| (found.generation, found.length));
                 prop_assert_eq!(found, Ok((*generation, *length)));
             }
-            let units: u64 = model.values().map(|(_, length)| length.div_ceil(u64::from(UNIT))).sum();
+            let units = model.values().map(|(_, length)| length.div_ceil(u64::from(UNIT)));
+            let units: u64 = units.sum();
             prop_assert_eq!(units_in_use(&node), units);
         }
     }

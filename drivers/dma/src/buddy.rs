@@ -179,7 +179,8 @@ mod tests {
         #[test]
         fn agrees_with_the_model(
             tops in 1u32..5,
-            steps in proptest::collection::vec((any::<bool>(), 0..=MAX_ORDER, any::<usize>()), 1..400),
+            steps in
+                proptest::collection::vec((any::<bool>(), 0..=MAX_ORDER, any::<usize>()), 1..400),
         ) {
             let units = tops * TOP_UNITS;
             let mut buddy = Buddy::new(units);
