@@ -12,13 +12,18 @@ impl Store {
     pub(crate) async fn checkpointer(self: Rc<Self>) {
         loop {
             // First look, then listen: whoever told us before we listened is not asked to repeat it.
+            // A drive may have come to want one while another's was written.
+            let mut written = 0;
             for index in 0..self.drives.len() {
                 let drive = &self.drives[index];
                 if drive.online() && drive.journal.wants_checkpoint() {
                     self.checkpoint(drive.id, false).await;
+                    written += 1;
                 }
             }
-            self.checkpoint_now.listen().await;
+            if written == 0 {
+                self.checkpoint_now.listen().await;
+            }
         }
     }
 
@@ -29,6 +34,19 @@ impl Store {
     /// but whose removal is not durable yet is left out, which is that removal.
     pub(crate) async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
         let _one = self.checkpointing.acquire(1).await;
+        self.checkpoint_alone(id, clean).await;
+    }
+
+    /// Writes one drive's checkpoint unless one was completed since `seen` of them were.
+    pub(crate) async fn checkpoint_unless(self: &Rc<Self>, id: DriveId, seen: u64) {
+        let _one = self.checkpointing.acquire(1).await;
+        let drive = self.drive(id);
+        if drive.online() && drive.journal.stats().checkpoints == seen {
+            self.checkpoint_alone(id, false).await;
+        }
+    }
+
+    async fn checkpoint_alone(self: &Rc<Self>, id: DriveId, clean: bool) {
         let drive = self.drive(id);
         let start = drive.journal.begin_checkpoint();
         let records = self.records_on(id);
@@ -39,7 +57,6 @@ impl Store {
             Ok(()) => self.counters.checkpoints.bump(),
             Err(error) => self.drive_failed(id, &error),
         }
-        self.checkpoint_done.notify_all();
     }
 
     fn records_on(&self, id: DriveId) -> Vec<Record> {

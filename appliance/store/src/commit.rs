@@ -186,13 +186,11 @@ impl Store {
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
             self.counters.appends.bump();
-            let journal = &self.drive(drive).journal;
-            let checkpoints = journal.stats().checkpoints;
-            let wait = journal.append(records.clone());
-            waits.push((drive, records, checkpoints, wait));
+            let wait = self.drive(drive).journal.append(records.clone());
+            waits.push((drive, records, wait));
         }
         let mut durable = true;
-        for (drive, records, mut checkpoints, mut wait) in waits {
+        for (drive, records, mut wait) in waits {
             let journal = &self.drive(drive).journal;
             loop {
                 match wait.await {
@@ -208,16 +206,10 @@ impl Store {
                         durable = false;
                         break;
                     }
+                    // Whoever is refused makes the room itself, or finds that another has: to wait
+                    // for a checkpoint that others may not need would be to wait for ever.
                     Err(_) => {
-                        // The checkpoint that makes room may have come already, while another
-                        // drive was waited for; then no further one would.
-                        while self.drive(drive).online()
-                            && journal.stats().checkpoints == checkpoints
-                        {
-                            self.checkpoint_now.notify_all();
-                            self.checkpoint_done.listen().await;
-                        }
-                        checkpoints = journal.stats().checkpoints;
+                        self.checkpoint_unless(drive, journal.stats().checkpoints).await;
                         wait = journal.append(records.clone());
                     }
                 }

@@ -59,6 +59,7 @@ impl StorePort {
             hasher: store.hasher(),
             config: store.config.clone(),
             counters: store.counters(),
+            gathering: store.gathering.0.clone(),
         }
     }
 }
@@ -110,7 +111,12 @@ pub struct RemoteStore {
     hasher: KeyHasher,
     config: StoreConfig,
     counters: Arc<StoreCounters>,
+    gathering: InboxSender<()>,
 }
+
+/// The turn to gather memory; it ends when this is dropped. See [`StoreHandle::gather_turn`].
+#[must_use = "a turn that is dropped is the next one's"]
+pub struct Turn(#[expect(dead_code, reason = "held, never used")] Permit<()>);
 
 /// The store as a session uses it.
 #[derive(Clone)]
@@ -156,6 +162,16 @@ impl StoreHandle {
         match self {
             Self::Here(store) => store.counters(),
             Self::There(remote) => remote.counters.clone(),
+        }
+    }
+
+    /// Waits for the turn to gather memory in pieces, holding some while waiting for more: one session
+    /// of the whole node at a time, first come, first served. The store itself needs no such turn; it
+    /// is where all reactors of a node meet.
+    pub async fn gather_turn(&self) -> Turn {
+        match self {
+            Self::Here(store) => Turn(store.gathering.0.reserve().await),
+            Self::There(remote) => Turn(remote.gathering.reserve().await),
         }
     }
 

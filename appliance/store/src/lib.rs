@@ -47,7 +47,7 @@ pub use block::{Extent, KeyHash, MissReason};
 pub use commit::{CommitError, Stored};
 pub use config::{EvictionConfig, StoreConfig};
 pub use drives::{DriveId, DriveState, DriveStatus};
-pub use handle::{ReadLease, RemoteStore, Reservation, StoreHandle, StorePort};
+pub use handle::{ReadLease, RemoteStore, Reservation, StoreHandle, StorePort, Turn};
 pub use lease::{Existing, LeaseGrant, Miss};
 pub use metrics::{Histogram, StoreCounters};
 pub use policy::{EvictionPolicy, Lru};

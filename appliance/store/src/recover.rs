@@ -23,8 +23,8 @@ use std::rc::Rc;
 use memkv_journal::{
     BlockId, DriveUuid, Journal, KeyBytes, NodeUuid, PartRef, Record, Recovered, UnitRange,
 };
-use memkv_poller::Local;
 use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::{Local, channel};
 
 use crate::block::{Block, Extent, KeyHash, Slab, UNVERIFIED};
 use crate::drives::{Drive, DriveState};
@@ -175,9 +175,9 @@ impl Store {
             evict_blocks: Cell::new(0),
             leaving: Cell::new(0),
             checkpoint_now: Event::default(),
-            checkpoint_done: Event::default(),
             checkpointing: Semaphore::new(1),
             draining: Cell::new(false),
+            gathering: channel::inbox(1),
             counters: std::sync::Arc::default(),
         }
     }

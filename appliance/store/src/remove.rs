@@ -162,7 +162,6 @@ impl Store {
         *drive.why_offline.borrow_mut() = Some(why.to_string());
         self.counters.drives_failed.bump();
         // Removals that wait for room on it wait no longer.
-        self.checkpoint_done.notify_all();
         let store = self.clone();
         self.local.spawn(async move { store.sweep_lost(id).await });
     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use memkv_journal::KeyBytes;
+use memkv_poller::channel::{InboxReceiver, InboxSender};
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -129,10 +130,11 @@ pub struct Store {
     /// Units of blocks that left the index and wait for their readers.
     pub(crate) leaving: Cell<u64>,
     pub(crate) checkpoint_now: Event,
-    pub(crate) checkpoint_done: Event,
     /// One checkpoint at a time.
     pub(crate) checkpointing: Semaphore,
     pub(crate) draining: Cell<bool>,
+    /// One place: whose turn it is to gather memory. The receiver only keeps it open.
+    pub(crate) gathering: (InboxSender<()>, InboxReceiver<()>),
     pub(crate) counters: Arc<StoreCounters>,
 }
 
