@@ -214,19 +214,22 @@ fn finish(arguments: &Arguments, tally: &Tally, cpu: f64, wall: f64) -> ExitCode
         for (count, value) in counters.iter() {
             println!("{:>32} {value}", counters::name(count));
         }
-        println!(
-            "{} seeds, {requests} requests, {cpu:.1} CPU s, {wall:.1} s: {speed:.0} requests per CPU second",
-            tally.done.load(Ordering::Relaxed)
-        );
+        let seeds = tally.done.load(Ordering::Relaxed);
+        println!("{seeds} seeds, {requests} requests, {cpu:.1} CPU s, {wall:.1} s");
+        println!("{speed:.0} requests per CPU second");
     }
     if speed < SPEED {
         eprintln!("warning: below {SPEED:.0} requests per CPU second");
     }
     for (count, value, least) in &low {
-        println!("TOO RARE: {} happened {value} times, more than {least} are due", counters::name(*count));
+        let name = counters::name(*count);
+        println!("TOO RARE: {name} happened {value} times, more than {least} are due");
     }
     for one in failed.iter() {
         println!("SEED={} failed: {}", one.seed, one.why);
+    }
+    for (check, good) in [("seeds", failed.is_empty()), ("counters", low.is_empty())] {
+        println!("test sim::{check} ... {}", if good { "ok" } else { "FAILED" });
     }
     if failed.is_empty() && low.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
