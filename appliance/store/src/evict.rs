@@ -97,6 +97,9 @@ impl Store {
         self.append_removals(plan).await;
         let count = victims.len() as u64;
         for (slot, guard) in victims {
+            if self.blocks.borrow().get(slot).pins > 0 {
+                self.counters.evictions_while_read.bump();
+            }
             self.free_when_unread(slot);
             drop(guard);
         }

@@ -133,7 +133,6 @@ impl Store {
         if pins == 0 {
             return self.free_block(slot);
         }
-        self.counters.evictions_while_read.bump();
         self.leaving.set(self.leaving.get() + units);
         let store = self.clone();
         self.local.spawn(async move {
