@@ -9,7 +9,8 @@ use std::time::Duration;
 use memkv_block::{BlockDevice, BlockQueue};
 use memkv_dma::Pool;
 use memkv_net::Connection;
-use memkv_poller::{Local, local::Event};
+use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::{Local, timeout};
 use memkv_store::{DriveId, StoreHandle};
 use memkv_wire::{SharedKey, Status};
 
@@ -80,6 +81,13 @@ impl Default for SessionLimits {
     }
 }
 
+impl SessionLimits {
+    /// The longest any request may live, and a peer may take over a frame that it has begun.
+    pub(crate) fn longest(&self) -> Duration {
+        self.deadline * 6
+    }
+}
+
 /// Who the server is, told in every handshake.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
@@ -93,7 +101,11 @@ pub struct Identity {
 pub type Entropy = Box<dyn Fn(&mut [u8])>;
 
 /// An open session, as draining needs it.
-type Live = (Rc<Outbox>, Rc<dyn Connection>);
+pub(crate) struct Live {
+    pub outbox: Rc<Outbox>,
+    pub requests: Semaphore,
+    pub connection: Rc<dyn Connection>,
+}
 
 /// What a [`Context`] is made of.
 pub struct ContextParts {
@@ -166,6 +178,11 @@ impl Context {
         self.counters.clone()
     }
 
+    /// Connections being served, and requests that outlive theirs: [`Context::drain`] waits for zero.
+    pub fn working(&self) -> usize {
+        self.working.get()
+    }
+
     pub(crate) fn drive(&self, id: DriveId) -> &DriveIo {
         &self.drives[usize::from(id.0)]
     }
@@ -177,15 +194,25 @@ impl Context {
         (u64::from(self.local.id().0) << 48) | number
     }
 
-    /// Ends every session: no new requests, replies of those under way are still sent. Resolves
-    /// when nothing of this reactor's sessions touches the store any more.
+    /// Ends every session: no new requests, replies of those under way are still sent, if they
+    /// are ready and the peer reads them before a request's usual deadline. Resolves when nothing of
+    /// this reactor's sessions touches the store any more.
     pub async fn drain(&self) {
         self.draining.set(true);
         let live = std::mem::take(&mut *self.live.borrow_mut());
-        for (outbox, connection) in live.into_values() {
-            outbox.push(goodbye(self, Status::ShuttingDown, "the server is stopping".into()));
+        for Live { outbox, requests, connection } in live.into_values() {
+            let goodbye = goodbye(self, Status::ShuttingDown, "the server is stopping".into());
+            // A peer that does not read holds nobody up.
+            let (local, deadline) = (self.local.clone(), self.local.now() + self.limits.deadline);
+            let most = self.limits.requests as usize;
             self.local.spawn(async move {
-                outbox.flushed().await;
+                let answered = async {
+                    // Whoever holds all permits knows that nothing is under way, nor begins.
+                    let _all = requests.acquire(most).await;
+                    outbox.end(goodbye);
+                    outbox.flushed().await;
+                };
+                let _ = timeout(&local, deadline, answered).await;
                 connection.shutdown();
             });
         }
@@ -194,11 +221,11 @@ impl Context {
         }
     }
 
-    pub(crate) fn joined(&self, number: u64, outbox: Rc<Outbox>, connection: Rc<dyn Connection>) {
+    pub(crate) fn joined(&self, number: u64, live: Live) {
         if self.draining.get() {
-            return connection.shutdown();
+            return live.connection.shutdown();
         }
-        self.live.borrow_mut().insert(number, (outbox, connection));
+        self.live.borrow_mut().insert(number, live);
     }
 
     pub(crate) fn left(&self, number: u64) {

@@ -1,7 +1,10 @@
 //! Moving a block's extents to and from their drives.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use memkv_block::{Completion, Done, Io, IoBuf, IoError};
-use memkv_dma::{Class, DmaBuf, DmaRef};
+use memkv_dma::{Class, DmaBuf, DmaRef, UNIT};
 use memkv_store::{DriveId, Extent, Refusal, Reservation};
 
 use crate::Context;
@@ -9,7 +12,9 @@ use crate::Context;
 /// The writes of one block, from the arrival of its payload to the commit.
 ///
 /// Buffers are kept until every write is done: when a drive fails in the middle, its extents are
-/// placed elsewhere once, and written again from the same memory.
+/// placed elsewhere once, and written again from the same memory. But whoever waits for memory holds
+/// none, or puts of many extents would wait for one another: what was written is let go first, and
+/// can then not be placed again.
 pub struct Writes {
     reservation: Reservation,
     extents: Vec<Write>,
@@ -20,9 +25,12 @@ enum Write {
     /// The payload was received into the medium itself: there is nothing to write.
     InPlace,
     Running(DriveId, Completion),
+    /// On its drive; its memory is kept for a second place.
     Written(DmaBuf),
-    /// The driver went away with the buffer.
-    Lost,
+    /// On its drive, and its memory let go.
+    Settled,
+    /// Its drive failed. With its memory, unless that was let go or the driver went away with it.
+    Failed(DriveId, Option<DmaBuf>),
 }
 
 /// The payload could not be written.
@@ -40,13 +48,26 @@ impl Writes {
     }
 
     /// Where the next extent's payload is received: the medium itself where there is one, else a
-    /// chunk. Its length is exactly the extent's payload.
-    pub async fn next_buffer(&self, context: &Context) -> (DmaBuf, bool) {
+    /// chunk, if one is free. Its length is exactly the extent's payload.
+    pub fn try_buffer(&self, context: &Context) -> Option<(DmaBuf, bool)> {
         let extent = self.reservation.extents()[self.extents.len()];
         let io = context.drive(extent.drive);
         if let Some(medium) = io.device.view_mut(extent.offset, extent.length as usize) {
-            return (medium, true);
+            return Some((medium, true));
         }
+        let mut chunk = context.pool.allocate(Class::Receive, padded(context, &extent)).ok()?;
+        chunk.set_len(extent.length as usize);
+        context.counters.wait_chunk.record(Duration::ZERO);
+        Some((chunk, false))
+    }
+
+    /// The same, as soon as a chunk is free. Waits with empty hands.
+    pub async fn next_buffer(&mut self, context: &Context) -> (DmaBuf, bool) {
+        if let Some(ready) = self.try_buffer(context) {
+            return ready;
+        }
+        self.let_go(context).await;
+        let extent = self.reservation.extents()[self.extents.len()];
         let since = context.local.now();
         let mut chunk = context.pool.allocate_wait(Class::Receive, padded(context, &extent)).await;
         let waited = context.local.now().saturating_duration_since(since);
@@ -69,49 +90,73 @@ impl Writes {
         &self.crcs
     }
 
-    /// Waits for all writes. An extent whose drive failed is placed elsewhere once.
+    /// Waits for all writes. Extents whose drives failed are placed elsewhere once.
     pub async fn finish(&mut self, context: &Context) -> Result<(), WriteError> {
-        let mut tried_again = false;
-        loop {
-            let failed = self.settle(context).await;
-            let Some(drive) = failed else { return Ok(()) };
-            if tried_again {
-                return Err(WriteError::Drive);
-            }
-            tried_again = true;
-            self.write_again(context, drive).await?;
+        self.settle(context).await;
+        let failed = self.failed();
+        if failed.is_empty() {
+            return Ok(());
         }
+        self.write_again(context, &failed).await?;
+        self.settle(context).await;
+        if self.failed().is_empty() { Ok(()) } else { Err(WriteError::Drive) }
     }
 
-    /// Waits until no write is under way, whatever they came to; names a drive that failed.
-    async fn settle(&mut self, context: &Context) -> Option<DriveId> {
-        let mut failed = None;
+    /// Waits until no write is under way, whatever they came to.
+    async fn settle(&mut self, context: &Context) {
         for write in &mut self.extents {
             let Write::Running(drive, completion) = write else { continue };
             let drive = *drive;
             let Done { result, buf } = completion.await;
-            *write = match buf {
-                Some(IoBuf::Exclusive(buffer)) => Write::Written(buffer),
-                _ => Write::Lost,
+            *write = match (result, buf.and_then(IoBuf::into_exclusive)) {
+                (Ok(()), Some(buffer)) => Write::Written(buffer),
+                (Ok(()), None) => Write::Settled,
+                (Err(error), buffer) => {
+                    context.store.drive_failed(drive, &error).await;
+                    Write::Failed(drive, buffer)
+                }
             };
-            if let Err(error) = result {
-                context.store.drive_failed(drive, &error).await;
-                failed = Some(drive);
-            }
         }
-        failed
     }
 
-    async fn write_again(&mut self, context: &Context, failed: DriveId) -> Result<(), WriteError> {
+    /// Gives back the memory of everything that has arrived.
+    async fn let_go(&mut self, context: &Context) {
+        self.settle(context).await;
+        for write in &mut self.extents {
+            match write {
+                Write::Written(_) => *write = Write::Settled,
+                Write::Failed(_, buffer) => *buffer = None,
+                Write::InPlace | Write::Running(..) | Write::Settled => {}
+            }
+        }
+    }
+
+    /// The drives that failed, each once.
+    fn failed(&self) -> BTreeSet<DriveId> {
+        let drive = |write: &Write| match write {
+            Write::Failed(drive, _) => Some(*drive),
+            _ => None,
+        };
+        self.extents.iter().filter_map(drive).collect()
+    }
+
+    /// Places everything that lay on these drives elsewhere, also what had been written there.
+    async fn write_again(
+        &mut self,
+        context: &Context,
+        failed: &BTreeSet<DriveId>,
+    ) -> Result<(), WriteError> {
         let before = self.reservation.extents().to_vec();
-        self.reservation.place_again(failed).await.map_err(WriteError::Refused)?;
+        for &drive in failed {
+            self.reservation.place_again(drive).await.map_err(WriteError::Refused)?;
+        }
         for (index, extent) in self.reservation.extents().to_vec().into_iter().enumerate() {
             if extent == before[index] {
                 continue;
             }
             let slot = &mut self.extents[index];
-            match std::mem::replace(slot, Write::InPlace) {
-                Write::Written(mut buffer) => {
+            match std::mem::replace(slot, Write::Failed(extent.drive, None)) {
+                Write::Written(mut buffer) | Write::Failed(_, Some(mut buffer)) => {
                     buffer.set_len(extent.length as usize);
                     *slot = start(context, &extent, buffer);
                 }
@@ -162,18 +207,57 @@ pub enum Reading {
     Running(DriveId, u32, Completion),
 }
 
-/// Starts reading an extent: a view of the medium where there is one, else a chunk.
-pub async fn start_read(context: &Context, extent: &Extent) -> Reading {
-    let io = context.drive(extent.drive);
-    if let Some(view) = io.device.view(extent.offset, extent.length as usize) {
-        return Reading::InPlace(view);
-    }
-    let length = padded(context, extent);
+/// The extents of one read need more memory than a read can ever get.
+pub struct TooMuch;
+
+/// Starts reading extents: views of the medium where there are any, else into chunks.
+pub async fn start_reads<'a>(
+    context: &Context,
+    extents: impl Iterator<Item = &'a Extent>,
+) -> Result<Vec<Reading>, TooMuch> {
+    let extents: Vec<_> = extents.collect();
+    let view = |e: &Extent| context.drive(e.drive).device.view(e.offset, e.length as usize);
+    let views: Vec<_> = extents.iter().map(|extent| view(extent)).collect();
+    let without = extents.iter().zip(&views).filter(|(_, view)| view.is_none());
+    let lengths: Vec<_> = without.map(|(extent, _)| padded(context, extent)).collect();
     let since = context.local.now();
-    let chunk = context.pool.allocate_wait(Class::Send, length).await;
-    context.counters.wait_chunk.record(context.local.now().saturating_duration_since(since));
-    let completion = io.queue.submit(Io::read(extent.offset, length, chunk));
-    Reading::Running(extent.drive, extent.length, completion)
+    let mut chunks = take_chunks(context, &lengths).await?.into_iter();
+    if !lengths.is_empty() {
+        let waited = context.local.now().saturating_duration_since(since);
+        context.counters.wait_chunk.record(waited);
+    }
+    let start = |(extent, view): (&Extent, Option<DmaRef>)| match view {
+        Some(view) => Reading::InPlace(view),
+        None => {
+            let chunk = chunks.next().expect("a chunk for every extent without a view");
+            let io = Io::read(extent.offset, padded(context, extent), chunk);
+            let completion = context.drive(extent.drive).queue.submit(io);
+            Reading::Running(extent.drive, extent.length, completion)
+        }
+    };
+    Ok(extents.into_iter().zip(views).map(start).collect())
+}
+
+/// Chunks for one read, all of them: its reply needs them together. Several that each held some and
+/// waited for more would wait for ever, so of those that cannot have all at once, one at a time on the
+/// whole node gathers them; the others have what they need or hold nothing.
+async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Vec<DmaBuf>, TooMuch> {
+    let (pool, class) = (&context.pool, Class::Send);
+    let at_once: Result<Vec<_>, _> = lengths.iter().map(|&len| pool.allocate(class, len)).collect();
+    if let Ok(chunks) = at_once {
+        return Ok(chunks);
+    }
+    // A quarter of the pool is kept for other work.
+    let runs = lengths.iter().map(|len| len.div_ceil(UNIT).next_power_of_two() * UNIT);
+    if runs.sum::<usize>() as u64 > pool.stats().size / 4 * 3 {
+        return Err(TooMuch);
+    }
+    let _turn = if lengths.len() > 1 { Some(context.store.gather_turn().await) } else { None };
+    let mut chunks = Vec::with_capacity(lengths.len());
+    for &len in lengths {
+        chunks.push(pool.allocate_wait(class, len).await);
+    }
+    Ok(chunks)
 }
 
 impl Reading {

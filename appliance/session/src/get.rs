@@ -8,7 +8,7 @@ use memkv_poller::local::LocalPermit;
 use memkv_store::{Extent, KeyHash, Miss, MissReason, ReadLease};
 use memkv_wire::{GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status, crc32c};
 
-use crate::extents::{ReadError, start_read};
+use crate::extents::{ReadError, start_reads};
 use crate::outbox::Reply;
 use crate::replies;
 use crate::session::Session;
@@ -111,6 +111,7 @@ impl Session {
                 context.store.drive_failed(drive, &error).await;
                 Err(replies::miss(Miss(MissReason::DriveLost)))
             }
+            Err(Bad::TooMuch) => Err(replies::item(Status::LimitExceeded)),
             Err(Bad::Bytes) => {
                 context.counters.crc_bad.bump();
                 let generation = lease.block().generation;
@@ -131,10 +132,8 @@ impl Session {
     ) -> Result<(Vec<DmaRef>, Vec<u32>), Bad> {
         let context = &self.context;
         let verified = lease.block().verified;
-        let mut reads = Vec::with_capacity(cuts.len());
-        for cut in cuts {
-            reads.push(start_read(context, &cut.extent).await);
-        }
+        let reads = start_reads(context, cuts.iter().map(|cut| &cut.extent)).await;
+        let reads = reads.map_err(|_| Bad::TooMuch)?;
         let mut pieces = Vec::with_capacity(cuts.len());
         let mut crcs = Vec::with_capacity(cuts.len());
         let mut bad = None;
@@ -184,7 +183,11 @@ impl Session {
         }
         let generation = lease.block().generation;
         for extent in lease.block().extents.clone() {
-            match start_read(context, &extent).await.finish().await {
+            let reads = start_reads(context, [&extent].into_iter()).await;
+            let Ok(Some(read)) = reads.map(|mut reads| reads.pop()) else {
+                return replies::item(Status::LimitExceeded);
+            };
+            match read.finish().await {
                 Ok(bytes) if crc32c(bytes.as_slice()) == extent.crc => {}
                 Ok(_) => {
                     context.counters.crc_bad.bump();
@@ -205,12 +208,16 @@ impl Session {
 enum Bad {
     Drive(ReadError),
     Bytes,
+    TooMuch,
 }
 
-/// The extents that hold bytes `offset..end` of a block, and which bytes of each.
+/// The extents that hold bytes `offset..end` of a block, and which bytes of each; none for no bytes.
 fn cuts(extents: &[Extent], offset: u64, end: u64) -> Vec<Cut> {
     let mut at = 0;
     let mut cuts = Vec::new();
+    if offset >= end {
+        return cuts;
+    }
     for (index, extent) in extents.iter().enumerate() {
         let next = at + u64::from(extent.length);
         if next > offset && at < end {
@@ -221,4 +228,48 @@ fn cuts(extents: &[Extent], offset: u64, end: u64) -> Vec<Cut> {
         at = next;
     }
     cuts
+}
+
+#[cfg(test)]
+mod tests {
+    use memkv_store::DriveId;
+
+    use super::*;
+
+    /// Extents of these lengths.
+    fn extents(lengths: &[u32]) -> Vec<Extent> {
+        let extent = |(n, &length): (usize, &u32)| Extent {
+            drive: DriveId(0),
+            range: memkv_journal::UnitRange { start: n as u32, count: 1 },
+            offset: n as u64 * 16384,
+            length,
+            crc: 0,
+        };
+        lengths.iter().enumerate().map(extent).collect()
+    }
+
+    #[test]
+    fn cuts_are_the_bytes_asked_for_and_no_others() {
+        let lengths = [10, 10, 10, 3];
+        let extents = extents(&lengths);
+        let bytes: Vec<usize> = (0..33).collect();
+        for from in 0..=33u64 {
+            for to in from..=33 {
+                let mut got = Vec::new();
+                for cut in cuts(&extents, from, to) {
+                    assert!(cut.from < cut.to && cut.to <= lengths[cut.index] as usize);
+                    assert_eq!(cut.extent, extents[cut.index]);
+                    got.extend((cut.from..cut.to).map(|at| cut.index * 10 + at));
+                }
+                assert_eq!(got, bytes[from as usize..to as usize], "{from}..{to}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_cut_from_nowhere() {
+        assert!(cuts(&extents(&[10]), 10, 10).is_empty());
+        assert!(cuts(&extents(&[10]), u64::MAX, 10).is_empty());
+        assert!(cuts(&[], 0, 0).is_empty());
+    }
 }

@@ -1,20 +1,27 @@
 //! Reading frames: a small buffer for headers and metas, payload straight into its place.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use memkv_dma::DmaBuf;
 use memkv_net::{Connection, NetError, PayloadRef, RecvBuf, pull, recv};
+use memkv_poller::{Instant, Local};
 use memkv_wire::{Crc32c, HEADER_LEN};
+
+use crate::join::hastened;
 
 /// Bytes an idle connection keeps for reading.
 const BUFFER: usize = 4096;
-/// A receive of payload returns at least this much, so that its CRC is computed while it is in the
-/// processor's cache.
-const SLICE: usize = 512 * 1024;
+/// Payload is received in slices of this size, so that the CRC of each is computed while it is in the
+/// processor's own cache: from there it costs a third of what it costs from the cache of all cores.
+const SLICE: usize = 256 * 1024;
 
 /// The reading side of a connection.
 pub struct Input {
     connection: Rc<dyn Connection>,
+    local: Local,
+    /// How long the rest of a frame, or an extent of its payload, may take to arrive.
+    patience: Duration,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -35,16 +42,25 @@ pub enum InputError {
 }
 
 impl Input {
-    pub fn new(connection: Rc<dyn Connection>) -> Self {
-        Self { connection, buffer: vec![0; BUFFER], start: 0, end: 0 }
+    pub fn new(connection: Rc<dyn Connection>, local: Local, patience: Duration) -> Self {
+        Self { connection, local, patience, buffer: vec![0; BUFFER], start: 0, end: 0 }
     }
 
     fn buffered(&self) -> usize {
         self.end - self.start
     }
 
+    /// Waits for what is outstanding on the connection; shuts it down when that takes too long: a peer
+    /// that stops within a frame holds a key, space and memory that others wait for.
+    async fn within<T>(&self, until: Instant, receiving: impl Future<Output = T>) -> T {
+        if until == Instant::MAX {
+            return receiving.await;
+        }
+        hastened(&self.local, until, || self.connection.shutdown(), receiving).await
+    }
+
     /// Waits until `want` bytes are buffered (`want` fits the buffer).
-    async fn fill(&mut self, want: usize) -> Result<(), InputError> {
+    async fn fill(&mut self, want: usize, until: Instant) -> Result<(), InputError> {
         if self.buffered() >= want {
             return Ok(());
         }
@@ -53,7 +69,8 @@ impl Input {
         self.start = 0;
         let min = want - self.end;
         let buffer = RecvBuf::Small(std::mem::take(&mut self.buffer));
-        let (got, buffer) = recv(&*self.connection, buffer, self.end, min).await;
+        let receiving = recv(&*self.connection, buffer, self.end, min);
+        let (got, buffer) = self.within(until, receiving).await;
         self.buffer = small(buffer);
         let got = got?;
         self.end += got;
@@ -73,7 +90,8 @@ impl Input {
 
     /// The next frame's header.
     pub async fn header(&mut self) -> Result<[u8; HEADER_LEN], InputError> {
-        self.fill(HEADER_LEN).await?;
+        // Between two frames a connection may idle for as long as it likes.
+        self.fill(HEADER_LEN, Instant::MAX).await?;
         let mut raw = [0; HEADER_LEN];
         self.take(&mut raw);
         Ok(raw)
@@ -85,14 +103,16 @@ impl Input {
         if length == 0 {
             return Ok(bytes);
         }
+        let until = self.local.now() + self.patience;
         if length <= BUFFER {
-            self.fill(length).await.map_err(within)?;
+            self.fill(length, until).await.map_err(within)?;
             self.take(&mut bytes);
             return Ok(bytes);
         }
         let have = self.take(&mut bytes);
         let min = length - have;
-        let (got, bytes) = recv(&*self.connection, RecvBuf::Small(bytes), have, min).await;
+        let receiving = recv(&*self.connection, RecvBuf::Small(bytes), have, min);
+        let (got, bytes) = self.within(until, receiving).await;
         if got? < min {
             return Err(InputError::Truncated);
         }
@@ -101,13 +121,18 @@ impl Input {
 
     /// Payload into the whole of `into`, and its CRC32C.
     pub async fn payload(&mut self, mut into: DmaBuf) -> (Result<u32, InputError>, DmaBuf) {
+        let length = into.len();
+        let until = self.local.now() + self.patience;
         let mut crc = Crc32c::new();
         let mut have = self.take(into.as_mut_slice());
         crc.update(&into.as_slice()[..have]);
-        while have < into.len() {
-            let min = (into.len() - have).min(SLICE);
-            let (got, back) = pull(&*self.connection, PayloadRef::Inline, into, have, min).await;
+        while have < length {
+            let min = (length - have).min(SLICE);
+            into.set_len(have + min);
+            let receiving = pull(&*self.connection, PayloadRef::Inline, into, have, min);
+            let (got, back) = self.within(until, receiving).await;
             into = back;
+            into.set_len(length);
             match got {
                 Ok(n) => {
                     crc.update(&into.as_slice()[have..have + n]);

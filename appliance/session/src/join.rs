@@ -1,8 +1,10 @@
-//! Waiting for several futures of one task.
+//! Waiting for several futures of one task, and for one that must not be dropped.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
+
+use memkv_poller::{Instant, Local};
 
 /// A future of this reactor.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -27,4 +29,96 @@ pub async fn join_all<T>(futures: Vec<LocalFuture<'_, T>>) -> Vec<T> {
     })
     .await;
     done.into_iter().map(|out| out.expect("all are done")).collect()
+}
+
+/// Drives `work` to its end and never drops it half way. When `at` passes first, `hasten` is called,
+/// once: it makes the work end soon, as shutting a connection down ends what is outstanding on it.
+pub async fn hastened<F: Future>(
+    local: &Local,
+    at: Instant,
+    hasten: impl FnOnce(),
+    work: F,
+) -> F::Output {
+    let mut work = pin!(work);
+    let mut sleep = local.sleep_until(at);
+    let mut hasten = Some(hasten);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = work.as_mut().poll(cx) {
+            return Poll::Ready(output);
+        }
+        if hasten.is_none() || Pin::new(&mut sleep).poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        (hasten.take().expect("just looked"))();
+        work.as_mut().poll(cx)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use memkv_poller::local::Event;
+    use memkv_poller::{Reactor, ReactorConfig, Rng, SystemClock};
+
+    use super::*;
+
+    fn reactor() -> Reactor {
+        Reactor::new(ReactorConfig::default(), Rc::new(SystemClock), Rng::seeded(1))
+    }
+
+    #[test]
+    fn all_are_polled_together_and_answer_in_their_order() {
+        let mut reactor = reactor();
+        let local = reactor.local();
+        let polls = Rc::new(Cell::new(0));
+        let counted = polls.clone();
+        let outputs = reactor.block_on(async move {
+            let future = |turns: usize| {
+                let (local, polls) = (local.clone(), counted.clone());
+                Box::pin(async move {
+                    for _ in 0..turns {
+                        polls.set(polls.get() + 1);
+                        local.yield_now().await;
+                    }
+                    turns
+                }) as LocalFuture<'_, usize>
+            };
+            join_all(vec![future(3), future(0), future(5), future(1)]).await
+        });
+        assert_eq!(outputs, [3, 0, 5, 1]);
+        assert_eq!(polls.get(), 9, "none is polled after its end");
+        assert!(reactor.block_on(async { join_all::<()>(Vec::new()).await }).is_empty());
+    }
+
+    #[test]
+    fn work_that_takes_too_long_is_hastened_once_and_not_dropped() {
+        let mut reactor = reactor();
+        let local = reactor.local();
+        let hastened_after = |at: Duration, work_ends: Duration, reactor: &mut Reactor| {
+            let (local, stop) = (local.clone(), Event::new());
+            reactor.block_on(async move {
+                let calls = Cell::new(0);
+                let began = local.now();
+                let work = async {
+                    let until = began + work_ends;
+                    let _ = memkv_poller::timeout(&local, until, stop.listen()).await;
+                    // What comes after the shutdown takes its time as well.
+                    local.yield_now().await;
+                    calls.get()
+                };
+                let hasten = || {
+                    calls.set(calls.get() + 1);
+                    stop.notify_all();
+                };
+                hastened(&local, began + at, hasten, work).await
+            })
+        };
+        let (short, long) = (Duration::from_millis(2), Duration::from_secs(60));
+        assert_eq!(hastened_after(short, long, &mut reactor), 1);
+        assert_eq!(hastened_after(long, short, &mut reactor), 0);
+    }
 }

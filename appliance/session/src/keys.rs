@@ -1,11 +1,13 @@
 //! Requests that move no payload.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use memkv_poller::Instant;
 use memkv_store::{Existing, KeyHash, Miss};
 use memkv_wire::{
-    DeleteItems, Header, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply,
+    DeleteItems, Empty, Header, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply,
     MetaError, StatsReply, Status, SuspectItems,
 };
 
@@ -29,15 +31,25 @@ impl Session {
     pub async fn lease(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let list = LeaseList::parse(meta)?;
         let (keys, places) = self.hashes(&list.keys);
+        let duration = Duration::from_millis(u64::from(list.lease_ms));
+        let duration = duration.min(self.context.store.config().lease_max);
         {
+            let now = self.context.local.now();
             let mut held = self.held.borrow_mut();
-            if held.len() + keys.len() > self.context.limits.leases as usize {
+            let full = |held: &BTreeMap<KeyHash, Instant>| {
+                let more = keys.iter().filter(|&key| !held.contains_key(key)).count();
+                held.len() + more > self.context.limits.leases as usize
+            };
+            if full(&held) {
+                // Leases that ran out are none.
+                held.retain(|_, until| *until > now);
+            }
+            if full(&held) {
                 self.refuse(header, Status::LimitExceeded, "too many leases on this connection");
                 return Ok(());
             }
-            held.extend(&keys);
+            held.extend(keys.iter().map(|&key| (key, now + duration)));
         }
-        let duration = Duration::from_millis(u64::from(list.lease_ms));
         match self.context.store.hold(keys, self.number, duration).await {
             Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
             Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
@@ -120,7 +132,9 @@ impl Session {
     }
 
     /// Stats: the node's figures.
-    pub fn stats(&self, header: &Header) -> Result<(), MetaError> {
+    pub fn stats(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        // Nothing is asked for but what an extension may say must be understood.
+        Empty::parse(meta)?;
         let mut meta = Vec::new();
         StatsReply { stats: (self.context.stats)() }.encode(&mut meta);
         self.reply(header, Status::Ok, meta);

@@ -16,6 +16,7 @@ use memkv_store::ReadLease;
 use memkv_wire::{Header, Sealer};
 
 use crate::Context;
+use crate::join::hastened;
 
 /// Sealed bytes of small replies that share one send, at most.
 const COALESCE: usize = 64 * 1024;
@@ -39,19 +40,33 @@ pub struct Reply {
 pub struct Outbox {
     small: RefCell<VecDeque<Reply>>,
     bulk: RefCell<VecDeque<Reply>>,
+    /// The frame that ends the connection; sent when nothing else is left.
+    last: RefCell<Option<Reply>>,
+    /// There was a last frame: nothing may follow it.
+    ending: Cell<bool>,
     changed: Event,
     closed: Cell<bool>,
     idle: Cell<bool>,
 }
 
 impl Outbox {
-    /// Queues a reply; dropped when the connection is gone.
+    /// Queues a reply; dropped when the connection is gone or has had its last frame.
     pub fn push(&self, reply: Reply) {
-        if self.closed.get() {
+        if self.closed.get() || self.ending.get() {
             return;
         }
         let queue = if reply.payload.is_empty() { &self.small } else { &self.bulk };
         queue.borrow_mut().push_back(reply);
+        self.changed.notify_all();
+    }
+
+    /// Queues the last frame of the connection: it is sent after everything that is queued now, and
+    /// nothing after it.
+    pub fn end(&self, reply: Reply) {
+        if self.closed.get() || self.ending.replace(true) {
+            return;
+        }
+        *self.last.borrow_mut() = Some(reply);
         self.changed.notify_all();
     }
 
@@ -60,6 +75,7 @@ impl Outbox {
         self.closed.set(true);
         self.small.borrow_mut().clear();
         self.bulk.borrow_mut().clear();
+        self.last.borrow_mut().take();
         self.changed.notify_all();
     }
 
@@ -71,7 +87,8 @@ impl Outbox {
     }
 
     fn is_empty(&self) -> bool {
-        self.small.borrow().is_empty() && self.bulk.borrow().is_empty()
+        let queues = self.small.borrow().is_empty() && self.bulk.borrow().is_empty();
+        queues && self.last.borrow().is_none()
     }
 
     /// The sending task.
@@ -95,7 +112,11 @@ impl Outbox {
             head.clear();
             let (payload, sent) = self.gather(&mut sealer, &mut head);
             let op = SendOp { head: std::mem::take(&mut head), payload, tail: Vec::new() };
-            let (result, op) = push(&*connection, PayloadRef::Inline, op).await;
+            // A peer that does not read holds leases and memory that others wait for.
+            let until = context.local.now() + context.limits.longest();
+            let sending = push(&*connection, PayloadRef::Inline, op);
+            let (result, op) =
+                hastened(&context.local, until, || connection.shutdown(), sending).await;
             let SendOp { head: used, payload, .. } = op;
             head = used;
             // First the references to the bytes, then what kept them in place.
@@ -113,7 +134,8 @@ impl Outbox {
         }
     }
 
-    /// Seals the replies of the next send: small ones, and behind them at most one bulk one.
+    /// Seals the replies of the next send: small ones, and behind them at most one bulk one, or the
+    /// last frame when nothing else is left.
     fn gather(&self, sealer: &mut Sealer, head: &mut Vec<u8>) -> (Vec<DmaRef>, Vec<Reply>) {
         let mut sent = Vec::new();
         while head.len() < COALESCE
@@ -126,6 +148,11 @@ impl Outbox {
         if let Some(mut reply) = self.bulk.borrow_mut().pop_front() {
             sealer.seal(&mut reply.header, &reply.meta, head);
             payload = std::mem::take(&mut reply.payload);
+            sent.push(reply);
+        } else if self.small.borrow().is_empty()
+            && let Some(mut reply) = self.last.borrow_mut().take()
+        {
+            sealer.seal(&mut reply.header, &reply.meta, head);
             sent.push(reply);
         }
         (payload, sent)

@@ -32,6 +32,31 @@ struct Inline {
     at: usize,
 }
 
+/// An inline item on its way to its drives: its index, its length and its writes.
+type InHand = (usize, u64, Writes);
+
+/// The payload of an inline put.
+enum Payload {
+    Pool(DmaBuf),
+    Heap(Vec<u8>),
+}
+
+impl Payload {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Pool(chunk) => chunk.as_slice(),
+            Self::Heap(bytes) => bytes,
+        }
+    }
+
+    /// Gives its chunk back, for whoever waits for memory holds none of it.
+    fn leave_pool(&mut self) {
+        if let Self::Pool(chunk) = self {
+            *self = Self::Heap(chunk.as_slice().to_vec());
+        }
+    }
+}
+
 impl Session {
     /// An inline put: its payload is received whole, then the reader goes on to the next frame.
     pub async fn put_inline(
@@ -46,7 +71,7 @@ impl Session {
             return Err(End::NoCredit);
         }
         let payload = match length {
-            0 => None,
+            0 => Payload::Heap(Vec::new()),
             length => {
                 let since = self.context.local.now();
                 let class = Class::Receive;
@@ -56,7 +81,7 @@ impl Session {
                 chunk.set_len(length as usize);
                 let (received, chunk) = input.payload(chunk).await;
                 received?;
-                Some(chunk)
+                Payload::Pool(chunk)
             }
         };
         let received = self.context.local.now();
@@ -92,17 +117,17 @@ impl Session {
         self: &Rc<Self>,
         header: &Header,
         meta: &[u8],
-        payload: Option<DmaBuf>,
+        mut payload: Payload,
     ) -> Result<Vec<ItemReply>, MetaError> {
         let put = PutItems::parse(meta)?;
-        let payload = payload.as_ref().map_or(&[][..], |chunk| chunk.as_slice());
-        if put.inline_length()? != payload.len() as u64 {
-            return Err(MetaError::InlineLength { got: payload.len() as u64 });
+        let got = payload.as_slice().len() as u64;
+        if put.inline_length()? != got {
+            return Err(MetaError::InlineLength { got });
         }
         let items = put.items;
         let mut replies: Vec<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
-        let mut waiting = self.acceptable(header, &items, payload, &mut replies);
+        let mut waiting = self.acceptable(header, &items, payload.as_slice(), &mut replies);
         // Keys are locked in the order of their hashes, so two batches never wait for each other
         // in a circle; a key that comes twice in one batch waits for the next round.
         waiting.sort_by_key(|item| (item.hash, item.index));
@@ -111,24 +136,30 @@ impl Session {
             let (round, later): (Vec<_>, Vec<_>) =
                 waiting.into_iter().partition(|item| seen.insert(item.hash));
             waiting = later;
-            let mut commits: Vec<(usize, LocalFuture<'_, ItemReply>)> = Vec::new();
+            let mut in_hand = Vec::new();
             for item in round {
-                match self.place_inline(&item, payload).await {
-                    Ok(writes) => {
-                        let length = item.request.length;
-                        commits.push((item.index, Box::pin(self.commit(writes, length))));
-                    }
-                    Err(refusal) => {
-                        replies[item.index] = replies::refusal(&refusal, item.request.length);
-                    }
+                let length = item.request.length;
+                match self.place_inline(&item, &mut payload, &mut in_hand, &mut replies).await {
+                    Ok(writes) => in_hand.push((item.index, length, writes)),
+                    Err(refusal) => replies[item.index] = replies::refusal(&refusal, length),
                 }
             }
-            let (indexes, futures): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
-            for (index, reply) in indexes.into_iter().zip(join_all(futures).await) {
-                replies[index] = reply;
-            }
+            self.commit_all(&mut in_hand, &mut replies).await;
         }
         Ok(replies)
+    }
+
+    /// Commits what is in hand, all at once.
+    async fn commit_all(&self, in_hand: &mut Vec<InHand>, replies: &mut [ItemReply]) {
+        let (indexes, commits): (Vec<_>, Vec<LocalFuture<'_, ItemReply>>) = in_hand
+            .drain(..)
+            .map(|(index, length, writes)| {
+                (index, Box::pin(self.commit(writes, length)) as LocalFuture<'_, ItemReply>)
+            })
+            .unzip();
+        for (index, reply) in indexes.into_iter().zip(join_all(commits).await) {
+            replies[index] = reply;
+        }
     }
 
     /// The items whose key, length and CRC are acceptable; the others' replies are filled in.
@@ -188,19 +219,33 @@ impl Session {
         })
     }
 
-    async fn place_inline(&self, item: &Inline, payload: &[u8]) -> Result<Writes, Refusal> {
+    async fn place_inline(
+        &self,
+        item: &Inline,
+        payload: &mut Payload,
+        in_hand: &mut Vec<InHand>,
+        replies: &mut [ItemReply],
+    ) -> Result<Writes, Refusal> {
         let context = &self.context;
         let since = context.local.now();
         let reserved = context.store.reserve(item.request.clone()).await;
         context.counters.wait_reserve.record(context.local.now().saturating_duration_since(since));
         let mut writes = Writes::new(reserved?);
-        let mut left = &payload[item.at..item.at + item.request.length as usize];
-        while !left.is_empty() {
-            let (mut buffer, in_place) = writes.next_buffer(context).await;
-            let (now, rest) = left.split_at(buffer.len());
-            buffer.as_mut_slice().copy_from_slice(now);
-            writes.arrived(context, buffer, in_place, crc32c(now));
-            left = rest;
+        let (mut at, end) = (item.at, item.at + item.request.length as usize);
+        while at < end {
+            let (mut buffer, in_place) = match writes.try_buffer(context) {
+                Some(ready) => ready,
+                None => {
+                    self.commit_all(in_hand, replies).await;
+                    payload.leave_pool();
+                    writes.next_buffer(context).await
+                }
+            };
+            let piece = &payload.as_slice()[at..at + buffer.len()];
+            buffer.as_mut_slice().copy_from_slice(piece);
+            at += buffer.len();
+            let crc = crc32c(piece);
+            writes.arrived(context, buffer, in_place, crc);
         }
         Ok(writes)
     }

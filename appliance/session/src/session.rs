@@ -1,7 +1,7 @@
 //! One connection: its state, its reader, its end.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use memkv_wire::{
 
 use crate::Context;
 use crate::connect::{Connected, connect};
+use crate::context::Live;
 use crate::input::{Input, InputError};
 use crate::outbox::{Outbox, Reply};
 
@@ -75,15 +76,16 @@ pub(crate) struct Session {
     pub offers: RefCell<BTreeMap<(u64, u32), Reservation>>,
     pub requests: Semaphore,
     pub sending: Semaphore,
-    /// Keys this session holds leases on.
-    pub held: RefCell<BTreeSet<KeyHash>>,
+    /// Keys this session holds leases on, and until when.
+    pub held: RefCell<BTreeMap<KeyHash, Instant>>,
     pub closed: Cell<bool>,
 }
 
 /// Serves one connection to its end.
 pub async fn serve(context: Rc<Context>, connection: Rc<dyn Connection>) {
     let _work = context.work();
-    let mut input = Input::new(connection.clone());
+    let patience = context.limits.longest();
+    let mut input = Input::new(connection.clone(), context.local.clone(), patience);
     let deadline = context.local.now() + context.limits.handshake;
     let hello = connect(&context, &connection, &mut input);
     let connected = match timeout(&context.local, deadline, hello).await {
@@ -128,7 +130,12 @@ async fn run(
     });
     let outbox = session.outbox.clone();
     context.local.spawn(outbox.run(context.clone(), connection.clone(), sealer));
-    context.joined(session.number, session.outbox.clone(), connection.clone());
+    let live = Live {
+        outbox: session.outbox.clone(),
+        requests: session.requests.clone(),
+        connection: connection.clone(),
+    };
+    context.joined(session.number, live);
 
     let end = session.clone().read(input, &mut opener).await;
     session.ended(&end, connection).await;
@@ -193,7 +200,7 @@ impl Session {
             Opcode::Delete => self.delete(&header, &meta).await,
             Opcode::Offer => self.offer(&header, &meta).await,
             Opcode::Suspect => self.suspect(&header, &meta).await,
-            Opcode::Stats => self.stats(&header),
+            Opcode::Stats => self.stats(&header, &meta),
             Opcode::Connect | Opcode::Put | Opcode::Data | Opcode::Goodbye => {
                 self.refuse(&header, Status::Unsupported, "not at this point of a session");
                 Ok(())
@@ -235,7 +242,7 @@ impl Session {
         let given = header.deadline_ms();
         let limit = self.context.limits.deadline;
         let wait = if given == 0 { limit } else { Duration::from_millis(u64::from(given)) };
-        self.context.local.now() + wait.min(limit * 6)
+        self.context.local.now() + wait.min(self.context.limits.longest())
     }
 
     /// Who asks, for retries.
@@ -264,14 +271,14 @@ impl Session {
         drop(waiting);
         let held = std::mem::take(&mut *self.held.borrow_mut());
         if !held.is_empty() {
-            self.context.store.unhold(held.into_iter().collect(), self.number).await;
+            self.context.store.unhold(held.into_keys().collect(), self.number).await;
         }
         if !matches!(end, End::Goodbye | End::Input(_)) {
             self.context.counters.violations.bump();
             let error = chain(end);
             tracing::warn!(peer = connection.peer(), error, "connection closed");
             // The peer is told why, if it still reads.
-            self.outbox.push(goodbye(&self.context, end.status(), error));
+            self.outbox.end(goodbye(&self.context, end.status(), error));
             let deadline = self.context.local.now() + LAST_WORD;
             let _ = timeout(&self.context.local, deadline, self.outbox.flushed()).await;
         }

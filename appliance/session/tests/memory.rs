@@ -1,0 +1,113 @@
+//! Little memory, many who want it: nobody waits for ever.
+
+mod common;
+
+use common::{MIB, Machine, Options, value};
+use memkv_store::DriveId;
+use memkv_wire::{ItemReplies, Status};
+
+/// A pool of 8 MiB gives puts, or gets, 6 MiB at most.
+fn machine() -> Machine {
+    Machine::new(Options::default())
+}
+
+#[test]
+fn a_value_larger_than_the_pool_is_stored_piece_by_piece() {
+    let mut machine = machine();
+    let mut client = machine.client(1);
+    let bytes = value(1, 16 * MIB);
+    assert_eq!(client.put(&mut machine, "large", &bytes).status, Status::Ok);
+    // Its parts can be had, of all of it together there is no memory: said, not waited for.
+    assert_eq!(client.get(&mut machine, "large").0.status, Status::LimitExceeded);
+    client.send_get("large", 5 * MIB as u64 + 7, 3 * MIB as u64);
+    let (reply, part) = client.got(&mut machine);
+    assert_eq!((reply.status, reply.length), (Status::Ok, 16 * MIB as u64));
+    assert!(part == bytes[5 * MIB + 7..8 * MIB + 7]);
+    machine.assert_at_rest();
+}
+
+#[test]
+fn puts_of_several_extents_do_not_wait_for_each_other() {
+    let mut machine = machine();
+    let values: Vec<_> = (0..4).map(|n| value(n, 5 * MIB)).collect();
+    let mut clients: Vec<_> = (0..4).map(|n| machine.client(n % 2)).collect();
+    let names: Vec<_> = (0..4).map(|n| format!("key {n}")).collect();
+    // All are placed before the first byte of payload comes, and then all come at once.
+    let offers: Vec<_> = clients
+        .iter_mut()
+        .zip(&names)
+        .map(|(client, name)| client.offer(&mut machine, name, 5 * MIB).expect("wanted"))
+        .collect();
+    for ((client, &offer), bytes) in clients.iter_mut().zip(&offers).zip(&values) {
+        client.send_data(offer, bytes, None);
+    }
+    for client in &mut clients {
+        assert_eq!(client.data_reply(&mut machine).status, Status::Ok);
+    }
+    // The same with gets: four times 5 MiB, and memory for 6.
+    for (client, name) in clients.iter_mut().zip(&names) {
+        client.send_get(name, 0, u64::MAX);
+    }
+    for (client, bytes) in clients.iter_mut().zip(&values) {
+        let (reply, got) = client.got(&mut machine);
+        assert_eq!(reply.status, Status::Ok);
+        assert!(got == *bytes);
+    }
+    machine.assert_at_rest();
+}
+
+#[test]
+fn inline_batches_that_need_more_memory_than_there_is_are_stored_in_turns() {
+    let mut machine = machine();
+    let mut clients: Vec<_> = (0..4).map(|n| machine.client(n % 2)).collect();
+    let batches: Vec<Vec<(String, Vec<u8>)>> = (0..4u64)
+        .map(|batch| {
+            let item = |n: u64| (format!("{batch}/{n}"), value(batch * 1000 + n, 400));
+            (0..500).map(item).collect()
+        })
+        .collect();
+    for (client, batch) in clients.iter_mut().zip(&batches) {
+        client.send_inline(batch);
+    }
+    for client in &mut clients {
+        let reply = client.receive(&mut machine).expect("an answer");
+        let items = ItemReplies::parse(&reply.meta).expect("a reply per item").items;
+        assert!(items.iter().all(|item| item.status == Status::Ok), "{:?}", items[0]);
+        assert_eq!((items.len(), reply.header.credits()), (500, 1));
+    }
+    for (client, batch) in clients.iter_mut().zip(&batches) {
+        for (key, bytes) in batch.iter().step_by(97) {
+            assert_eq!(client.get(&mut machine, key).1, *bytes);
+        }
+    }
+    machine.assert_at_rest();
+}
+
+#[test]
+fn a_put_whose_drives_fail_under_it_is_placed_again_byte_for_byte() {
+    let options = Options { drives: 3, pool_bytes: 32 << 20, ..Options::default() };
+    let mut machine = Machine::new(options);
+    let mut client = machine.client(1);
+    let bytes = value(3, 9 * MIB + 5);
+    // Two of three drives fail: parts of the value lie on both.
+    machine.break_data(0);
+    machine.break_data(2);
+    assert_eq!(client.put(&mut machine, "moved", &bytes).status, Status::Ok);
+    let lease = machine.store.lease(machine.store.hasher().hash(&key("moved"))).expect("stored");
+    assert!(lease.extents.iter().all(|extent| extent.drive == DriveId(1)));
+    machine.store.unpin(lease.slot);
+    let (reply, got) = client.get(&mut machine, "moved");
+    assert_eq!(reply.status, Status::Ok);
+    assert!(got == bytes);
+    assert_eq!(machine.store.counters().drives_failed.get(), 2);
+    machine.assert_at_rest();
+    machine.break_data(1);
+    assert_ne!(client.put(&mut machine, "nowhere", &bytes).status, Status::Ok);
+    let again = client.put(&mut machine, "nowhere", &bytes);
+    assert_eq!(again.status, Status::IoError, "no drive serves");
+    machine.assert_at_rest();
+}
+
+fn key(name: &str) -> memkv_journal::KeyBytes {
+    memkv_journal::KeyBytes::new("tenant", "tests", name.as_bytes()).expect("a short name")
+}

@@ -1,0 +1,189 @@
+//! Peers that stop: what they held comes back.
+
+mod common;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use common::{MIB, Machine, Options, value};
+use memkv_session::SessionLimits;
+use memkv_sim::Fate;
+use memkv_wire::{
+    DeleteItem, DeleteItems, GetItem, GetItems, ItemReplies, KeyList, LeaseList, Opcode, Status,
+    TO_THE_END,
+};
+
+/// No request lives longer than six times its deadline.
+const LONGEST: Duration = Duration::from_secs(60);
+
+fn delete(machine: &mut Machine, client: &mut common::Client, key: &str) -> Status {
+    let mut meta = Vec::new();
+    let item = DeleteItem { key: key.as_bytes(), generation: 0 };
+    DeleteItems { items: vec![item] }.encode(&mut meta);
+    let reply = client.ask(machine, Opcode::Delete, &meta);
+    ItemReplies::parse(&reply.meta).expect("a reply per item").items[0].status
+}
+
+#[test]
+fn a_peer_that_stops_within_its_payload_does_not_keep_the_key() {
+    let mut machine = Machine::new(Options::default());
+    for reactor in 0..2 {
+        let (mut stops, mut other) = (machine.client(reactor), machine.client(1 - reactor));
+        assert_eq!(other.put(&mut machine, "k", &value(1, MIB)).status, Status::Ok);
+        let offer = stops.offer(&mut machine, "k", 3 * MIB).expect("wanted");
+        stops.send_data(offer, &value(2, 3 * MIB), Some(MIB + 1000));
+        machine.pass(Duration::from_secs(1));
+        assert_eq!(delete(&mut machine, &mut other, "k"), Status::Busy, "it is being put");
+        machine.pass(LONGEST);
+        assert_ne!(stops.end.fate(), Fate::Open);
+        machine.assert_at_rest();
+        assert_eq!(delete(&mut machine, &mut other, "k"), Status::Ok);
+    }
+}
+
+#[test]
+fn a_peer_that_stops_within_a_meta_is_cut_off_and_an_idle_one_is_not() {
+    let mut machine = Machine::new(Options::default());
+    let (mut stops, mut idle) = (machine.client(0), machine.client(0));
+    let header = stops.request(Opcode::Exists);
+    let mut meta = Vec::new();
+    KeyList { keys: vec![b"a key"] }.encode(&mut meta);
+    let (mut header, mut frame) = (header, Vec::new());
+    stops.seal(&mut header, &meta, &mut frame);
+    stops.end.send(&frame[..frame.len() - 2]);
+    machine.pass(LONGEST * 2);
+    assert_ne!(stops.end.fate(), Fate::Open);
+    assert_eq!(idle.ask(&mut machine, Opcode::Exists, &meta).header.status(), Status::Ok);
+}
+
+#[test]
+fn a_peer_that_does_not_read_does_not_keep_blocks_and_memory() {
+    let mut machine = Machine::new(Options::default());
+    let mut writer = machine.client(0);
+    let bytes = value(1, 4 * MIB);
+    assert_eq!(writer.put(&mut machine, "k", &bytes).status, Status::Ok);
+    let deaf: Vec<_> = (0..3)
+        .map(|n| {
+            let mut deaf = machine.deaf_client(n % 2);
+            deaf.send_get("k", 0, TO_THE_END);
+            deaf
+        })
+        .collect();
+    machine.pass(Duration::from_secs(1));
+    assert!(machine.store.under_way().readers > 0);
+    // With memory for one of them at a time, the third turn comes after two lifetimes.
+    machine.pass(LONGEST * 4);
+    assert!(deaf.iter().all(|deaf| deaf.end.fate() != Fate::Open));
+    machine.assert_at_rest();
+    assert!(writer.get(&mut machine, "k").1 == bytes);
+}
+
+#[test]
+fn draining_waits_for_nobody_who_does_not_read() {
+    let mut machine = Machine::new(Options::default());
+    let mut writer = machine.client(0);
+    assert_eq!(writer.put(&mut machine, "k", &value(1, 4 * MIB)).status, Status::Ok);
+    let mut deaf = machine.deaf_client(1);
+    deaf.send_get("k", 0, TO_THE_END);
+    let offered = machine.client(1).offer(&mut machine, "never", MIB);
+    assert!(offered.is_ok());
+    let mut holds = machine.client(1);
+    let _offer = holds.offer(&mut machine, "open", MIB).expect("wanted");
+    machine.pass(Duration::from_secs(1));
+    let left = Rc::new(Cell::new(2));
+    for (reactor, context) in machine.contexts.iter().enumerate() {
+        let (context, left) = (context.clone(), left.clone());
+        machine.world.local(reactor).spawn(async move {
+            context.drain().await;
+            left.set(left.get() - 1);
+        });
+    }
+    machine.world.kick();
+    machine.pass(Duration::from_secs(30));
+    assert_eq!(left.get(), 0, "well within the half minute that stopping waits");
+    let store = machine.store.clone();
+    let stopped = machine.world.block_on(0, async move { store.shutdown().await });
+    assert_eq!(stopped, Some(()));
+    machine.assert_at_rest();
+}
+
+#[test]
+fn stopping_waits_for_reservations_that_are_on_their_way_back() {
+    let mut machine = Machine::new(Options::default());
+    let mut client = machine.client(1);
+    for n in 0..50 {
+        client.offer(&mut machine, &format!("key {n}"), 100).expect("wanted");
+    }
+    let (context, store) = (machine.contexts[1].clone(), machine.store.clone());
+    let stopped = Rc::new(Cell::new(false));
+    let said = stopped.clone();
+    let home = store.local().remote();
+    // The order to stop overtakes the aborts: nobody waits in between.
+    drop(client);
+    machine.world.local(1).spawn(async move { context.drain().await });
+    drop(home);
+    machine.world.local(0).spawn(async move {
+        store.shutdown().await;
+        said.set(true);
+    });
+    machine.world.kick();
+    machine.pass(Duration::from_secs(30));
+    assert!(stopped.get());
+    machine.assert_at_rest();
+}
+
+#[test]
+fn leases_end_with_their_session_and_old_ones_do_not_count() {
+    let limits = SessionLimits { leases: 10, ..SessionLimits::default() };
+    let mut machine = Machine::new(Options { limits, ..Options::default() });
+    let mut client = machine.client(1);
+    let names: Vec<_> = (0..20).map(|n| format!("key {n}")).collect();
+    let items: Vec<_> = names.iter().map(|name| (name.clone(), value(1, 100))).collect();
+    client.send_inline(&items);
+    client.receive(&mut machine).expect("an answer");
+    let lease = |client: &mut common::Client, machine: &mut Machine, keys: &[String]| {
+        let mut meta = Vec::new();
+        let keys = keys.iter().map(String::as_bytes).collect();
+        LeaseList { lease_ms: 1000, keys }.encode(&mut meta);
+        client.ask(machine, Opcode::Lease, &meta).header.status()
+    };
+    assert_eq!(lease(&mut client, &mut machine, &names[..10]), Status::Ok);
+    assert_eq!(lease(&mut client, &mut machine, &names[..10]), Status::Ok, "the same once more");
+    assert_eq!(lease(&mut client, &mut machine, &names[10..]), Status::LimitExceeded);
+    machine.pass(Duration::from_secs(2));
+    assert_eq!(lease(&mut client, &mut machine, &names[10..]), Status::Ok, "the first ran out");
+}
+
+#[test]
+fn ranges_of_nothing_and_beyond_the_end_are_answered() {
+    let mut machine = Machine::new(Options::default());
+    let mut client = machine.client(0);
+    let bytes = value(1, 2 * MIB + 3);
+    assert_eq!(client.put(&mut machine, "k", &bytes).status, Status::Ok);
+    let length = bytes.len() as u64;
+    let cases = [(0, 0), (5, 0), (length, 0), (length + 9, 0), (u64::MAX, 0)];
+    for (offset, none) in cases {
+        client.send_get("k", offset, none);
+        let (reply, got) = client.got(&mut machine);
+        assert_eq!((reply.status, reply.length, got.len()), (Status::Ok, length, 0), "{offset}");
+    }
+    for (offset, some) in [(length, 1), (u64::MAX, u64::MAX)] {
+        client.send_get("k", offset, some);
+        assert_eq!(client.got(&mut machine).0.status, Status::BadRequest);
+    }
+    for (offset, some) in [(0, 1), (MIB as u64 - 1, 2), (length - 1, u64::MAX), (7, MIB as u64)] {
+        client.send_get("k", offset, some);
+        let end = (offset.saturating_add(some)).min(length) as usize;
+        assert!(client.got(&mut machine).1 == bytes[offset as usize..end]);
+    }
+    // Several items in one request: a reply each, all but the last with more to come.
+    let mut meta = Vec::new();
+    let item = |key: &'static [u8]| GetItem { key, offset: 0, length: TO_THE_END };
+    GetItems { items: vec![item(b"k"), item(b"none"), item(b"k")] }.encode(&mut meta);
+    let first = client.ask(&mut machine, Opcode::Get, &meta);
+    let rest: Vec<_> = (0..2).map(|_| client.receive(&mut machine).expect("a reply")).collect();
+    let more = [&first, &rest[0], &rest[1]].map(|frame| frame.header.has_more());
+    assert_eq!(more.iter().filter(|more| **more).count(), 2);
+    machine.assert_at_rest();
+}
