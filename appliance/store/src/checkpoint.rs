@@ -79,6 +79,9 @@ impl Store {
         while !self.pending.borrow().is_empty() {
             self.settled.listen().await;
         }
+        // Nor may a removal that nobody waits for come behind a clean checkpoint: the evictor's, and
+        // that of a block found to be expired.
+        self.locks.all_free().await;
         for index in 0..self.drives.len() {
             if self.drives[index].online() {
                 self.checkpoint(self.drives[index].id, true).await;

@@ -45,7 +45,8 @@ impl Store {
     /// Evicts until nobody needs it any more, or nothing is left that may go.
     async fn make_room(self: &Rc<Self>, eviction: EvictionConfig) {
         let mut bound = eviction.high;
-        loop {
+        // A store that stops needs no room, and its last checkpoints must stay the last word.
+        while !self.draining.get() {
             let (used, total) = self.usage();
             // What only waits for its readers is as good as free: no other block goes for it.
             let used = used.saturating_sub(self.leaving.get());

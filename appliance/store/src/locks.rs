@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use memkv_poller::local::Event;
 use memkv_poller::{Instant, Local, timeout};
 
 use crate::KeyHash;
@@ -18,6 +19,8 @@ use crate::KeyHash;
 #[derive(Default)]
 pub struct KeyLocks {
     held: RefCell<HashMap<KeyHash, VecDeque<Rc<Waiter>>>>,
+    /// Told when the last key is let go.
+    free: Event,
 }
 
 #[derive(Default)]
@@ -72,6 +75,13 @@ impl KeyLocks {
         self.held.borrow().contains_key(&key)
     }
 
+    /// Resolves when no put, delete or removal of any key is under way.
+    pub async fn all_free(&self) {
+        while !self.held.borrow().is_empty() {
+            self.free.listen().await;
+        }
+    }
+
     /// How many keys have a put or a delete under way.
     pub fn count(&self) -> usize {
         self.held.borrow().len()
@@ -91,6 +101,9 @@ impl KeyLocks {
             return;
         }
         held.remove(&key);
+        if held.is_empty() {
+            self.free.notify_all();
+        }
     }
 }
 
