@@ -80,6 +80,8 @@ pub struct Block {
     pub extents: Vec<Extent>,
     /// One bit per extent whose bytes were checked since the last unclean start, or written by us.
     pub verified: u16,
+    /// Its bytes failed their CRC: a miss from then on, also while its removal still waits.
+    pub corrupt: bool,
     /// Reads under way; the units are not reused before this is zero.
     pub pins: u32,
     /// False once it left the index.
@@ -96,7 +98,7 @@ impl Block {
     /// Its flags as they go into a record.
     pub fn record_flags(&self) -> u16 {
         let all = (1u32 << self.extents.len()) - 1;
-        let verified = u32::from(self.verified) & all == all;
+        let verified = !self.corrupt && u32::from(self.verified) & all == all;
         self.flags | if verified { 0 } else { UNVERIFIED }
     }
 

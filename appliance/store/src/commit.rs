@@ -102,6 +102,7 @@ impl Store {
             extents,
             pins: 0,
             published: true,
+            corrupt: false,
             unread: Rc::default(),
         };
         (block, guard)

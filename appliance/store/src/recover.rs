@@ -211,6 +211,7 @@ impl Store {
                 verified: if c.verified { u16::MAX } else { 0 },
                 pins: 0,
                 published: true,
+                corrupt: false,
                 unread: Rc::default(),
             });
         }

@@ -203,6 +203,9 @@ impl Store {
 
     /// Whether a block can be read now: published, not expired, on drives that serve.
     pub(crate) fn unreadable(&self, block: &Block) -> Option<MissReason> {
+        if block.corrupt {
+            return Some(MissReason::Corrupt);
+        }
         if block.expires != 0 && self.unix_now() >= block.expires {
             return Some(MissReason::Expired);
         }
