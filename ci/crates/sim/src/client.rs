@@ -122,7 +122,10 @@ impl Client {
                     Arrival::Nothing => return Ok(()),
                     Arrival::Greeted(limits) => {
                         stage.bump(Count::Handshakes);
-                        assert_eq!(limits.extent, stage.options.extent, "the server says its extent");
+                        assert_eq!(
+                            limits.extent, stage.options.extent,
+                            "the server says its extent"
+                        );
                     }
                     Arrival::Frame => {
                         if let Some((at, credits, then)) = next {
@@ -360,9 +363,9 @@ fn take_frame(
             return Ok((None, 0, Then::Wait));
         }
         // Bytes for an offer that ran out meanwhile end the connection; the client could not know.
-        let late = requests.iter().any(|request| {
-            matches!(request.work, Work::Offer { waiting, .. } if waiting > 0)
-        });
+        let late = requests
+            .iter()
+            .any(|request| matches!(request.work, Work::Offer { waiting, .. } if waiting > 0));
         if late && header.status() == Status::BadRequest {
             return Ok((None, 0, Then::Wait));
         }

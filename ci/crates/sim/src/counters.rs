@@ -70,7 +70,6 @@ pub enum Count {
     DrivesFailed,
     KeysHeldThroughPowerCuts,
     Sweeps,
-    Wraps,
 }
 
 use Count::*;

@@ -1,12 +1,14 @@
 //! Stopping the server: when, how, and what of it is counted; and the end of a run.
 
+use std::time::Duration;
+
 use memkv_block::Op;
 use memkv_sim::CrashKind;
 use memkv_wire::meta::TO_THE_END;
 
 use crate::counters::Count;
 use crate::model::{KeyId, Presence};
-use crate::options::{FaultMode, Interruption, Stop, Trigger};
+use crate::options::{FaultMode, Interruption, SPACES, Stop, Trigger};
 use crate::oracle::{Zone, zone_of};
 use crate::requests::{GetWork, Work};
 use crate::run::{Failure, Power, Run};
@@ -243,6 +245,9 @@ impl Run {
                 continue;
             };
             while !self.clients[at].is_open() || self.clients[at].under_way() >= 8 {
+                if self.over {
+                    return Ok(());
+                }
                 if self.clients[at].is_idle() {
                     // Without anything to do it would not connect by itself.
                     self.busy = true;
@@ -273,21 +278,31 @@ impl Run {
                 let now = run.stage.now();
                 Work::Delete(vec![run.stage.model.delete_begins(key, 0, now)])
             })?;
-            let spaces = self.clients.len().min(3) as u32;
+            let spaces = self.clients.len().min(SPACES.len()) as u32;
             let reached = self.options.keys * spaces;
             if (0..reached).all(|key| self.stage.model.presence(key) == Presence::Absent) {
                 break;
             }
         }
-        if self.clients.len() < 3 {
+        if self.clients.len() < SPACES.len() {
             return Ok(());
         }
-        let Power::On(server) = &self.power else { return Ok(()) };
-        for (number, drive) in server.store.drives().iter().enumerate() {
-            if drive.units_free != drive.units_total {
-                return Err(Failure::Leak(number, drive.units_free, drive.units_total));
+        // What was evicted at the same time may still be on its way out.
+        for _ in 0..20 {
+            if self.leak().is_none() {
+                return Ok(());
             }
+            self.rest(Duration::from_millis(50))?;
         }
-        Ok(())
+        self.leak().map_or(Ok(()), Err)
+    }
+
+    /// A drive of the empty store with units that are not free.
+    fn leak(&self) -> Option<Failure> {
+        let Power::On(server) = &self.power else { return None };
+        let drives = server.store.drives();
+        let leaking = drives.iter().position(|drive| drive.units_free != drive.units_total)?;
+        let drive = &drives[leaking];
+        Some(Failure::Leak(leaking, drive.units_free, drive.units_total))
     }
 }

@@ -29,6 +29,7 @@ pub struct Link {
 
 /// Why a link cannot go on.
 #[derive(Debug)]
+#[allow(dead_code, reason = "shown by Debug in the words of a failure")]
 pub enum LinkError {
     /// A frame that no correct server sends.
     Frame(FrameError),
@@ -101,13 +102,7 @@ impl Link {
     }
 
     /// Sends one frame with a trailer of CRCs.
-    pub fn send_with_trailer(
-        &mut self,
-        header: Header,
-        meta: &[u8],
-        payload: &[u8],
-        crcs: &[u32],
-    ) {
+    pub fn send_with_trailer(&mut self, header: Header, meta: &[u8], payload: &[u8], crcs: &[u32]) {
         let State::Open { sealer, .. } = &mut self.state else { panic!("requests need a session") };
         let mut header = header.with_trailer();
         self.end.send_with(|out| {

@@ -7,6 +7,7 @@
 //! (`counters`). A failure prints the seed and the command that replays it.
 //!
 //! Read `options` for what is drawn, `run` for the loop, `interrupt` for crashes and the final check.
+#![forbid(unsafe_code)]
 
 mod client;
 mod counters;

@@ -334,11 +334,6 @@ impl Model {
         (key.open_puts > 0, key.open_deletes > 0)
     }
 
-    /// How many values there are.
-    pub fn versions(&self) -> u32 {
-        self.values.len() as u32
-    }
-
     /// A value's length.
     pub fn length(&self, version: Version) -> u64 {
         self.values[version as usize].length
@@ -395,7 +390,10 @@ impl Model {
         let known = self.by_generation.get(&generation).copied();
         let all = self.keys[key as usize].versions.iter().rev().copied();
         let all = all.filter(move |version| Some(*version) != known);
-        known.into_iter().filter(move |&version| self.values[version as usize].key == key).chain(all)
+        known
+            .into_iter()
+            .filter(move |&version| self.values[version as usize].key == key)
+            .chain(all)
     }
 
     /// A put is sent for the first time.
@@ -659,7 +657,8 @@ impl Model {
         }
         // A second of grace: the server rounds to seconds, and so does the clock.
         if value.expires.1 < u64::MAX && value.expires.1 > 0 && sight.unix > value.expires.1 + 1 {
-            let detail = format!("version {version} at {}, expired {:?}", sight.unix, value.expires);
+            let detail =
+                format!("version {version} at {}, expired {:?}", sight.unix, value.expires);
             return broken(What::Expired, key, detail);
         }
         self.check_generation(sight, generation)?;
@@ -691,8 +690,9 @@ impl Model {
             None => self.keys[key as usize].versions.iter().rev().copied().find(|&v| fits(v)),
         };
         let Some(version) = found else {
-            let detail =
-                format!("generation {generation} of {length} bytes is no value of the key ({known:?})");
+            let detail = format!(
+                "generation {generation} of {length} bytes is no value of the key ({known:?})"
+            );
             return broken(What::NeverStored, key, detail);
         };
         if known.is_some() || !crcs.is_empty() {
@@ -725,12 +725,7 @@ impl Model {
     }
 
     /// A key was seen to be missing.
-    pub fn saw_miss(
-        &mut self,
-        sight: &Sight,
-        reason: MissReason,
-        now: Now,
-    ) -> Result<(), Broken> {
+    pub fn saw_miss(&mut self, sight: &Sight, reason: MissReason, now: Now) -> Result<(), Broken> {
         self.check_reason(sight.key, reason, now)?;
         if self.still_present(sight) {
             self.excuse_eviction(sight, reason, now, "a miss")?;
@@ -784,12 +779,18 @@ impl Model {
         how: &str,
     ) -> Result<(), Broken> {
         let state = &self.keys[sight.key as usize];
-        let leased = state.lease.0 == sight.newest && now.nanos < state.lease.1;
-        if self.evicting
-            && !leased
-            && matches!(reason, MissReason::Evicted | MissReason::Never)
-        {
+        // A lease holds one generation: a put under way may have replaced it by one without.
+        let leased = state.lease.0 == sight.newest
+            && now.nanos < state.lease.1
+            && sight.open_puts == 0
+            && state.appear == sight.appear + sight.own.1;
+        // A power cut may bring back the entry of an evicted block whose units were used again.
+        let fits = matches!(reason, MissReason::Evicted | MissReason::Never)
+            || (reason == MissReason::Corrupt && self.power_cut);
+        if self.evicting && !leased && fits {
             self.evicted += 1;
+            // Others that began before see the same eviction, not one more.
+            self.keys[sight.key as usize].vanish += 1;
             return Ok(());
         }
         let detail = format!(
@@ -828,13 +829,17 @@ impl Model {
         if generation > self.keys[key as usize].newest {
             self.touch(key);
         }
+        let pending_harm = self.harm_pending(key);
         let value = &self.values[version as usize];
         let state = &mut self.keys[key as usize];
         state.unproven &= !proof;
         let lasting = !value.harmed
+            && !pending_harm
             && !state.mortal
             && !state.unproven
-            && value.disks & self.failed == 0;
+            && value.disks & self.failed == 0
+            // One that is on its way may replace it and be lost with the disk at once.
+            && (self.failed == 0 || state.open_puts == 0);
         state.floor = state.floor.max(generation);
         state.kept = state.kept.max(generation);
         if generation >= state.newest {
@@ -847,6 +852,15 @@ impl Model {
         } else if state.presence == Presence::Absent {
             state.presence = Presence::Unsure;
         }
+    }
+
+    /// A value that a fault has touched is on its way: it may replace what is there, and be lost.
+    fn harm_pending(&self, key: KeyId) -> bool {
+        let state = &self.keys[key as usize];
+        let pending =
+            |value: &Value| value.harmed && value.fate == Fate::Open && value.life == self.life;
+        state.open_puts > 0
+            && state.versions.iter().any(|&version| pending(&self.values[version as usize]))
     }
 
     fn bind(&mut self, key: KeyId, version: Version, generation: u64) -> Result<(), Broken> {

@@ -21,7 +21,9 @@ impl Model {
                     .any(|&version| self.values[version as usize].disks & failed != 0);
             let key = &mut self.keys[index];
             let open = key.open_deletes + key.open_puts > 0;
-            let safe = key.changed <= safe && !open && !key.mortal;
+            // What was evicted without anybody seeing it may be back as an entry without its bytes.
+            let evicted = self.evicting && key.changed > 0;
+            let safe = key.changed <= safe && !open && !key.mortal && !evicted;
             if kind == CrashKind::PowerCut && safe && key.changed > 0 {
                 self.held_through_cuts += 1;
             }
@@ -61,8 +63,14 @@ impl Model {
 
     /// Bytes of a version lie on a disk.
     pub fn lies_on(&mut self, version: Version, disk: u32) {
-        if let Some(value) = self.values.get_mut(version as usize) {
-            value.disks |= 1 << disk;
+        let Some(value) = self.values.get_mut(version as usize) else { return };
+        value.disks |= 1 << disk;
+        if self.failed & 1 << disk != 0 {
+            let key = &mut self.keys[value.key as usize];
+            key.vanish += 1;
+            if key.presence == Presence::Present {
+                key.presence = Presence::Unsure;
+            }
         }
     }
 
@@ -87,12 +95,6 @@ impl Model {
         self.keys[key as usize].journal_harm = true;
     }
 
-    /// The key behind a generation, if it is known.
-    pub fn key_of_generation(&self, generation: u64) -> Option<KeyId> {
-        let version = self.by_generation.get(&generation)?;
-        Some(self.values[*version as usize].key)
-    }
-
     /// A fault made a disk fail commands: the server may stop using it until the next start.
     pub fn disk_failed(&mut self, disk: u32) {
         if self.failed & 1 << disk != 0 {
@@ -111,10 +113,5 @@ impl Model {
                 }
             }
         }
-    }
-
-    /// Whether any disk has failed since the last start.
-    pub fn any_disk_failed(&self) -> bool {
-        self.failed != 0
     }
 }

@@ -3,6 +3,8 @@
 //! Drawing options per seed ("swarm testing") finds more than one well-balanced mix does: a seed that
 //! never deletes fills its drives, one without crashes laps its ring, one with two keys is all races.
 
+use memkv_block::Geometry;
+use memkv_journal::{FormatOptions, Layout, UNIT};
 use memkv_poller::Rng;
 use memkv_sim::{CrashKind, FaultRates, Latency, NetOptions};
 
@@ -193,17 +195,32 @@ impl Options {
 
     /// Room for the values: plenty, or too little where eviction is on.
     fn draw_disk_bytes(&self, rng: &mut Rng) -> u64 {
-        // Replaced and half-written blocks take room too.
-        let values = u64::from(self.keys) * SPACES.len() as u64 * 28 * KIB
-            + self.clients as u64 * self.depth as u64 * 64 * KIB;
+        let keys = u64::from(self.keys) * SPACES.len() as u64;
+        let under_way = (self.clients * self.depth) as u64;
         let large = if self.extent > 64 << 10 { 48 * MIB } else { 0 };
         let data = if self.evicting {
-            (values / (2 + rng.below(2))).max(MIB) + large / 2
+            // A third of the keys or less can be there at one time.
+            let tight = keys * 24 * KIB / (3 + rng.below(3));
+            tight.max(512 * KIB) + under_way * 8 * KIB + large / 4
         } else {
-            values * 3 + 4 * MIB + large
+            keys * 84 * KIB + under_way * 192 * KIB + 4 * MIB + large
         };
-        let each = data / self.disks as u64 + 2 * self.ring_bytes + 640 * KIB;
-        each.next_multiple_of(256 * KIB)
+        let each = (data / self.disks as u64).max(256 * KIB);
+        self.disk_with_room_for(each)
+    }
+
+    /// The size of the smallest disk with so many bytes for values.
+    fn disk_with_room_for(&self, data: u64) -> u64 {
+        let options =
+            FormatOptions { ring_bytes: Some(self.ring_bytes), ..FormatOptions::default() };
+        let mut capacity = (data + self.ring_bytes).next_multiple_of(64 * KIB);
+        loop {
+            let geometry = Geometry { capacity, sector: self.sector, max_transfer: 4 << 20 };
+            match Layout::plan(&geometry, &options) {
+                Ok(layout) if u64::from(layout.units) * UNIT as u64 >= data => return capacity,
+                _ => capacity += 64 * KIB,
+            }
+        }
     }
 }
 
@@ -217,7 +234,7 @@ fn draw_mix(rng: &mut Rng) -> Mix {
         exists: share(20),
         match_prefix: share(10),
         lease: share(10),
-        delete: share(25),
+        delete: share(14),
         suspect: share(4),
     }
 }
@@ -235,9 +252,9 @@ fn draw_rates(rng: &mut Rng, faults: FaultMode) -> FaultRates {
             ..FaultRates::default()
         },
         FaultMode::Errors => FaultRates {
-            read_error: one(2_000),
-            write_error: one(2_000),
-            dead: one(150),
+            read_error: one(6_000),
+            write_error: one(5_000),
+            dead: one(1_200),
             bit_flip: one(500),
             slow,
             ..FaultRates::default()
@@ -270,8 +287,10 @@ fn draw_interruptions(rng: &mut Rng, requests: u64) -> Vec<Interruption> {
     let count = pick(rng, &[0, 1, 2, 2, 3, 4]);
     let mut at: Vec<u64> = (0..count).map(|_| 1 + rng.below(requests.max(2) - 1)).collect();
     at.sort_unstable();
-    let power = rng.below(2) == 0;
+    // Only kills, only power cuts, or both: what one kind must keep, the other hides.
+    let kinds = rng.below(3);
     let draw = |at| {
+        let power = if kinds == 2 { rng.below(2) == 1 } else { kinds == 1 };
         let stop = match rng.below(8) {
             0 => Stop::Clean,
             _ if power => Stop::Crash(CrashKind::PowerCut),

@@ -44,6 +44,7 @@ pub fn zone_of(layout: &Layout, offset: u64) -> Zone {
 }
 
 /// What a fault or a write means for the model.
+#[derive(Debug)]
 enum News {
     /// A version has bytes on a disk.
     Placed(Version, u32),
@@ -139,9 +140,12 @@ impl Oracle {
     }
 
     /// Tells the model what happened on the disks since the last time.
-    pub fn tell(&self, model: &mut Model) {
+    pub fn tell(&self, model: &mut Model, verbose: bool) {
         let news = std::mem::take(&mut lock(&self.notes).news);
         for item in news {
+            if verbose && !matches!(item, News::Placed(..)) {
+                eprintln!("FAULT {item:?}");
+            }
             match item {
                 News::Placed(version, disk) => model.lies_on(version, disk),
                 News::Value(version) => model.value_harmed(version),

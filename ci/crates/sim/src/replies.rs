@@ -350,9 +350,7 @@ impl Stage {
 
     fn take_existence(&mut self, sight: &Sight, reply: &ItemReply) -> Result<(), Broken> {
         match reply.status {
-            Status::Ok => {
-                self.model.saw_block(sight, reply.generation, reply.length, &reply.crcs)
-            }
+            Status::Ok => self.model.saw_block(sight, reply.generation, reply.length, &reply.crcs),
             Status::NotFound => self.take_miss(sight, reply.reason),
             status => Err(unexplained(sight.key, format!("existence answered {status}"))),
         }

@@ -146,8 +146,8 @@ impl Stage {
         let mode = match self.below(10) {
             0..=4 => Mode::Absent,
             5..=7 => Mode::Replace,
-            8 => Mode::Generation(self.model.newest(key).max(1)),
-            _ => Mode::Generation(1 + self.below(self.model.newest(key) + 2)),
+            _ if self.chance(3) => Mode::Generation(1 + self.below(self.model.newest(key) + 2)),
+            _ => Mode::Generation(self.model.newest(key).max(1)),
         };
         let ttl = if self.is_mortal(key) { self.below(6) as u32 } else { 0 };
         self.count_put_race(key);
@@ -333,7 +333,8 @@ impl Stage {
     }
 
     fn encode_gets(&self, items: impl Iterator<Item = (KeyId, u64, u64)>, meta: &mut Vec<u8>) {
-        let items = items.map(|(key, offset, length)| GetItem { key: self.name(key), offset, length });
+        let items =
+            items.map(|(key, offset, length)| GetItem { key: self.name(key), offset, length });
         GetItems { items: items.collect() }.encode(meta);
     }
 
@@ -383,8 +384,8 @@ impl Stage {
         let crcs = self.make_value(work.put.sight.key, work.put.version);
         let mut meta = Vec::new();
         DataMeta { item }.encode(&mut meta);
-        let header = Header::request(Opcode::Data, request)
-            .with_payload_length(self.scratch.len() as u64);
+        let header =
+            Header::request(Opcode::Data, request).with_payload_length(self.scratch.len() as u64);
         link.send_with_trailer(header, &meta, &self.scratch, crcs.as_slice());
     }
 }

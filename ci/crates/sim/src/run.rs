@@ -25,6 +25,7 @@ use crate::stage::Stage;
 
 /// Why a seed failed.
 #[derive(Debug)]
+#[allow(dead_code, reason = "shown by Debug in the words of a failure")]
 pub enum Failure {
     /// The server broke its promise.
     Broken(Broken),
@@ -99,8 +100,13 @@ pub struct Timers {
     now: RefCell<Option<SimClock>>,
 }
 
+/// Turns of a run for each request that is asked for: far more than any run takes that gets on.
+const TURNS_PER_REQUEST: u64 = 5_000;
+
 /// The timer that starts the server.
 const BOOT: u64 = u64::MAX;
+/// The timer that ends a rest.
+const REST: u64 = u64::MAX - 1;
 
 impl Timers {
     fn set(&self, at: Instant, whose: u64) {
@@ -162,6 +168,10 @@ pub struct Run {
     pub(crate) busy: bool,
     pub(crate) rng: Rng,
     pub(crate) evictions: u64,
+    turns: u64,
+    rested: bool,
+    /// Every disk is dead: there is nothing left to ask.
+    pub(crate) over: bool,
 }
 
 /// What clients reach of the world during their turn.
@@ -197,11 +207,8 @@ impl Run {
         let disks: Vec<SimDisk> =
             (0..options.disks).map(|n| make_disk(&options, n, reuse, &clock)).collect();
         let net = SimNet::new(options.net.clone(), clock.clone());
-        let world_options = WorldOptions {
-            reactors: options.reactors,
-            inbox_capacity: 64,
-            seed: rng.next_u64(),
-        };
+        let world_options =
+            WorldOptions { reactors: options.reactors, inbox_capacity: 64, seed: rng.next_u64() };
         let mut world = World::new(world_options, clock.clone());
         let timers = Rc::new(Timers::default());
         *timers.now.borrow_mut() = Some(clock.clone());
@@ -222,6 +229,9 @@ impl Run {
             trap: None,
             busy: true,
             evictions: 0,
+            turns: 0,
+            rested: false,
+            over: false,
             stage,
             world,
             net,
@@ -236,6 +246,9 @@ impl Run {
     /// Runs the seed to its end.
     pub fn go(mut self) -> Report {
         let result = self.all();
+        if result.is_err() && self.stage.verbose {
+            self.show_state();
+        }
         self.count_faults();
         let digest = self.digest();
         Report { counters: self.stage.counters, digest, result }
@@ -257,11 +270,11 @@ impl Run {
             disk.set_rates(self.options.rates);
         }
         self.boot();
-        while self.stage.requests < self.options.requests {
+        while self.stage.requests < self.options.requests && !self.over {
             self.turn()?;
         }
         self.settle()?;
-        self.finish()
+        if self.over { Ok(()) } else { self.finish() }
     }
 
     /// Where faults strike: values, and in some seeds the ring.
@@ -279,6 +292,10 @@ impl Run {
 
     /// One thing happens: a client's turn, or one step of the machine.
     pub(crate) fn turn(&mut self) -> Result<(), Failure> {
+        self.turns += 1;
+        if self.turns > TURNS_PER_REQUEST * (self.options.requests + 1_000) {
+            return Err(Failure::Stuck("it goes round in circles"));
+        }
         if self.net.has_ready() && self.rng.below(2) == 0 {
             self.ready_client()?;
         } else if self.world.step() {
@@ -306,6 +323,10 @@ impl Run {
             self.boot();
             return Ok(());
         }
+        if whose == REST {
+            self.rested = true;
+            return Ok(());
+        }
         self.clients[whose as usize].timer_is_up();
         self.client_turn(whose)
     }
@@ -325,7 +346,7 @@ impl Run {
     /// What faults did since the last time, before anything is judged.
     pub(crate) fn hear_news(&mut self) {
         if self.options.faults != FaultMode::None && self.oracle.has_news() {
-            self.oracle.tell(&mut self.stage.model);
+            self.oracle.tell(&mut self.stage.model, self.stage.verbose);
         }
     }
 
@@ -374,6 +395,7 @@ impl Run {
                 self.stage.bump(Count::StartsRefused);
                 // As an operator would: the drive that does not answer is taken out.
                 self.give_up_a_disk();
+                self.over = self.disks.iter().all(SimDisk::is_dead);
                 self.crash_now(memkv_sim::CrashKind::Kill)?;
                 return Ok(());
             }
@@ -416,7 +438,17 @@ impl Run {
     /// Lets what is under way come to its end, without new requests.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
         self.busy = false;
-        while !self.is_settled() {
+        while !self.is_settled() && !self.over {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Lets some simulated time pass.
+    pub(crate) fn rest(&mut self, time: Duration) -> Result<(), Failure> {
+        self.rested = false;
+        self.timers.set(self.world.clock().now() + time, REST);
+        while !self.rested && !self.over {
             self.turn()?;
         }
         Ok(())
@@ -441,6 +473,20 @@ impl Run {
     pub(crate) fn schedule_boot(&mut self) {
         let pause = Duration::from_micros(self.rng.below(20_000));
         self.timers.set(self.world.clock().now() + pause, BOOT);
+    }
+
+    /// For whoever looks into a failure: what the drives say, and what is on its way.
+    fn show_state(&self) {
+        eprintln!("at {:?}, reactors' passes {}", self.stage.now(), self.world.steps());
+        if let Power::On(server) | Power::Stopping(server, _) = &self.power {
+            server.store.drives().iter().for_each(|drive| eprintln!("{drive:?}"));
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            disk.for_each_outstanding(|op, offset, len| {
+                eprintln!("disk {number}: {op:?} of {len} bytes at {offset} is on its way");
+            });
+        }
+        eprintln!("pool: {:?}", self.pool.stats());
     }
 
     fn count_faults(&mut self) {

@@ -25,6 +25,7 @@ use crate::stage::{Stage, credential};
 
 /// Why the server does not start.
 #[derive(Debug)]
+#[allow(dead_code, reason = "shown by Debug in the words of a failure")]
 pub enum StartError {
     Io(IoError),
     Superblock(ReadError),
@@ -108,7 +109,7 @@ pub async fn open(
     }
     let config = StoreConfig {
         extent_bytes: options.extent,
-        eviction: options.evicting.then(|| EvictionConfig { high: 0.9, low: 0.8 }),
+        eviction: options.evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
         lease_max: Duration::from_secs(60),
         default_deadline: Duration::from_secs(10),
         remember: Duration::from_secs(60),
@@ -203,7 +204,11 @@ impl Server {
 }
 
 fn handle(here: bool, store: &Rc<Store>, remote: &RemoteStore) -> StoreHandle {
-    if here { StoreHandle::Here(store.clone()) } else { StoreHandle::There(Box::new(remote.clone())) }
+    if here {
+        StoreHandle::Here(store.clone())
+    } else {
+        StoreHandle::There(Box::new(remote.clone()))
+    }
 }
 
 fn context(

@@ -82,7 +82,8 @@ impl Stage {
     /// A key of a space, often a hot one.
     pub fn pick_key(&mut self, space: usize) -> KeyId {
         let hot = self.rng.below(1_000) < u64::from(self.options.hot);
-        let among = if hot { self.options.hot_keys.min(self.options.keys) } else { self.options.keys };
+        let among =
+            if hot { self.options.hot_keys.min(self.options.keys) } else { self.options.keys };
         space as u32 * self.options.keys + self.rng.below(u64::from(among)) as u32
     }
 
@@ -153,7 +154,11 @@ fn draw_length(rng: &mut Rng, options: &Options) -> u64 {
     let length = length.min(u64::from(options.extent) * 16).min(250 << 10);
     // A tail too short for a stamp cannot be recognized on a disk: none where that matters.
     let tail = length % u64::from(options.extent);
-    if options.faults != FaultMode::None && (1..16).contains(&tail) { length - tail } else { length }
+    if options.faults != FaultMode::None && (1..16).contains(&tail) {
+        length - tail
+    } else {
+        length
+    }
 }
 
 #[cfg(test)]

@@ -99,14 +99,6 @@ pub fn append(key: u32, version: u32, length: u64, out: &mut Vec<u8>) {
     });
 }
 
-/// Appends the bytes `offset..offset + len` of a value.
-pub fn append_range(key: u32, version: u32, offset: u64, len: usize, out: &mut Vec<u8>) {
-    pieces(key, version, offset, len, |_, bytes| {
-        out.extend_from_slice(bytes);
-        true
-    });
-}
-
 /// Whether `bytes` are what a value holds at `offset`.
 pub fn matches(key: u32, version: u32, offset: u64, bytes: &[u8]) -> bool {
     pieces(key, version, offset, bytes.len(), |at, want| bytes[at..at + want.len()] == *want)
@@ -115,6 +107,14 @@ pub fn matches(key: u32, version: u32, offset: u64, bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Appends the bytes `offset..offset + len` of a value.
+    fn append_range(key: u32, version: u32, offset: u64, len: usize, out: &mut Vec<u8>) {
+        pieces(key, version, offset, len, |_, bytes| {
+            out.extend_from_slice(bytes);
+            true
+        });
+    }
 
     #[test]
     fn a_value_matches_itself_and_nothing_else() {
