@@ -114,4 +114,21 @@ impl Model {
             }
         }
     }
+
+    /// Bytes arrived whose CRC is wrong: the client throws them away and reports them.
+    pub fn saw_bad_crc(&self, sight: &Sight, generation: u64) -> Result<(), Broken> {
+        let version = self.by_generation.get(&generation).copied();
+        let harmed = match version {
+            Some(version) => self.values[version as usize].harmed,
+            None => self.keys[sight.key as usize]
+                .versions
+                .iter()
+                .any(|&version| self.values[version as usize].harmed),
+        };
+        if harmed {
+            return Ok(());
+        }
+        let detail = format!("generation {generation} (version {version:?})");
+        broken(What::BadCrc, sight.key, detail)
+    }
 }
