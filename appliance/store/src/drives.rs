@@ -52,6 +52,11 @@ impl Drive {
         self.state.get() == DriveState::Online
     }
 
+    /// Whether a new block may lie here: it serves, and its journal can take one more.
+    pub fn takes_puts(&self) -> bool {
+        self.online() && self.journal.room_for_put()
+    }
+
     pub fn status(&self) -> DriveStatus {
         DriveStatus {
             id: self.id,
@@ -65,10 +70,10 @@ impl Drive {
     }
 }
 
-/// Takes `units` contiguous units on an online drive, drawn by weight of free space; other drives
-/// are tried in order when the drawn one has no such run.
+/// Takes `units` contiguous units on a drive that takes puts, drawn by weight of free space; other
+/// drives are tried in order when the drawn one has no such run.
 pub(crate) fn place(drives: &[Drive], local: &Local, units: u16) -> Option<(DriveId, UnitRange)> {
-    let weight = |d: &Drive| if d.online() { u64::from(d.journal.free_units()) } else { 0 };
+    let weight = |d: &Drive| if d.takes_puts() { u64::from(d.journal.free_units()) } else { 0 };
     let total: u64 = drives.iter().map(weight).sum();
     if total == 0 {
         return None;
@@ -84,7 +89,7 @@ pub(crate) fn place(drives: &[Drive], local: &Local, units: u16) -> Option<(Driv
         draw -= w;
     }
     (0..drives.len()).map(|i| &drives[(first + i) % drives.len()]).find_map(|drive| {
-        if !drive.online() {
+        if !drive.takes_puts() {
             return None;
         }
         drive.journal.allocate(units).map(|range| (drive.id, range))

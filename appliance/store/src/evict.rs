@@ -79,7 +79,8 @@ impl Store {
             self.evict_for.set(0);
             return false;
         }
-        self.units_of(length) > self.leaving.get()
+        // Nor does anybody go for a place that a checkpoint brings: the put comes again.
+        !self.checkpoint_due() && self.units_of(length) > self.leaving.get()
     }
 
     /// Evicts up to a batch of blocks, about `units` worth; returns how many.

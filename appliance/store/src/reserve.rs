@@ -6,7 +6,7 @@ use memkv_journal::KeyBytes;
 use memkv_poller::Instant;
 
 use crate::block::{Extent, KeyHash};
-use crate::drives::place;
+use crate::drives::{Drive, place};
 use crate::lease::Existing;
 use crate::locks::KeyGuard;
 use crate::remember::{Caller, Outcome};
@@ -166,19 +166,25 @@ impl Store {
 
     /// Units for every extent of a payload, all or none.
     fn take_units(&self, length: u64) -> Result<Vec<Extent>, Refusal> {
-        if !self.drives.iter().any(crate::drives::Drive::online) {
+        if !self.drives.iter().any(Drive::online) {
             return Err(Refusal::NoDrive);
         }
-        if self.drives.iter().any(|d| d.online() && !d.journal.room_for_put()) {
+        let checkpoint_due = self.checkpoint_due();
+        if checkpoint_due {
             self.checkpoint_now.notify_all();
-            return Err(match self.crowd() {
-                Some(_) => self.no_space(length),
-                None => self.busy(50),
-            });
         }
-        let Some(extents) = self.try_units(length) else { return Err(self.no_space(length)) };
+        let Some(extents) = self.try_units(length) else {
+            // A drive that had no room in its ring may have a place behind its checkpoint.
+            return Err(if checkpoint_due { self.busy(50) } else { self.no_space(length) });
+        };
         self.watch_space();
         Ok(extents)
+    }
+
+    /// Whether some drive takes no puts until its next checkpoint.
+    pub(crate) fn checkpoint_due(&self) -> bool {
+        let due = |d: &Drive| d.online() && !d.takes_puts() && d.journal.wants_checkpoint();
+        self.drives.iter().any(due)
     }
 
     /// Units for every extent of a payload as the drives are now, all or none.
@@ -213,7 +219,7 @@ impl Store {
         let crowded = self
             .drives
             .iter()
-            .filter(|d| d.online() && !d.journal.room_for_put() && !d.journal.wants_checkpoint());
+            .filter(|d| d.online() && !d.takes_puts() && !d.journal.wants_checkpoint());
         crowded.map(|d| (d.journal.stats().rows_max / 64).max(1)).max()
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{BEHIND_TINY_RING, EXTENT, Machine, UNIT, config, put, tiny_ring};
-use memkv_store::{CommitError, Deleted, DriveId, DriveState, Mode};
+use memkv_store::{CommitError, Deleted, DriveId, DriveState, Mode, Refusal};
 
 const MIB: usize = 1 << 20;
 
@@ -99,6 +99,62 @@ fn a_start_that_must_clean_up_in_a_full_ring_makes_room_first() {
     let left = (0..stored).filter(|n| node.generation(&format!("key {n}")).is_some()).count();
     assert_eq!(left, stored - answered, "deletes that were answered stay so");
     assert!(node.put("half", 100) > 0);
+}
+
+#[test]
+fn blocks_are_placed_by_free_space_and_never_where_nothing_is_free() {
+    let machine =
+        Machine::of_node(1, &[4 * MIB, 12 * MIB], tiny_ring(), common::without_eviction());
+    let mut node = machine.start();
+    let free = |node: &common::Node| -> Vec<u64> {
+        node.store.drives().iter().map(|drive| drive.units_free).collect()
+    };
+    let before = free(&node);
+    for n in 0..200 {
+        node.put(&format!("small {n}"), 10);
+    }
+    let after = free(&node);
+    let taken: Vec<_> = before.iter().zip(&after).map(|(before, after)| before - after).collect();
+    let share = before[0] as f64 / (before[0] + before[1]) as f64;
+    let found = taken[0] as f64 / 200.0;
+    assert!((found - share).abs() < 0.1, "{found} of the blocks, {share} of the space");
+    // To the last pair of units on both; meanwhile the rings fill, and checkpoints make room again.
+    let mut n = 0;
+    let refused = loop {
+        match node.put_as(put(&node.store.clone(), &format!("more {n}"), u64::from(UNIT) + 1)) {
+            Ok(_) => n += 1,
+            Err(Refusal::Busy { .. }) => node.settle(),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused, Refusal::Full);
+    assert!(free(&node).iter().all(|&left| left < 2), "{:?}", free(&node));
+}
+
+/// A drive that is slow to write its checkpoint does not keep puts from the others.
+#[test]
+fn a_full_ring_on_one_drive_leaves_the_others_to_puts() {
+    let machine = Machine::new(2, 4 * MIB, tiny_ring(), config());
+    let mut node = machine.start();
+    machine.disks[0].hold_from(BEHIND_TINY_RING);
+    // Puts on drive 0, until it is never chosen any more.
+    let mut elsewhere = 0;
+    let mut n = 0;
+    while elsewhere < 20 {
+        let request = put(&node.store, &format!("key {n}"), 10);
+        let grant = node.reserve(request).expect("one drive has room");
+        if grant.extents[0].drive == DriveId(0) {
+            node.commit(grant, 1).expect("the drive works");
+            (elsewhere, n) = (0, n + 1);
+        } else {
+            node.store.abort(grant.id);
+            elsewhere += 1;
+        }
+    }
+    assert!(n > 10 && machine.disks[0].holds() > 0, "its checkpoint waits");
+    for n in 0..10 {
+        node.put(&format!("other {n}"), 10);
+    }
 }
 
 #[test]

@@ -225,7 +225,7 @@ fn of_two_blocks_that_share_a_unit_the_newest_stands() {
 #[test]
 fn drives_of_different_nodes_do_not_join() {
     let mut one = machine(1);
-    let other = Machine::of_node(0x41, 1, 4 * MIB, tiny_ring(), config());
+    let other = Machine::of_node(0x41, &[4 * MIB], tiny_ring(), config());
     one.disks.push(other.disks[0].clone());
     assert!(matches!(one.try_start(), Err(RecoverError::ForeignDrive { .. })));
     one.disks.clear();

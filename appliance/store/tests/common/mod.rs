@@ -189,26 +189,26 @@ pub fn watermarks(high: f64, low: f64) -> StoreConfig {
 impl Machine {
     /// Drives of so many bytes each, formatted as one node.
     pub fn new(drives: usize, bytes: usize, options: FormatOptions, config: StoreConfig) -> Self {
-        Self::of_node(0x40, drives, bytes, options, config)
+        Self::of_node(0x40, &vec![bytes; drives], options, config)
     }
 
-    /// The same under a node's number.
+    /// Drives of these bytes, under a node's number.
     pub fn of_node(
         node: u128,
-        drives: usize,
-        bytes: usize,
+        bytes: &[usize],
         options: FormatOptions,
         config: StoreConfig,
     ) -> Self {
         let pool = PoolConfig { size: 16 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
         let machine = Machine {
-            disks: (0..drives).map(|_| Disk::new(bytes)).collect(),
+            disks: bytes.iter().map(|&bytes| Disk::new(bytes)).collect(),
             config,
             calendar: TestClock(Rc::new(Cell::new(1_800_000_000))),
             pool: Pool::new(pool).expect("a small pool"),
             seed: Cell::new(1),
         };
-        let members: Vec<_> = (0..drives).map(|n| DriveUuid(Uuid::from_u128(n as u128))).collect();
+        let members: Vec<_> =
+            (0..bytes.len()).map(|n| DriveUuid(Uuid::from_u128(n as u128))).collect();
         let mut reactor = machine.reactor(0);
         for (disk, &drive) in machine.disks.iter().zip(&members) {
             let (disk, pool) = (disk.clone(), machine.pool.clone());
