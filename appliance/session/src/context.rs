@@ -178,7 +178,8 @@ impl Context {
         self.counters.clone()
     }
 
-    /// Connections being served, and requests that outlive theirs: [`Context::drain`] waits for zero.
+    /// Connections being served, and requests that outlive theirs: [`Context::drain`] waits for
+    /// zero.
     pub fn working(&self) -> usize {
         self.working.get()
     }
@@ -194,8 +195,8 @@ impl Context {
         (u64::from(self.local.id().0) << 48) | number
     }
 
-    /// Ends every session: no new requests, replies of those under way are still sent, if they
-    /// are ready and the peer reads them before a request's usual deadline. Resolves when nothing of
+    /// Ends every session: no new requests, replies of those under way are still sent, if they are
+    /// ready and the peer reads them before a request's usual deadline. Resolves when nothing of
     /// this reactor's sessions touches the store any more.
     pub async fn drain(&self) {
         self.draining.set(true);

@@ -12,9 +12,9 @@ use crate::Context;
 /// The writes of one block, from the arrival of its payload to the commit.
 ///
 /// Buffers are kept until every write is done: when a drive fails in the middle, its extents are
-/// placed elsewhere once, and written again from the same memory. But whoever waits for memory holds
-/// none, or puts of many extents would wait for one another: what was written is let go first, and
-/// can then not be placed again.
+/// placed elsewhere once, and written again from the same memory. But whoever waits for memory
+/// holds none, or puts of many extents would wait for one another: what was written is let go
+/// first, and can then not be placed again.
 pub struct Writes {
     reservation: Reservation,
     extents: Vec<Write>,
@@ -188,7 +188,8 @@ fn padded(context: &Context, extent: &Extent) -> usize {
 
 fn start(context: &Context, extent: &Extent, mut buffer: DmaBuf) -> Write {
     let length = padded(context, extent);
-    // The padding is zeroed: what an earlier block left in the chunk never reaches this one's units.
+    // The padding is zeroed: what an earlier block left in the chunk never reaches this one's
+    // units.
     buffer.set_len(length);
     buffer.as_mut_slice()[extent.length as usize..].fill(0);
     let io = Io::write(extent.offset, length, buffer);
@@ -239,8 +240,8 @@ pub async fn start_reads<'a>(
 }
 
 /// Chunks for one read, all of them: its reply needs them together. Several that each held some and
-/// waited for more would wait for ever, so of those that cannot have all at once, one at a time on the
-/// whole node gathers them; the others have what they need or hold nothing.
+/// waited for more would wait for ever, so of those that cannot have all at once, one at a time on
+/// the whole node gathers them; the others have what they need or hold nothing.
 async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Vec<DmaBuf>, TooMuch> {
     let (pool, class) = (&context.pool, Class::Send);
     let at_once: Result<Vec<_>, _> = lengths.iter().map(|&len| pool.allocate(class, len)).collect();

@@ -211,7 +211,8 @@ enum Bad {
     TooMuch,
 }
 
-/// The extents that hold bytes `offset..end` of a block, and which bytes of each; none for no bytes.
+/// The extents that hold bytes `offset..end` of a block, and which bytes of each; none for no
+/// bytes.
 fn cuts(extents: &[Extent], offset: u64, end: u64) -> Vec<Cut> {
     let mut at = 0;
     let mut cuts = Vec::new();

@@ -12,8 +12,9 @@ use crate::join::hastened;
 
 /// Bytes an idle connection keeps for reading.
 const BUFFER: usize = 4096;
-/// Payload is received in slices of this size, so that the CRC of each is computed while it is in the
-/// processor's own cache: from there it costs a third of what it costs from the cache of all cores.
+/// Payload is received in slices of this size, so that the CRC of each is computed while it is in
+/// the processor's own cache: from there it costs a third of what it costs from the cache of all
+/// cores.
 const SLICE: usize = 256 * 1024;
 
 /// The reading side of a connection.
@@ -50,8 +51,8 @@ impl Input {
         self.end - self.start
     }
 
-    /// Waits for what is outstanding on the connection; shuts it down when that takes too long: a peer
-    /// that stops within a frame holds a key, space and memory that others wait for.
+    /// Waits for what is outstanding on the connection; shuts it down when that takes too long: a
+    /// peer that stops within a frame holds a key, space and memory that others wait for.
     async fn within<T>(&self, until: Instant, receiving: impl Future<Output = T>) -> T {
         if until == Instant::MAX {
             return receiving.await;

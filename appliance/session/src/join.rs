@@ -31,8 +31,9 @@ pub async fn join_all<T>(futures: Vec<LocalFuture<'_, T>>) -> Vec<T> {
     done.into_iter().map(|out| out.expect("all are done")).collect()
 }
 
-/// Drives `work` to its end and never drops it half way. When `at` passes first, `hasten` is called,
-/// once: it makes the work end soon, as shutting a connection down ends what is outstanding on it.
+/// Drives `work` to its end and never drops it half way. When `at` passes first, `hasten` is
+/// called, once: it makes the work end soon, as shutting a connection down ends what is outstanding
+/// on it.
 pub async fn hastened<F: Future>(
     local: &Local,
     at: Instant,

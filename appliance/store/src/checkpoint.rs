@@ -11,8 +11,8 @@ impl Store {
     /// The checkpointer's task: writes a checkpoint of each drive whose journal wants one.
     pub(crate) async fn checkpointer(self: Rc<Self>) {
         loop {
-            // First look, then listen: whoever told us before we listened is not asked to repeat it.
-            // A drive may have come to want one while another's was written.
+            // First look, then listen: whoever told us before we listened is not asked to repeat
+            // it. A drive may have come to want one while another's was written.
             let mut written = 0;
             for index in 0..self.drives.len() {
                 let drive = &self.drives[index];
@@ -79,8 +79,8 @@ impl Store {
         while !self.pending.borrow().is_empty() {
             self.settled.listen().await;
         }
-        // Nor may a removal that nobody waits for come behind a clean checkpoint: the evictor's, and
-        // that of a block found to be expired.
+        // Nor may a removal that nobody waits for come behind a clean checkpoint: the evictor's,
+        // and that of a block found to be expired.
         self.locks.all_free().await;
         for index in 0..self.drives.len() {
             if self.drives[index].online() {

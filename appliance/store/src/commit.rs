@@ -32,7 +32,8 @@ pub enum CommitError {
 pub(crate) type Plan = Vec<(DriveId, Vec<Record>)>;
 
 impl Store {
-    /// Commits a reservation whose payload is on its drives. In order, and safe to lose at any step:
+    /// Commits a reservation whose payload is on its drives. In order, and safe to lose at any
+    /// step:
     ///
     /// 1. append the block's records to the journals of its drives, all together; a block of the
     ///    same key that lies on that one drive leaves in the same frame;
@@ -73,7 +74,8 @@ impl Store {
 
         match older {
             Some(older) if leaving == Some(older) => self.free_when_unread(older),
-            // Not durable only when its drive failed just now: then the older block is lost with it.
+            // Not durable only when its drive failed just now: then the older block is lost with
+            // it.
             Some(older) => drop(self.remove_durably(older).await),
             None => {}
         }

@@ -1,10 +1,10 @@
 //! Making room before it is needed.
 //!
 //! The evictor is one task. It sleeps until the space in use passes the high watermark, until a put
-//! found no place, or until a drive remembers as many blocks as it may; then it takes victims in the
-//! policy's order, skipping blocks that are leased or being changed, until the low watermark is
-//! reached and the put would find its place. No put waits for it: a put that comes too early is told
-//! to come again.
+//! found no place, or until a drive remembers as many blocks as it may; then it takes victims in
+//! the policy's order, skipping blocks that are leased or being changed, until the low watermark is
+//! reached and the put would find its place. No put waits for it: a put that comes too early is
+//! told to come again.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

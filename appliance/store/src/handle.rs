@@ -165,9 +165,9 @@ impl StoreHandle {
         }
     }
 
-    /// Waits for the turn to gather memory in pieces, holding some while waiting for more: one session
-    /// of the whole node at a time, first come, first served. The store itself needs no such turn; it
-    /// is where all reactors of a node meet.
+    /// Waits for the turn to gather memory in pieces, holding some while waiting for more: one
+    /// session of the whole node at a time, first come, first served. The store itself needs no
+    /// such turn; it is where all reactors of a node meet.
     pub async fn gather_turn(&self) -> Turn {
         match self {
             Self::Here(store) => Turn(store.gathering.0.reserve().await),

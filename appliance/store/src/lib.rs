@@ -1,9 +1,9 @@
 //! Which block is where.
 //!
 //! The store is a state machine on one reactor: the index of keys, the placement of new blocks over
-//! the drives, leases on blocks being read, and eviction. It never touches a payload: a session asks
-//! it for a place ([`Store::reserve`]), moves the bytes itself, and comes back to [`Store::commit`];
-//! or asks for a [`LeaseGrant`], reads the drive itself, and lets go.
+//! the drives, leases on blocks being read, and eviction. It never touches a payload: a session
+//! asks it for a place ([`Store::reserve`]), moves the bytes itself, and comes back to
+//! [`Store::commit`]; or asks for a [`LeaseGrant`], reads the drive itself, and lets go.
 //!
 //! ```text
 //!   session ── reserve(key, length) ─► key locked, units taken on healthy drives     (Reservation)

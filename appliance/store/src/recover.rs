@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `Put` | a block |
 //! | `Head` with all its parts, lengths and CRCs agreeing | a block |
-//! | `Head` with a part missing or different | dropped: its put was never answered, or a fault took a part |
+//! | `Head` with a part missing or different | dropped: never answered, or a fault took a part |
 //! | `Part` without its head | dropped |
 //! | two blocks of one key | the higher generation; the lower one's removal was not durable |
 //! | two blocks that share a unit | the higher generation; the lower one's removal was lost |

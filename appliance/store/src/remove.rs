@@ -87,8 +87,8 @@ impl Store {
         Deleted::Gone { generation: held }
     }
 
-    /// The bytes of this generation failed their CRC: the block is a miss from now on, and dropped as
-    /// soon as nobody changes its key, if it is still there. If the key stays in use past the
+    /// The bytes of this generation failed their CRC: the block is a miss from now on, and dropped
+    /// as soon as nobody changes its key, if it is still there. If the key stays in use past the
     /// deadline, whoever changes it takes the block away.
     pub async fn drop_corrupt(self: &Rc<Self>, key: KeyHash, generation: u64) {
         let slot = self.index.borrow().get(&key).copied();

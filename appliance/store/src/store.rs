@@ -96,7 +96,8 @@ pub struct UnderWay {
     pub readers: u64,
     /// Blocks that have left the index and whose units are not free yet.
     pub leaving: usize,
-    /// Units of 16 KiB of all blocks and reservations on drives that serve: those that are not free.
+    /// Units of 16 KiB of all blocks and reservations on drives that serve: those that are not
+    /// free.
     pub units: u64,
 }
 
@@ -251,7 +252,8 @@ impl Store {
         slot
     }
 
-    /// Takes a block out of the index: no new reader finds it. Its units stay until [`Store::retire`].
+    /// Takes a block out of the index: no new reader finds it. Its units stay until
+    /// [`Store::free_when_unread`].
     pub(crate) fn unpublish(&self, slot: Slot, reason: MissReason) {
         let mut blocks = self.blocks.borrow_mut();
         let block = blocks.get_mut(slot);

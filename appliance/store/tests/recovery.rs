@@ -191,8 +191,8 @@ fn a_delete_that_was_answered_stays_after_a_kill_and_one_that_was_not_may() {
 fn of_two_blocks_that_share_a_unit_the_newest_stands() {
     let machine = machine(2);
     let mut node = machine.start();
-    // Older and newer part-blocks over both drives, behind the store's back: as if a removal and the
-    // frame that came before it had been lost.
+    // Older and newer part-blocks over both drives, behind the store's back: as if a removal and
+    // the frame that came before it had been lost.
     let block = |name: &str, generation| BlockId { hash: node.hash(name).0, generation };
     let (old, new) = (block("old", 900), block("new", 901));
     let extent = UnitRange { start: 7, count: 2 };
