@@ -398,7 +398,9 @@ impl Connection<'_> {
             Opcode::Release => {
                 let keys = KeyList::parse(&request.meta).expect("a good meta").keys;
                 let mut world = self.shared.world();
-                keys.into_iter().for_each(|key| drop(world.leases.remove(key)));
+                for key in keys {
+                    world.leases.remove(key);
+                }
             }
             _ => {
                 // Tricks on the first item are played on requests of one item, which is then left undone.
