@@ -234,22 +234,39 @@ fn drives_of_different_nodes_do_not_join() {
 
 #[test]
 fn a_checkpoint_in_the_middle_of_a_put_forgets_neither_it_nor_what_it_replaced() {
-    let machine = machine(1);
-    let mut node = machine.start();
-    let older = node.put("k", 10);
-    let grant = node.reserve(put(&node.store.clone(), "k", 20)).expect("there is room");
-    machine.disks[0].hold();
-    let done = begin_commit(&mut node, &grant);
-    // The checkpoint begins while the frame is being written.
-    let store = node.store.clone();
-    node.local().spawn(async move { store.shutdown().await });
-    node.settle();
-    machine.disks[0].let_go();
-    node.settle();
-    let newer = done.borrow().expect("answered");
-    assert!(newer > older);
-    let node = machine.restart(node);
-    assert_eq!(node.generation("k"), Some(newer));
+    for last_word in [false, true] {
+        let machine = machine(1);
+        let mut node = machine.start();
+        let older = node.put("k", 10);
+        // One frame short of half the ring.
+        for n in 0..14 {
+            node.put(&format!("other {n}"), 10);
+        }
+        let store = node.store.clone();
+        let first = node.reserve(put(&store, "first", 10)).expect("there is room");
+        let second = node.reserve(put(&store, "k", 20)).expect("there is room");
+        machine.disks[0].hold();
+        let first = begin_commit(&mut node, &first);
+        let second = begin_commit(&mut node, &second);
+        assert_eq!(machine.disks[0].holds(), 1, "the second waits for the first");
+        machine.disks[0].let_one_go();
+        node.settle();
+        assert!(first.borrow().is_some() && second.borrow().is_none());
+        assert_eq!(machine.disks[0].holds(), 2, "the second's frame, and the checkpoint's start");
+        assert_eq!(node.generation("k"), Some(older), "so the checkpoint has the older one");
+        if last_word {
+            machine.disks[0].let_go();
+            node.settle();
+            assert_eq!(store.counters().checkpoints.get(), 1);
+        }
+        drop(store);
+        let newer = *second.borrow();
+        let node = machine.restart(node);
+        assert_eq!(node.generation("k"), newer.or(Some(older)));
+        assert_eq!(newer.is_some(), last_word);
+        assert!((0..14).all(|n| node.generation(&format!("other {n}")).is_some()));
+        assert_eq!(units_in_use(&node), 16);
+    }
 }
 
 /// One thing a client does.

@@ -73,6 +73,13 @@ impl Disk {
         self.medium().held.as_ref().map_or(0, VecDeque::len)
     }
 
+    /// The one that waits longest is carried out.
+    pub fn let_one_go(&self) {
+        let next = self.medium().held.as_mut().and_then(VecDeque::pop_front);
+        let (io, completer) = next.expect("one waits");
+        completer.complete(self.carry_out(io));
+    }
+
     /// All that wait are carried out, and later ones at once.
     pub fn let_go(&self) {
         let held = self.medium().held.take().unwrap_or_default();
