@@ -5,6 +5,7 @@ use std::rc::Rc;
 use memkv_journal::Record;
 
 use crate::commit::records_of;
+use crate::drives::Drive;
 use crate::{DriveId, Store};
 
 impl Store {
@@ -15,16 +16,28 @@ impl Store {
             // it. A drive may have come to want one while another's was written.
             let mut written = 0;
             for index in 0..self.drives.len() {
-                let drive = &self.drives[index];
-                if drive.online() && drive.journal.wants_checkpoint() {
-                    self.checkpoint(drive.id, false).await;
-                    written += 1;
-                }
+                written += u32::from(self.checkpoint_if_wanted(&self.drives[index]).await);
             }
             if written == 0 {
                 self.checkpoint_now.listen().await;
             }
         }
+    }
+
+    /// Writes one drive's checkpoint if its journal wants one, also after waiting for its turn: the
+    /// one before may have been what was wanted, or the clean one of a stop, behind which no other
+    /// may come.
+    async fn checkpoint_if_wanted(self: &Rc<Self>, drive: &Drive) -> bool {
+        let wanted = || drive.online() && drive.journal.wants_checkpoint();
+        if !wanted() {
+            return false;
+        }
+        let _one = self.checkpointing.acquire(1).await;
+        if !wanted() {
+            return false;
+        }
+        self.checkpoint_alone(drive.id, false).await;
+        true
     }
 
     /// Writes one drive's checkpoint.
