@@ -1,4 +1,4 @@
-//! Feeds the parsers what nobody should send or store.
+//! Feeds the parsers, and a whole server, what nobody should send or store.
 //!
 //! A [`target::Target`] draws inputs from a seeded generator and feeds them to the code of the
 //! house; the code may refuse an input but must not panic, and what it accepts must mean something
@@ -20,6 +20,7 @@ mod draw;
 mod frames;
 mod journal;
 mod run;
+mod session;
 mod target;
 
 use std::process::ExitCode;
@@ -30,10 +31,10 @@ use clap::Parser;
 use crate::run::Until;
 use crate::target::Target;
 
-/// Feeds the parsers what nobody should send or store.
+/// Feeds the parsers, and a whole server, what nobody should send or store
 #[derive(Parser)]
 struct Arguments {
-    /// What to fuzz: frames, journal or all
+    /// What to fuzz: frames, journal, session or all
     #[arg(long, default_value = "all")]
     target: String,
     /// Seconds for each target; the last one given counts
@@ -52,7 +53,11 @@ struct Arguments {
 
 /// Every target there is. Keep the order: it is the order of the report.
 fn targets() -> Vec<Box<dyn Target>> {
-    vec![Box::new(frames::Frames::default()), Box::new(journal::Drive::default())]
+    vec![
+        Box::new(frames::Frames::default()),
+        Box::new(journal::Drive::default()),
+        Box::new(session::Session::default()),
+    ]
 }
 
 fn main() -> ExitCode {
@@ -92,6 +97,7 @@ fn feed_one(targets: &mut [Box<dyn Target>], input: &[u8]) -> ExitCode {
         return ExitCode::from(2);
     };
     target.feed(input);
+    target.finish();
     println!("{} bytes, no panic", input.len());
     ExitCode::SUCCESS
 }

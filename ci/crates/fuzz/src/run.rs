@@ -47,6 +47,9 @@ impl fmt::Display for Report {
         writeln!(f, "{inputs:>12}  inputs in {seconds:.1} s")?;
         match failure {
             None => Ok(()),
+            Some(input) if input.is_empty() => {
+                writeln!(f, "PANIC after the last input; the seed shows it again")
+            }
             Some(input) => {
                 let hex = to_hex(input);
                 writeln!(f, "PANIC on {} bytes; to see it again:", input.len())?;
@@ -76,6 +79,10 @@ pub fn run(target: &mut dyn Target, seed: u64, until: Until) -> Report {
                 break;
             }
         }
+    }
+    if failure.is_none() && catch_unwind(AssertUnwindSafe(|| target.finish())).is_err() {
+        // Any of the inputs may have caused it: only the seed repeats them all.
+        failure = Some(Vec::new());
     }
     let counts = target.counts();
     let unreached = counts.unreached().count();
@@ -130,6 +137,29 @@ mod tests {
         assert!(input.contains(&7));
         let line = format!("--target picky --input {}", to_hex(&input));
         assert!(report.to_string().contains(&line), "{report}");
+    }
+
+    #[test]
+    fn what_only_the_end_shows_fails_the_run() {
+        struct Late(Counts);
+        impl Target for Late {
+            fn name(&self) -> &'static str {
+                "late"
+            }
+            fn draw(&self, _rng: &mut Rng) -> Vec<u8> {
+                vec![1]
+            }
+            fn feed(&mut self, _input: &[u8]) {}
+            fn finish(&mut self) {
+                panic!("planted");
+            }
+            fn counts(&self) -> &Counts {
+                &self.0
+            }
+        }
+        let report = run(&mut Late(Counts::default()), 3, Until::Inputs(5));
+        assert!(!report.passed());
+        assert!(report.to_string().contains("after the last input"), "{report}");
     }
 
     #[test]
