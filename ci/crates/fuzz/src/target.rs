@@ -15,7 +15,7 @@ pub trait Target {
     /// Feeds an input, any input: panics when the code under test, or what it answers, is wrong.
     fn feed(&mut self, input: &[u8]);
 
-    /// Called after the last input of a run: panics when something is wrong that only the end tells.
+    /// Called after the last input of a run: panics when something is wrong that only shows now.
     fn finish(&mut self) {}
 
     /// What was reached so far.
