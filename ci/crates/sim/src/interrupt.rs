@@ -20,7 +20,7 @@ impl Run {
     /// Stops the server if its time has come.
     pub(crate) fn interrupt(&mut self) -> Result<(), Failure> {
         if let Some((submitted, interruption)) = self.trap
-            && matches!(self.power, Power::Starting(..))
+            && matches!(self.power, Power::Starting(_))
             && self.oracle.submitted() >= submitted
         {
             self.trap = None;
@@ -287,13 +287,12 @@ impl Run {
         if self.clients.len() < SPACES.len() {
             return Ok(());
         }
-        // What was evicted at the same time may still be on its way out, and an offer whose bytes never
-        // came has its deadline.
+        // What was evicted at the same time may still be on its way out.
         for _ in 0..20 {
             if self.leak().is_none() {
                 return Ok(());
             }
-            self.rest(Duration::from_secs(1))?;
+            self.rest(Duration::from_millis(50))?;
         }
         self.leak().map_or(Ok(()), Err)
     }

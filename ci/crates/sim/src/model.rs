@@ -271,8 +271,6 @@ pub struct Model {
     failed: u32,
     /// The power was cut at some time: blocks may be found corrupt.
     power_cut: bool,
-    /// Disks have failed at some time.
-    errors: bool,
     life: u32,
     /// Counts what the model is told; shared with the oracle, which dates flushes by it.
     tick: Arc<AtomicU64>,
@@ -297,7 +295,6 @@ impl Model {
             evicted: 0,
             failed: 0,
             power_cut: false,
-            errors: false,
             life: 0,
             tick: Arc::default(),
             found_after_crash: 0,
@@ -485,12 +482,7 @@ impl Model {
         crcs: &[u32],
     ) -> Result<(), Broken> {
         self.refused(put);
-        let mut sight = put.sight;
-        if put.attempts > 1 {
-            // The block may be the one that an earlier attempt has stored.
-            sight.presence = Presence::Unsure;
-        }
-        self.saw_block(&sight, generation, length, crcs)
+        self.saw_block(&put.sight, generation, length, crcs)
     }
 
     /// A conditional put was refused because the key does not hold that generation.
@@ -646,10 +638,7 @@ impl Model {
                 values.any(|value| value.expires.0 > 0 && value.expires.0 <= now.unix)
             }
             MissReason::DriveLost => self.failed != 0,
-            MissReason::Corrupt => {
-                // Where a removal was lost, an entry may be back whose units were used again.
-                self.power_cut || state.journal_harm || values.any(|value| value.harmed)
-            }
+            MissReason::Corrupt => self.power_cut || values.any(|value| value.harmed),
         };
         if fits { Ok(()) } else { broken(What::Unexplained, key, format!("missing: {reason:?}")) }
     }
@@ -766,8 +755,7 @@ impl Model {
     fn bind(&mut self, key: KeyId, version: Version, generation: u64) -> Result<(), Broken> {
         let value = &mut self.values[version as usize];
         if !value.generations.contains(&generation) {
-            // What an attempt left on a drive that failed may be back with the drive.
-            if !value.generations.is_empty() && !value.again && !self.errors {
+            if !value.generations.is_empty() && !value.again {
                 let detail = format!(
                     "version {version} is generation {:?} and now {generation}",
                     value.generations

@@ -9,10 +9,9 @@ impl Model {
         self.life += 1;
         let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
         let failed = std::mem::take(&mut self.failed);
-        self.power_cut |= kind == CrashKind::PowerCut;
-        if kind == CrashKind::PowerCut || failed != 0 {
-            // The highest generations may be forgotten with what was lost, and be given out again.
+        if kind == CrashKind::PowerCut {
             self.by_generation.clear();
+            self.power_cut = true;
         }
         for index in 0..self.keys.len() {
             let on_failed = failed != 0
@@ -21,9 +20,6 @@ impl Model {
                     .iter()
                     .any(|&version| self.values[version as usize].disks & failed != 0);
             let key = &mut self.keys[index];
-            if failed != 0 {
-                (key.newest, key.newest_version, key.floor, key.kept) = (0, None, 0, 0);
-            }
             let open = key.open_deletes + key.open_puts > 0;
             // What was evicted without anybody seeing it may be back as an entry without its bytes.
             let evicted = self.evicting && key.changed > 0;
@@ -105,7 +101,6 @@ impl Model {
             return;
         }
         self.failed |= 1 << disk;
-        self.errors = true;
         for key in &mut self.keys {
             let on_it = key
                 .versions

@@ -141,8 +141,7 @@ type Starting = Rc<RefCell<Option<Result<Opened, StartError>>>>;
 /// What the server is doing.
 pub(crate) enum Power {
     Off,
-    /// The disks it starts on.
-    Starting(Starting, Vec<SimDisk>),
+    Starting(Starting),
     On(Server),
     Stopping(Server, Rc<Cell<bool>>),
 }
@@ -352,11 +351,10 @@ impl Run {
     }
 
     fn after_step(&mut self) -> Result<(), Failure> {
-        if let Power::Starting(starting, disks) = &self.power {
+        if let Power::Starting(starting) = &self.power {
             let outcome = starting.borrow_mut().take();
             if let Some(outcome) = outcome {
-                let disks = disks.clone();
-                self.started(outcome, &disks)?;
+                self.started(outcome)?;
             }
         }
         if let Power::Stopping(_, done) = &self.power
@@ -377,21 +375,16 @@ impl Run {
         let starting: Starting = Rc::default();
         let slot = Rc::clone(&starting);
         let local = self.world.local(self.options.store_reactor);
-        let open =
-            server::open(local.clone(), self.options.clone(), alive.clone(), self.pool.clone());
+        let open = server::open(local.clone(), self.options.clone(), alive, self.pool.clone());
         local.spawn(async move {
             let outcome = open.await;
             *slot.borrow_mut() = Some(outcome);
         });
         self.world.kick();
-        self.power = Power::Starting(starting, alive);
+        self.power = Power::Starting(starting);
     }
 
-    fn started(
-        &mut self,
-        outcome: Result<Opened, StartError>,
-        disks: &[SimDisk],
-    ) -> Result<(), Failure> {
+    fn started(&mut self, outcome: Result<Opened, StartError>) -> Result<(), Failure> {
         self.trap = None;
         let opened = match outcome {
             Ok(opened) => opened,
@@ -411,7 +404,9 @@ impl Run {
         self.stage.bump(Count::Starts);
         let hashes = server::hashes(&opened.store, &self.stage);
         hashes.into_iter().for_each(|(hash, key)| self.oracle.learn_hash(hash, key));
-        match Server::start(&self.world, &self.options, disks, &self.pool, opened) {
+        let alive: Vec<SimDisk> =
+            self.disks.iter().filter(|disk| !disk.is_dead()).cloned().collect();
+        match Server::start(&self.world, &self.options, &alive, &self.pool, opened) {
             Ok(server) => self.power = Power::On(server),
             Err(_) => self.crash_now(memkv_sim::CrashKind::Kill)?,
         }
