@@ -58,6 +58,8 @@ pub struct SessionLimits {
     pub offers: u32,
     /// Payload bytes of replies under way per connection; a get waits for its turn beyond that.
     pub sending: u64,
+    /// Bytes that one command moves between a drive and memory, a multiple of every drive's sector.
+    pub transfer: u32,
     /// Leases per connection.
     pub leases: u32,
     /// How long a new connection may take to say who it is.
@@ -74,6 +76,7 @@ impl Default for SessionLimits {
             items: 4096,
             offers: 256,
             sending: 32 << 20,
+            transfer: 1 << 20,
             leases: 65_536,
             handshake: Duration::from_secs(5),
             deadline: Duration::from_secs(10),

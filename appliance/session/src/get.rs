@@ -6,19 +6,20 @@ use memkv_dma::DmaRef;
 use memkv_poller::Instant;
 use memkv_poller::local::LocalPermit;
 use memkv_store::{Extent, KeyHash, Miss, MissReason, ReadLease};
-use memkv_wire::{GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status, crc32c};
+use memkv_wire::{Crc32c, GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status};
 
-use crate::extents::{ReadError, start_reads};
 use crate::outbox::Reply;
+use crate::reads::{ReadError, Reading, start_reads};
 use crate::replies;
 use crate::session::Session;
 
-/// The bytes of one get, ready to be sent.
+/// The bytes of one get: the first of them are there.
 struct Found {
     lease: ReadLease,
-    pieces: Vec<DmaRef>,
+    pieces: Vec<Reading>,
     crcs: Vec<u32>,
     offset: u64,
+    bytes: u64,
     budget: LocalPermit,
 }
 
@@ -48,7 +49,7 @@ impl Session {
             let now = self.context.local.now();
             self.context.counters.get_total.record(now.saturating_duration_since(began));
             self.context.counters.requests.bump();
-            self.outbox.push(reply);
+            self.outbox.push(&self.context, reply);
         }
         Ok(())
     }
@@ -72,13 +73,12 @@ impl Session {
         GetReply { item, offset, reply }.encode(&mut meta);
         let header = Header::reply(header, Status::Ok);
         let ready = self.context.local.now();
-        let Some(Found { lease, pieces, budget, .. }) = found else {
+        let Some(Found { lease, pieces, budget, bytes, .. }) = found else {
             return Reply { header, meta, payload: Vec::new(), lease: None, budget: None, ready };
         };
-        let bytes: usize = pieces.iter().map(DmaRef::len).sum();
-        let header = header.with_payload_length(bytes as u64);
+        let header = header.with_payload_length(bytes);
         self.context.counters.reads.bump();
-        self.context.counters.read_bytes.add(bytes as u64);
+        self.context.counters.read_bytes.add(bytes);
         let (lease, budget) = (Some(lease), Some(budget));
         Reply { header, meta, payload: pieces, lease, budget, ready }
     }
@@ -105,10 +105,11 @@ impl Session {
             Ok((pieces, crcs)) => {
                 let now = context.local.now();
                 context.counters.wait_read.record(now.saturating_duration_since(since));
-                Ok(Found { lease, pieces, crcs, offset, budget })
+                let bytes = cuts.iter().map(|cut| (cut.to - cut.from) as u64).sum();
+                Ok(Found { lease, pieces, crcs, offset, bytes, budget })
             }
-            Err(Bad::Drive(ReadError { drive, error })) => {
-                context.store.drive_failed(drive, &error).await;
+            Err(Bad::Drive(error)) => {
+                error.report(context).await;
                 Err(replies::miss(Miss(MissReason::DriveLost)))
             }
             Err(Bad::TooMuch) => Err(replies::item(Status::LimitExceeded)),
@@ -124,43 +125,44 @@ impl Session {
 
     /// Reads extents, all at once, and cuts from them what is sent. An extent that was not checked
     /// since the last unclean start is checked now; so is one of which only a part is sent, since
-    /// the getter can check only what it gets.
+    /// the getter can check only what it gets. The others need not be here yet, but for the first
+    /// piece: a drive that is gone is mostly noticed by it, while the reply can still say so.
     async fn read_cuts(
         &self,
         lease: &ReadLease,
         cuts: &[Cut],
-    ) -> Result<(Vec<DmaRef>, Vec<u32>), Bad> {
+    ) -> Result<(Vec<Reading>, Vec<u32>), Bad> {
         let context = &self.context;
         let verified = lease.block().verified;
         let reads = start_reads(context, cuts.iter().map(|cut| &cut.extent)).await;
-        let reads = reads.map_err(|_| Bad::TooMuch)?;
-        let mut pieces = Vec::with_capacity(cuts.len());
+        let mut reads = reads.map_err(|_| Bad::TooMuch)?.into_iter();
+        let mut pieces = Vec::with_capacity(reads.len());
         let mut crcs = Vec::with_capacity(cuts.len());
-        let mut bad = None;
         let mut checked = 0;
-        // Every read is waited for, also after a bad one: its chunk comes back with it.
-        for (cut, read) in cuts.iter().zip(reads) {
-            let bytes = match read.finish().await {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    bad = Some(Bad::Drive(error));
-                    continue;
-                }
-            };
-            let whole = cut.from == 0 && cut.to == bytes.len();
+        let mut bad = None;
+        for (cut, read) in cuts.iter().zip(reads.by_ref()) {
             let bit = 1 << cut.index;
-            if !whole || verified & bit == 0 {
-                if crc32c(bytes.as_slice()) != cut.extent.crc {
-                    bad = bad.or(Some(Bad::Bytes));
-                    continue;
-                }
+            let ready = if !cut.is_whole() || verified & bit == 0 {
                 checked |= bit;
+                check(cut, read).await
+            } else if pieces.is_empty() {
+                begin(read).await.map(|ready| (ready, cut.extent.crc))
+            } else {
+                Ok((read, cut.extent.crc))
+            };
+            match ready {
+                Ok((ready, crc)) => {
+                    pieces.extend(ready);
+                    crcs.push(crc);
+                }
+                Err(error) => {
+                    bad = Some(error);
+                    break;
+                }
             }
-            let piece = if whole { bytes } else { bytes.slice(cut.from..cut.to) };
-            crcs.push(if whole { cut.extent.crc } else { crc32c(piece.as_slice()) });
-            pieces.push(piece);
         }
         if let Some(bad) = bad {
+            settle(pieces.into_iter().chain(reads.flatten())).await;
             return Err(bad);
         }
         if checked & !verified != 0 {
@@ -182,22 +184,22 @@ impl Session {
             return ItemReply { generation, ..replies::item(Status::GenerationMismatch) };
         }
         let generation = lease.block().generation;
-        for extent in lease.block().extents.clone() {
-            let reads = start_reads(context, [&extent].into_iter()).await;
-            let Ok(Some(read)) = reads.map(|mut reads| reads.pop()) else {
+        for (index, extent) in lease.block().extents.clone().into_iter().enumerate() {
+            let Ok(mut reads) = start_reads(context, [&extent].into_iter()).await else {
                 return replies::item(Status::LimitExceeded);
             };
-            match read.finish().await {
-                Ok(bytes) if crc32c(bytes.as_slice()) == extent.crc => {}
-                Ok(_) => {
+            let cut = Cut { index, extent, from: 0, to: extent.length as usize };
+            match check(&cut, reads.pop().expect("one extent was read")).await {
+                Ok(_) => {}
+                Err(Bad::Drive(error)) => {
+                    error.report(context).await;
+                    return replies::miss(Miss(MissReason::DriveLost));
+                }
+                Err(_) => {
                     context.counters.crc_bad.bump();
                     drop(lease);
                     context.store.drop_corrupt(key, generation).await;
                     return replies::miss(Miss(MissReason::Corrupt));
-                }
-                Err(ReadError { drive, error }) => {
-                    context.store.drive_failed(drive, &error).await;
-                    return replies::miss(Miss(MissReason::DriveLost));
                 }
             }
         }
@@ -205,10 +207,72 @@ impl Session {
     }
 }
 
+/// Waits for the first piece of an extent.
+async fn begin(reads: Vec<Reading>) -> Result<Vec<Reading>, Bad> {
+    let mut reads = reads.into_iter();
+    let first = reads.next().expect("an extent has a piece");
+    match first.finish().await {
+        Ok(first) => Ok(std::iter::once(Reading::Ready(first)).chain(reads).collect()),
+        Err(error) => {
+            settle(reads).await;
+            Err(Bad::Drive(error))
+        }
+    }
+}
+
+/// Waits for the whole extent of a cut, checks it, and cuts from it what is sent; with its CRC.
+async fn check(cut: &Cut, reads: Vec<Reading>) -> Result<(Vec<Reading>, u32), Bad> {
+    let mut pieces: Vec<DmaRef> = Vec::with_capacity(reads.len());
+    let mut reads = reads.into_iter();
+    while let Some(read) = reads.next() {
+        match read.finish().await {
+            Ok(piece) => pieces.push(piece),
+            Err(error) => {
+                settle(reads).await;
+                return Err(Bad::Drive(error));
+            }
+        }
+    }
+    let mut crc = Crc32c::new();
+    pieces.iter().for_each(|piece| crc.update(piece.as_slice()));
+    if crc.value() != cut.extent.crc {
+        return Err(Bad::Bytes);
+    }
+    if cut.is_whole() {
+        return Ok((pieces.into_iter().map(Reading::Ready).collect(), crc.value()));
+    }
+    let (mut at, mut sent, mut crc) = (0, Vec::with_capacity(pieces.len()), Crc32c::new());
+    for piece in pieces {
+        let end = at + piece.len();
+        if cut.from < end && at < cut.to {
+            let piece = piece.slice(cut.from.saturating_sub(at)..cut.to.min(end) - at);
+            crc.update(piece.as_slice());
+            sent.push(Reading::Ready(piece));
+        }
+        at = end;
+    }
+    Ok((sent, crc.value()))
+}
+
+/// Waits for reads whose bytes nobody wants any more: no unit is used again while a command names
+/// it.
+async fn settle(reads: impl Iterator<Item = Reading>) {
+    for read in reads {
+        let _ = read.finish().await;
+    }
+}
+
 enum Bad {
     Drive(ReadError),
     Bytes,
     TooMuch,
+}
+
+impl Cut {
+    /// Whether the whole extent is sent.
+    fn is_whole(&self) -> bool {
+        self.from == 0 && self.to == self.extent.length as usize
+    }
 }
 
 /// The extents that hold bytes `offset..end` of a block, and which bytes of each; none for no

@@ -21,7 +21,7 @@ const SLICE: usize = 256 * 1024;
 pub struct Input {
     connection: Rc<dyn Connection>,
     local: Local,
-    /// How long the rest of a frame, or an extent of its payload, may take to arrive.
+    /// How long the rest of a frame, or a piece of its payload, may take to arrive.
     patience: Duration,
     buffer: Vec<u8>,
     start: usize,
@@ -120,13 +120,18 @@ impl Input {
         Ok(small(bytes))
     }
 
-    /// Payload into the whole of `into`, and its CRC32C.
-    pub async fn payload(&mut self, mut into: DmaBuf) -> (Result<u32, InputError>, DmaBuf) {
+    /// Payload into the whole of `into`, and into `crc`.
+    pub async fn payload(
+        &mut self,
+        mut into: DmaBuf,
+        mut crc: Option<&mut Crc32c>,
+    ) -> (Result<(), InputError>, DmaBuf) {
         let length = into.len();
         let until = self.local.now() + self.patience;
-        let mut crc = Crc32c::new();
         let mut have = self.take(into.as_mut_slice());
-        crc.update(&into.as_slice()[..have]);
+        if let Some(crc) = &mut crc {
+            crc.update(&into.as_slice()[..have]);
+        }
         while have < length {
             let min = (length - have).min(SLICE);
             into.set_len(have + min);
@@ -134,18 +139,19 @@ impl Input {
             let (got, back) = self.within(until, receiving).await;
             into = back;
             into.set_len(length);
-            match got {
-                Ok(n) => {
-                    crc.update(&into.as_slice()[have..have + n]);
-                    have += n;
-                    if n < min {
-                        return (Err(InputError::Truncated), into);
-                    }
-                }
+            let n = match got {
+                Ok(n) => n,
                 Err(error) => return (Err(error.into()), into),
+            };
+            if let Some(crc) = &mut crc {
+                crc.update(&into.as_slice()[have..have + n]);
+            }
+            have += n;
+            if n < min {
+                return (Err(InputError::Truncated), into);
             }
         }
-        (Ok(crc.value()), into)
+        (Ok(()), into)
     }
 }
 

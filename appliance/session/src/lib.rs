@@ -23,8 +23,10 @@ mod keys;
 mod metrics;
 mod outbox;
 mod put;
+mod reads;
 mod replies;
 mod session;
+mod writes;
 
 pub use context::{Context, ContextParts, DriveIo, Entropy, Identity, KeyRing, SessionLimits};
 pub use metrics::SessionCounters;

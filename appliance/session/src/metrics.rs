@@ -48,9 +48,9 @@ pub struct SessionCounters {
     pub wait_commit: Histogram,
     /// Stage: lookup and pin.
     pub wait_lease: Histogram,
-    /// Stage: drive reads.
+    /// Stage: from the start of the reads to the first bytes of a reply being there.
     pub wait_read: Histogram,
-    /// Stage: from a reply being ready to it being with the carrier.
+    /// Stage: from the first bytes of a reply being there to all of it being with the carrier.
     pub wait_send: Histogram,
     /// Whole puts, from their frame to their reply.
     pub put_total: Histogram,

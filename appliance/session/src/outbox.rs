@@ -1,8 +1,9 @@
 //! Replies on their way out: sealed in the order they are sent.
 //!
 //! Small replies go before bulk ones and share a send; a bulk reply is sent header and payload in
-//! one call, straight from where the bytes lie. What keeps those bytes in place (the lease, the
-//! permit to send) is dropped only after the carrier needs the memory no more.
+//! one call, straight from where the bytes lie; payload that is still being read follows piece by
+//! piece. What keeps those bytes in place (the lease, the permit to send) is dropped only after the
+//! carrier needs the memory no more, and no drive is asked for it any more.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use memkv_wire::{Header, Sealer};
 
 use crate::Context;
 use crate::join::hastened;
+use crate::reads::Reading;
 
 /// Sealed bytes of small replies that share one send, at most.
 const COALESCE: usize = 64 * 1024;
@@ -25,7 +27,7 @@ const COALESCE: usize = 64 * 1024;
 pub struct Reply {
     pub header: Header,
     pub meta: Vec<u8>,
-    pub payload: Vec<DmaRef>,
+    pub payload: Vec<Reading>,
     /// Keeps the payload where it is.
     #[expect(dead_code, reason = "held until the reply is sent, never read")]
     pub lease: Option<ReadLease>,
@@ -35,7 +37,7 @@ pub struct Reply {
     pub ready: Instant,
 }
 
-/// The queue between requests and the wire.
+/// The queue between requests and the wire. It knows no context: the context knows it.
 #[derive(Default)]
 pub struct Outbox {
     small: RefCell<VecDeque<Reply>>,
@@ -49,11 +51,22 @@ pub struct Outbox {
     idle: Cell<bool>,
 }
 
+/// What goes out in one go.
+struct Batch {
+    /// Sealed headers and metas.
+    head: Vec<u8>,
+    /// Payload that is there.
+    payload: Vec<DmaRef>,
+    /// Payload that comes after it.
+    coming: Vec<Reading>,
+    replies: Vec<Reply>,
+}
+
 impl Outbox {
     /// Queues a reply; dropped when the connection is gone or has had its last frame.
-    pub fn push(&self, reply: Reply) {
+    pub fn push(&self, context: &Rc<Context>, reply: Reply) {
         if self.closed.get() || self.ending.get() {
-            return;
+            return discard(context, reply);
         }
         let queue = if reply.payload.is_empty() { &self.small } else { &self.bulk };
         queue.borrow_mut().push_back(reply);
@@ -71,10 +84,11 @@ impl Outbox {
     }
 
     /// Nothing more is sent; what is queued is dropped, leases and all.
-    pub fn close(&self) {
+    pub fn close(&self, context: &Rc<Context>) {
         self.closed.set(true);
         self.small.borrow_mut().clear();
-        self.bulk.borrow_mut().clear();
+        let bulk = std::mem::take(&mut *self.bulk.borrow_mut());
+        bulk.into_iter().for_each(|reply| discard(context, reply));
         self.last.borrow_mut().take();
         self.changed.notify_all();
     }
@@ -98,6 +112,8 @@ impl Outbox {
         connection: Rc<dyn Connection>,
         mut sealer: Sealer,
     ) {
+        // It may be the last that reads from a drive.
+        let _work = context.work();
         let mut head = Vec::new();
         loop {
             while self.is_empty() && !self.closed.get() {
@@ -110,51 +126,104 @@ impl Outbox {
                 return;
             }
             head.clear();
-            let (payload, sent) = self.gather(&mut sealer, &mut head);
-            let op = SendOp { head: std::mem::take(&mut head), payload, tail: Vec::new() };
-            // A peer that does not read holds leases and memory that others wait for.
-            let until = context.local.now() + context.limits.longest();
-            let sending = push(&*connection, PayloadRef::Inline, op);
-            let (result, op) =
-                hastened(&context.local, until, || connection.shutdown(), sending).await;
-            let SendOp { head: used, payload, .. } = op;
-            head = used;
-            // First the references to the bytes, then what kept them in place.
-            drop(payload);
-            let now = context.local.now();
-            for reply in &sent {
-                context.counters.wait_send.record(now.saturating_duration_since(reply.ready));
-            }
-            drop(sent);
-            if result.is_err() {
-                self.close();
+            let batch = self.gather(&mut sealer, head);
+            let sent = send(&context, &*connection, batch).await;
+            let Ok(used) = sent else {
+                self.close(&context);
                 connection.shutdown();
                 return;
-            }
+            };
+            head = used;
         }
     }
 
     /// Seals the replies of the next send: small ones, and behind them at most one bulk one, or the
     /// last frame when nothing else is left.
-    fn gather(&self, sealer: &mut Sealer, head: &mut Vec<u8>) -> (Vec<DmaRef>, Vec<Reply>) {
-        let mut sent = Vec::new();
+    fn gather(&self, sealer: &mut Sealer, mut head: Vec<u8>) -> Batch {
+        let mut replies = Vec::new();
         while head.len() < COALESCE
             && let Some(mut reply) = self.small.borrow_mut().pop_front()
         {
-            sealer.seal(&mut reply.header, &reply.meta, head);
-            sent.push(reply);
+            sealer.seal(&mut reply.header, &reply.meta, &mut head);
+            replies.push(reply);
         }
-        let mut payload = Vec::new();
+        let (mut payload, mut coming) = (Vec::new(), Vec::new());
         if let Some(mut reply) = self.bulk.borrow_mut().pop_front() {
-            sealer.seal(&mut reply.header, &reply.meta, head);
-            payload = std::mem::take(&mut reply.payload);
-            sent.push(reply);
+            sealer.seal(&mut reply.header, &reply.meta, &mut head);
+            for read in std::mem::take(&mut reply.payload) {
+                match read.ready() {
+                    Ok(bytes) if coming.is_empty() => payload.push(bytes),
+                    Ok(bytes) => coming.push(Reading::Ready(bytes)),
+                    Err(running) => coming.push(running),
+                }
+            }
+            replies.push(reply);
         } else if self.small.borrow().is_empty()
             && let Some(mut reply) = self.last.borrow_mut().take()
         {
-            sealer.seal(&mut reply.header, &reply.meta, head);
-            sent.push(reply);
+            sealer.seal(&mut reply.header, &reply.meta, &mut head);
+            replies.push(reply);
         }
-        (payload, sent)
+        Batch { head, payload, coming, replies }
     }
+}
+
+/// The connection takes nothing more, or a reply that has begun cannot be finished.
+struct Broken;
+
+/// Drops a reply that nobody reads. What is being read for it is waited for first: no unit is used
+/// again while a command names it.
+fn discard(context: &Rc<Context>, mut reply: Reply) {
+    let reads = std::mem::take(&mut reply.payload);
+    if reads.iter().all(Reading::is_ready) {
+        return;
+    }
+    let (context, work) = (context.clone(), context.work());
+    context.local.clone().spawn(async move {
+        for read in reads {
+            read.finish_reply(&context).await;
+        }
+        drop((reply, work));
+    });
+}
+
+/// Sends a batch; gives the memory of its head back.
+async fn send(
+    context: &Context,
+    connection: &dyn Connection,
+    batch: Batch,
+) -> Result<Vec<u8>, Broken> {
+    let Batch { head, payload, coming, replies } = batch;
+    let op = SendOp { head, payload, tail: Vec::new() };
+    let mut outcome = send_part(context, connection, op).await;
+    // Every read is waited for, also when nobody reads the reply any more.
+    for read in coming {
+        let piece = read.finish_reply(context).await;
+        outcome = match (outcome, piece) {
+            (Ok(head), Some(piece)) => {
+                let payload = vec![piece];
+                let op = SendOp { head: Vec::new(), payload, tail: Vec::new() };
+                send_part(context, connection, op).await.map(|_| head)
+            }
+            _ => Err(Broken),
+        };
+    }
+    let now = context.local.now();
+    for reply in &replies {
+        context.counters.wait_send.record(now.saturating_duration_since(reply.ready));
+    }
+    outcome
+}
+
+async fn send_part(
+    context: &Context,
+    connection: &dyn Connection,
+    op: SendOp,
+) -> Result<Vec<u8>, Broken> {
+    // A peer that does not read holds leases and memory that others wait for.
+    let until = context.local.now() + context.limits.longest();
+    let sending = push(connection, PayloadRef::Inline, op);
+    let hasten = || connection.shutdown();
+    let (result, op) = hastened(&context.local, until, hasten, sending).await;
+    result.map(|()| op.head).map_err(|_| Broken)
 }

@@ -18,11 +18,11 @@ use memkv_wire::{
     PutItem, PutItems, PutMode, Status, crc32c, trailer_len,
 };
 
-use crate::extents::{WriteError, Writes};
 use crate::input::Input;
 use crate::join::{LocalFuture, join_all};
 use crate::replies;
 use crate::session::{End, Session};
+use crate::writes::{WriteError, Writes};
 
 /// One inline item: its request and its place in the payload.
 struct Inline {
@@ -79,7 +79,8 @@ impl Session {
                 let now = self.context.local.now();
                 self.context.counters.wait_chunk.record(now.saturating_duration_since(since));
                 chunk.set_len(length as usize);
-                let (received, chunk) = input.payload(chunk).await;
+                // The CRCs of its items are computed when the items are known.
+                let (received, chunk) = input.payload(chunk, None).await;
                 received?;
                 Payload::Pool(chunk)
             }
@@ -233,19 +234,19 @@ impl Session {
         let mut writes = Writes::new(reserved?);
         let (mut at, end) = (item.at, item.at + item.request.length as usize);
         while at < end {
-            let (mut buffer, in_place) = match writes.try_buffer(context) {
+            let mut place = match writes.try_place(context) {
                 Some(ready) => ready,
                 None => {
                     self.commit_all(in_hand, replies).await;
                     payload.leave_pool();
-                    writes.next_buffer(context).await
+                    writes.next_place(context).await
                 }
             };
-            let piece = &payload.as_slice()[at..at + buffer.len()];
-            buffer.as_mut_slice().copy_from_slice(piece);
-            at += buffer.len();
-            let crc = crc32c(piece);
-            writes.arrived(context, buffer, in_place, crc);
+            let piece = &payload.as_slice()[at..at + place.buffer.len()];
+            place.buffer.as_mut_slice().copy_from_slice(piece);
+            at += piece.len();
+            writes.crc().update(piece);
+            writes.arrived(context, place);
         }
         Ok(writes)
     }
@@ -399,10 +400,12 @@ impl Session {
         writes: &mut Writes,
     ) -> Result<CrcList, End> {
         let extents = (header.payload_length() as usize).div_ceil(self.extent_bytes());
-        for _ in 0..extents {
-            let (buffer, in_place) = writes.next_buffer(&self.context).await;
-            let (crc, buffer) = input.payload(buffer).await;
-            writes.arrived(&self.context, buffer, in_place, crc?);
+        while writes.crcs().len() < extents {
+            let mut place = writes.next_place(&self.context).await;
+            let (received, buffer) = input.payload(place.buffer, Some(writes.crc())).await;
+            received?;
+            place.buffer = buffer;
+            writes.arrived(&self.context, place);
         }
         if !header.has_trailer() {
             return Err(End::NoTrailer);

@@ -227,14 +227,9 @@ impl Session {
     /// Queues a reply with a header of its own.
     pub fn send(&self, header: Header, meta: Vec<u8>) {
         self.context.counters.requests.bump();
-        self.outbox.push(Reply {
-            header,
-            meta,
-            payload: Vec::new(),
-            lease: None,
-            budget: None,
-            ready: self.context.local.now(),
-        });
+        let ready = self.context.local.now();
+        let reply = Reply { header, meta, payload: Vec::new(), lease: None, budget: None, ready };
+        self.outbox.push(&self.context, reply);
     }
 
     /// When a request must have given up.
@@ -282,7 +277,7 @@ impl Session {
             let deadline = self.context.local.now() + LAST_WORD;
             let _ = timeout(&self.context.local, deadline, self.outbox.flushed()).await;
         }
-        self.outbox.close();
+        self.outbox.close(&self.context);
         connection.shutdown();
     }
 }

@@ -118,12 +118,14 @@ impl Model {
     /// Bytes arrived whose CRC is wrong: the client throws them away and reports them.
     pub fn saw_bad_crc(&self, sight: &Sight, generation: u64) -> Result<(), Broken> {
         let version = self.by_generation.get(&generation).copied();
+        // A disk that fails while a reply is on its way leaves zeros where its bytes should be.
+        let harmed = |version: Version| {
+            let value = &self.values[version as usize];
+            value.harmed || value.disks & self.failed != 0
+        };
         let harmed = match version {
-            Some(version) => self.values[version as usize].harmed,
-            None => self.keys[sight.key as usize]
-                .versions
-                .iter()
-                .any(|&version| self.values[version as usize].harmed),
+            Some(version) => harmed(version),
+            None => self.keys[sight.key as usize].versions.iter().any(|&version| harmed(version)),
         };
         if harmed {
             return Ok(());

@@ -109,6 +109,8 @@ pub struct Options {
     pub sector: u32,
     pub ring_bytes: u64,
     pub extent: u32,
+    /// Bytes that one command moves between a disk and memory.
+    pub transfer: u32,
     pub keys: u32,
     pub clients: usize,
     pub depth: usize,
@@ -170,6 +172,12 @@ impl Options {
             sector: pick(rng, &[512, 512, 4096]),
             ring_bytes: pick(rng, &[128, 128, 192, 256, 512]) * KIB,
             extent,
+            // Of a sequence of its own: what else a seed means does not hang on it.
+            transfer: match (extent, seed % 3) {
+                (_, 0) => 1 << 20,
+                (4_194_304, _) => 256 << 10,
+                _ => 8 << 10,
+            },
             keys,
             clients: pick(rng, &[2, 4, 6, 8, 12]),
             depth: pick(rng, &[1, 2, 4, 4, 8]),

@@ -231,7 +231,11 @@ fn context(
         drives,
         store,
         keys,
-        limits: SessionLimits { credits: 64, ..SessionLimits::default() },
+        limits: SessionLimits {
+            credits: 64,
+            transfer: options.transfer,
+            ..SessionLimits::default()
+        },
         identity: memkv_session::Identity {
             server: options.seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
             incarnation,

@@ -153,7 +153,7 @@ fn draw_length(rng: &mut Rng, options: &Options) -> u64 {
     };
     let length = length.min(u64::from(options.extent) * 16).min(250 << 10);
     // A tail too short for a stamp cannot be recognized on a disk: none where that matters.
-    let tail = length % u64::from(options.extent);
+    let tail = length % u64::from(options.extent) % u64::from(options.transfer);
     if options.faults != FaultMode::None && (1..16).contains(&tail) {
         length - tail
     } else {

@@ -17,6 +17,16 @@ use crate::{Done, Io, IoError, Op};
 /// Completions taken in one poll.
 const PER_POLL: u32 = 64;
 
+/// Bytes of large transfers in the device at once, those of one queue. A device serves all that it has
+/// at the same time, each a little; of what waits here, the first is done first, and while its bytes go
+/// on to a socket the device has the next. It covers the product of bandwidth and latency of one drive:
+/// 14 GB/s times 150 µs.
+const WINDOW: u64 = 2 << 20;
+
+/// Transfers up to this size never wait for large ones: they are somebody's whole answer, or the
+/// journal's.
+const SMALL: u64 = 64 << 10;
+
 /// Times that a command is tried again after the kernel said `EAGAIN` to it.
 const RETRIES: u8 = 16;
 
@@ -29,12 +39,20 @@ struct Slot {
     retries: u8,
 }
 
+fn is_large(io: &Io) -> bool {
+    matches!(io.op, Op::Read | Op::Write) && io.len > SMALL
+}
+
 struct Engine {
     ring: Ring,
     slots: Vec<Option<Slot>>,
     free: Vec<u16>,
     /// Commands beyond the depth of the ring, in order.
     waiting: VecDeque<(Io, Completer)>,
+    /// Large transfers beyond the window, in order.
+    large: VecDeque<(Io, Completer)>,
+    /// Bytes of large transfers that are in the device or wait for a slot.
+    moving: u64,
     /// Kept open as long as the ring, which names its descriptor.
     shared: Arc<Shared>,
 }
@@ -44,7 +62,24 @@ impl Engine {
         DEPTH - self.free.len()
     }
 
-    /// Puts a checked command into a free slot, or into the line.
+    /// Whether a large transfer may go to the device: one may always.
+    fn has_room(&self, io: &Io) -> bool {
+        self.moving == 0 || self.moving + io.len <= WINDOW
+    }
+
+    /// Takes a checked command: into a slot, or into one of the lines.
+    fn take(&mut self, io: Io, completer: Completer) {
+        if is_large(&io) {
+            if !self.large.is_empty() || !self.has_room(&io) {
+                self.large.push_back((io, completer));
+                return;
+            }
+            self.moving += io.len;
+        }
+        self.start(io, completer);
+    }
+
+    /// Puts a command into a free slot, or into the line of those that wait for one.
     fn start(&mut self, io: Io, completer: Completer) {
         let Some(index) = self.free.pop() else {
             self.waiting.push_back((io, completer));
@@ -93,6 +128,9 @@ impl Engine {
         };
         let slot = self.slots[usize::from(index)].take().expect("just looked at");
         self.free.push(index);
+        if is_large(&slot.io) {
+            self.moving -= slot.io.len;
+        }
         Some(Some((slot.completer, Done::of(slot.io, result))))
     }
 
@@ -110,12 +148,28 @@ impl Engine {
             self.start(io, completer);
             work += 1;
         }
+        let mut refilled = false;
+        while self.large.front().is_some_and(|(io, _)| self.has_room(io)) {
+            let (io, completer) = self.large.pop_front().expect("just looked at");
+            self.moving += io.len;
+            self.start(io, completer);
+            work += 1;
+            refilled = true;
+        }
+        if refilled {
+            // What the tasks now do with what has come may take long: the device has work meanwhile.
+            self.ring.enter();
+        }
         Progress::of(work)
     }
 
     /// Waits until the kernel has let go of every buffer. If it cannot be waited for, the buffers are
     /// leaked: a leak is harmless, a buffer reused under a device is not.
     fn drain(&mut self) {
+        while let Some((io, completer)) = self.large.pop_front() {
+            self.moving += io.len;
+            self.start(io, completer);
+        }
         for (io, completer) in self.waiting.drain(..) {
             completer.complete(Done::of(io, Err(IoError::Offline)));
         }
@@ -167,14 +221,15 @@ impl BlockQueue for UringQueue {
         match medium.check(&io) {
             Err(error) => completer.complete(Done::of(io, Err(error))),
             Ok(()) if io.op == Op::Deallocate && medium.block_device => self.discard(io, completer),
-            Ok(()) => self.engine.borrow_mut().start(io, completer),
+            Ok(()) => self.engine.borrow_mut().take(io, completer),
         }
         completion
     }
 
     fn outstanding(&self) -> usize {
         let engine = self.engine.borrow();
-        engine.in_device() + engine.waiting.len() + self.discards.load(Ordering::Acquire)
+        let waiting = engine.waiting.len() + engine.large.len();
+        engine.in_device() + waiting + self.discards.load(Ordering::Acquire)
     }
 }
 
@@ -228,6 +283,8 @@ pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn Blo
         slots: std::iter::repeat_with(|| None).take(DEPTH).collect(),
         free: (0..DEPTH as u16).rev().collect(),
         waiting: VecDeque::new(),
+        large: VecDeque::new(),
+        moving: 0,
         shared: Arc::clone(&shared),
     };
     let engine = Rc::new(RefCell::new(engine));

@@ -1,0 +1,112 @@
+//! Blocks move in pieces: what is seen of it when all goes well, and when a drive goes in between.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{MIB, Machine, Options, crcs, value};
+use memkv_block::Op;
+use memkv_session::SessionLimits;
+use memkv_sim::faults::{Rule, When};
+use memkv_wire::{ItemReplies, MissReason, Opcode, Status, SuspectItem, SuspectItems};
+
+const PIECE: usize = 64 << 10;
+
+/// Extents of 1 MiB, each sixteen pieces long.
+fn machine(drives: usize) -> Machine {
+    let limits = SessionLimits { transfer: PIECE as u32, ..SessionLimits::default() };
+    Machine::new(Options { drives, pool_bytes: 16 << 20, limits, ..Options::default() })
+}
+
+#[test]
+fn values_of_any_length_come_back_and_any_part_of_them() {
+    let mut machine = machine(2);
+    let mut client = machine.client(1);
+    let lengths = [MIB, MIB + 1, MIB + PIECE - 1, 2 * MIB + PIECE + 1, 3 * MIB - 513];
+    for (n, length) in lengths.into_iter().enumerate() {
+        let (name, bytes) = (format!("{length}"), value(n as u64, length));
+        assert_eq!(client.put(&mut machine, &name, &bytes).status, Status::Ok);
+        let (reply, got) = client.get(&mut machine, &name);
+        assert_eq!(reply.crcs.as_slice(), crcs(&bytes, client.extent).as_slice());
+        assert!(got == bytes, "{length}");
+        let parts = [(0, 1), (PIECE - 1, 2), (PIECE, PIECE), (MIB - 7, 7), (7, length - 7)];
+        for (from, count) in parts {
+            client.send_get(&name, from as u64, count as u64);
+            let (reply, part) = client.got(&mut machine);
+            assert_eq!(reply.length, length as u64);
+            assert!(part == bytes[from..from + count], "{from} and {count} bytes of {length}");
+            // The server computes it over what it sends of each extent.
+            let first = count.min(MIB - from);
+            assert_eq!(reply.crcs[0], memkv_wire::crc32c(&part[..first]));
+        }
+    }
+    machine.assert_at_rest();
+}
+
+#[test]
+fn a_drive_that_goes_while_a_reply_is_sent_leaves_zeros_and_a_reason() {
+    let mut machine = machine(1);
+    let mut client = machine.client(1);
+    let bytes = value(5, 2 * MIB);
+    assert_eq!(client.put(&mut machine, "gone", &bytes).status, Status::Ok);
+    let (faults, start) = machine.faults[0].clone();
+    let range = start..u64::MAX;
+    let third = When::Nth(3);
+    faults.add(Rule { range, when: third, strikes_max: 1, ..Rule::fail(Op::Read) });
+
+    let (reply, got) = client.get(&mut machine, "gone");
+    assert_eq!((reply.status, got.len()), (Status::Ok, bytes.len()), "it had begun");
+    let lost = 2 * PIECE..3 * PIECE;
+    assert!(got[lost.clone()].iter().all(|&byte| byte == 0), "nobody else's bytes");
+    assert!(got[..lost.start] == bytes[..lost.start] && got[lost.end..] == bytes[lost.end..]);
+    assert_ne!(reply.crcs.as_slice(), crcs(&got, client.extent).as_slice());
+    assert_eq!(machine.store.counters().drives_failed.get(), 1);
+
+    // The getter saw a CRC that is wrong, and asks.
+    let mut meta = Vec::new();
+    let item = SuspectItem { key: b"gone", generation: reply.generation };
+    SuspectItems { items: vec![item] }.encode(&mut meta);
+    let answer = client.ask(&mut machine, Opcode::Suspect, &meta);
+    let item = ItemReplies::parse(&answer.meta).expect("a reply per item").items[0];
+    assert_eq!((item.status, item.reason), (Status::NotFound, MissReason::DriveLost));
+    machine.assert_at_rest();
+}
+
+#[test]
+fn a_drive_that_is_gone_before_the_reply_begins_is_a_miss() {
+    let mut machine = machine(1);
+    let mut client = machine.client(1);
+    assert_eq!(client.put(&mut machine, "gone", &value(6, 2 * MIB)).status, Status::Ok);
+    let (faults, start) = machine.faults[0].clone();
+    faults.add(Rule { range: start..u64::MAX, ..Rule::fail(Op::Read) });
+    let (reply, got) = client.get(&mut machine, "gone");
+    assert_eq!((reply.status, reply.reason), (Status::NotFound, MissReason::DriveLost));
+    assert!(got.is_empty());
+    machine.assert_at_rest();
+}
+
+#[test]
+fn replies_that_nobody_reads_any_more_give_everything_back() {
+    let mut machine = machine(2);
+    let mut client = machine.client(1);
+    let bytes = value(7, 3 * MIB);
+    for name in ["one", "two", "three"] {
+        assert_eq!(client.put(&mut machine, name, &bytes).status, Status::Ok);
+    }
+    for steps in 0..60 {
+        let mut leaver = machine.client(steps % 2);
+        for name in ["one", "two", "three"] {
+            leaver.send_get(name, 0, u64::MAX);
+        }
+        // It leaves when some of the reads are done and some are not.
+        for _ in 0..steps * 4 {
+            if !machine.world.step() {
+                machine.world.advance(None);
+            }
+        }
+        drop(leaver);
+        machine.pass(Duration::from_secs(1));
+        machine.assert_at_rest();
+    }
+    assert!(client.get(&mut machine, "two").1 == bytes);
+}
