@@ -15,7 +15,7 @@
 //!  160  checkpoint A u64 | checkpoint B u64 | bytes of each u64
 //!  184  data offset u64 | 192 units u32 | 196 largest frame u32
 //!  200  limits: rows u64 | part references u64 | key bytes u64
-//!  224  active u8 | clean u8 | zero 6
+//!  224  active u8 | clean u8 | extent units u16 | zero 4
 //!  232  incarnation u64 | generation_high u64 | clock_high u64
 //!  256  checkpoints 2 × (number u64 | start sequence u64 | start position u64 | zero u64)
 //!  320  starts u32 | zero u32 | 328 starts 16 × (incarnation u64 | first sequence u64)
@@ -223,7 +223,8 @@ struct Raw {
     limits: [U64; 3],
     active: u8,
     clean: u8,
-    zero_flags: [u8; 6],
+    extent_units: U16,
+    zero_flags: [u8; 4],
     incarnation: U64,
     generation_high: U64,
     clock_high: U64,
@@ -328,6 +329,7 @@ impl Superblock {
         raw.data_offset = layout.data_offset.into();
         raw.units = layout.units.into();
         raw.frame_max = layout.frame_max.into();
+        raw.extent_units = layout.extent_units.into();
         let limits = layout.limits;
         raw.limits = [limits.rows, limits.parts, limits.key_bytes].map(U64::from);
     }
@@ -422,6 +424,7 @@ fn parse_layout(raw: &Raw) -> Result<Layout, SuperblockError> {
         data_offset: raw.data_offset.get(),
         units: raw.units.get(),
         frame_max: raw.frame_max.get(),
+        extent_units: raw.extent_units.get(),
         limits: Usage { rows, parts, key_bytes },
     };
     if layout.is_sound() { Ok(layout) } else { Err(SuperblockError::Field("layout")) }
