@@ -4,7 +4,8 @@
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
 //! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is.
-//! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`.
+//! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
+//!   drive`, which work on drives that no server has.
 
 #![forbid(unsafe_code)]
 
@@ -12,8 +13,10 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod drives;
+pub mod hugepages;
 pub mod logging;
 pub mod node;
+pub mod offline;
 pub mod paths;
 pub mod serve;
 pub mod status;

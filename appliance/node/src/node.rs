@@ -27,8 +27,9 @@ use memkv_poller::{
 use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
 use memkv_store::{DriveStatus, RemoteStore, Store, StoreHandle, StorePort};
 
-use crate::config::Config;
+use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
+use crate::hugepages::{Reserved, TooFew};
 use crate::status::Shared;
 
 /// Messages under way from other reactors to the store.
@@ -43,6 +44,9 @@ const STOP_WAIT: Duration = Duration::from_secs(30);
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Hugepages are required, and too few are free.
+    #[error(transparent)]
+    Hugepages(#[from] TooFew),
     /// No memory for the pool.
     #[error("cannot set up the memory pool (memory.max_size)")]
     Pool(#[from] PoolError),
@@ -124,6 +128,11 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub fn start(config: Config, progress: &drives::Progress) -> Result<Self, StartError> {
+        if config.memory.hugepages == HugepageUse::Require
+            && let Some(reserved) = Reserved::of_this_system()
+        {
+            reserved.suffice(config.memory.max_size)?;
+        }
         let pool = Pool::new(PoolConfig {
             size: config.memory.max_size,
             chunk: config.memory.block_size,
@@ -223,9 +232,8 @@ impl From<std::io::Error> for StartError {
     }
 }
 
-impl From<crate::config::HugepageUse> for Hugepages {
-    fn from(wanted: crate::config::HugepageUse) -> Self {
-        use crate::config::HugepageUse;
+impl From<HugepageUse> for Hugepages {
+    fn from(wanted: HugepageUse) -> Self {
         match wanted {
             HugepageUse::Prefer => Self::Prefer,
             HugepageUse::Require => Self::Require,
