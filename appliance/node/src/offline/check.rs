@@ -23,7 +23,7 @@ use memkv_journal::{
 use memkv_poller::Local;
 use serde::Serialize;
 
-use super::{Bench, OfflineError, Which, in_use, look_at, named_at_least_one, say, say_json};
+use super::{Bench, OfflineError, Which, in_use, look_to_take, named_at_least_one, say, say_json};
 use crate::cli::Exit;
 use crate::drives::Opened;
 
@@ -113,7 +113,7 @@ struct Job {
 }
 
 pub(super) fn run(which: &Which) -> Result<Exit, OfflineError> {
-    let sights = look_at(&named_at_least_one(which)?)?;
+    let sights = look_to_take(&named_at_least_one(which)?)?;
     let refused: Vec<String> = sights.iter().flat_map(in_use).collect();
     if !refused.is_empty() {
         return Err(OfflineError::Refused(refused));

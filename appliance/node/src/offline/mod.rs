@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memkv_block::{BlockDevice, BlockQueue, OpenOptions};
 use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
@@ -37,8 +37,10 @@ use crate::serve::chain;
 pub use args::{DriveArgs, DriveCommand, SetupArgs, Which, WipeArgs};
 
 /// How long a drive that is in use is asked for again: a server that was just killed holds its
-/// drives for a moment.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// drives until the kernel has taken its rings apart.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And how often.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Memory to move bytes through, for each drive …
 const POOL_A_DRIVE: u64 = 32 << 20;
 /// … and in all, at least and at most.
@@ -176,6 +178,18 @@ fn look_at(drives: &[PathBuf]) -> Result<Vec<look::Sight>, OfflineError> {
         }
     }
     if refused.is_empty() { Ok(sights) } else { Err(OfflineError::Refused(refused)) }
+}
+
+/// Looks at drives that are to be taken: one that is locked is looked at again for a while.
+fn look_to_take(drives: &[PathBuf]) -> Result<Vec<look::Sight>, OfflineError> {
+    let asked = Instant::now();
+    loop {
+        let sights = look_at(drives)?;
+        if asked.elapsed() >= PATIENCE || !sights.iter().any(|sight| sight.locked) {
+            return Ok(sights);
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
 }
 
 /// What stands against taking a drive for oneself, if anything does.

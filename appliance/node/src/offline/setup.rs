@@ -17,9 +17,9 @@ use memkv_wire::SharedKey;
 
 use super::look::{Holds, Kind, Sight};
 use super::yaml::Plan;
-use super::{Bench, OfflineError, SetupArgs, in_use, look_at, say, wipe};
+use super::{Bench, OfflineError, SetupArgs, in_use, look_at, look_to_take, say, wipe};
 use crate::cli::Exit;
-use crate::config::{Config, Overrides};
+use crate::config::{AUTH_KEY_VARIABLE, Config, Overrides};
 use crate::drives::{self, Opened};
 use crate::hugepages::Reserved;
 use crate::paths::{Machine, ThisMachine};
@@ -31,7 +31,8 @@ const EXTENT_FROM_KB: u32 = 1024;
 
 pub(super) fn run(args: &SetupArgs) -> Result<Exit, OfflineError> {
     // 1.
-    let sights = look_at(&args.drives)?;
+    let key = key_of_environment()?;
+    let sights = if args.idempotent { look_at(&args.drives) } else { look_to_take(&args.drives) }?;
     let keep = judge(&sights, args)?;
     let superblocks = match keep {
         Some(kept) => {
@@ -40,9 +41,20 @@ pub(super) fn run(args: &SetupArgs) -> Result<Exit, OfflineError> {
         }
         None => format(&sights, args)?,
     };
-    let text = configuration(args, &sights, &superblocks)?;
+    let key = key.unwrap_or_else(|| SharedKey::from_secret(&superblocks[0].identity.secret));
+    let text = configuration(args, &sights, &superblocks, &key)?;
     say(&text)?;
     Ok(Exit::Done)
+}
+
+/// The key that the servers of a cluster share, where it is set.
+fn key_of_environment() -> Result<Option<SharedKey>, OfflineError> {
+    let text = ThisMachine.variable(AUTH_KEY_VARIABLE).unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let wrong = |error| OfflineError::Usage(format!("{AUTH_KEY_VARIABLE}: {error}"));
+    SharedKey::from_hex(text.trim()).map(Some).map_err(wrong)
 }
 
 /// Whether the drives may be formatted. When all of them are and shall stay so, their superblocks.
@@ -181,13 +193,9 @@ fn configuration(
     args: &SetupArgs,
     sights: &[Sight],
     superblocks: &[Superblock],
+    key: &SharedKey,
 ) -> Result<String, OfflineError> {
     let identity = &superblocks[0].identity;
-    let key = match ThisMachine.variable(crate::config::AUTH_KEY_VARIABLE) {
-        Some(text) if !text.trim().is_empty() => SharedKey::from_hex(text.trim())
-            .map_err(|error| OfflineError::Usage(format!("MEMKV_AUTH_KEY: {error}")))?,
-        _ => SharedKey::from_secret(&identity.secret),
-    };
     let direct = sights.iter().any(|sight| sight.kind == Kind::Device);
     // The machine decides how large a pool is by default: asked by an empty configuration.
     let pool = Config::parse("storage: {mode: memory}", &Overrides::default(), &ThisMachine)?
@@ -204,7 +212,7 @@ fn configuration(
     let text = Plan {
         node: identity.node.to_string(),
         address: args.address,
-        key: &key,
+        key,
         pool,
         few_hugepages: direct && !matches!(few, Some(Ok(()))),
         mode: if direct { "direct" } else { "file" },

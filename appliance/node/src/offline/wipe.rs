@@ -6,7 +6,9 @@ use memkv_journal::{Record, Superblock};
 use serde::Serialize;
 
 use super::look::{Holds, Sight};
-use super::{Bench, OfflineError, WipeArgs, in_use, look_at, named_at_least_one, say, say_json};
+use super::{
+    Bench, OfflineError, WipeArgs, in_use, look_to_take, named_at_least_one, say, say_json,
+};
 use crate::cli::Exit;
 use crate::drives::{DrivesError, Opened};
 
@@ -48,7 +50,7 @@ impl Loss {
 }
 
 pub(super) fn run(args: &WipeArgs) -> Result<Exit, OfflineError> {
-    let sights = look_at(&named_at_least_one(&args.which)?)?;
+    let sights = look_to_take(&named_at_least_one(&args.which)?)?;
     let refused: Vec<String> = sights.iter().flat_map(|sight| against(sight, args.force)).collect();
     if !refused.is_empty() {
         return Err(OfflineError::Refused(refused));

@@ -119,7 +119,7 @@ mod tests {
         );
         let media = drives.map(|media| Drive::Device { media });
         assert_eq!(config.storage.drives, media);
-        assert!(text.contains("# rdma: {device: \"mlx5_0\"}"), "{text}");
+        assert!(text.contains("# rdma: {device: mlx5_0}"), "{text}");
         assert!(text.contains(&"12".repeat(32)), "{text}");
     }
 }
