@@ -3,7 +3,8 @@
 //! * [`cli`] reads the command line, [`config`] the file, the environment and the machine
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
-//! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is.
+//! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is
+//!   and `listing` what it stores.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
 //!   drive`, which work on drives that no server has.
 
@@ -14,6 +15,7 @@ pub mod config;
 pub mod demo;
 pub mod drives;
 pub mod hugepages;
+mod listing;
 pub mod logging;
 pub mod node;
 pub mod offline;

@@ -25,11 +25,12 @@ use memkv_poller::{
     IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock,
 };
 use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
-use memkv_store::{DriveStatus, RemoteStore, Store, StoreHandle, StorePort};
+use memkv_store::{DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort};
 
 use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
 use crate::hugepages::{Reserved, TooFew};
+use crate::listing::ListPiece;
 use crate::status::Shared;
 
 /// Messages under way from other reactors to the store.
@@ -95,6 +96,8 @@ pub(crate) enum Control {
     Drain(mpsc::Sender<()>),
     /// Leave clean checkpoints, then say so (reactor 0).
     Shutdown(mpsc::Sender<()>),
+    /// Walk over a piece of the store (reactor 0): what is there, and where to go on.
+    List(ListPiece, mpsc::Sender<(Vec<Listed>, Option<u64>)>),
     /// Tell the state of the drives (reactor 0).
     Drives(mpsc::Sender<Vec<DriveStatus>>),
 }
@@ -398,6 +401,11 @@ fn serve_orders(
                         store.shutdown().await;
                         let _ = done.send(());
                     });
+                }
+                Control::List(piece, answer) => {
+                    let store = store.as_ref().expect("only reactor 0 has the store");
+                    let ListPiece { from, looks, most, filter } = piece;
+                    let _ = answer.send(store.list(from, looks, most, &filter));
                 }
                 Control::Drives(answer) => {
                     let store = store.as_ref().expect("only reactor 0 has the store");
