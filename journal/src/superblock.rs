@@ -47,6 +47,9 @@ pub const STARTS_MAX: usize = 16;
 /// Version of the format this program writes, and the newest it reads.
 pub const VERSION: u32 = 1;
 
+/// No counter ever gets this far; what does is damage, and adding to it would overflow.
+const COUNTER_MAX: u64 = 1 << 62;
+
 const MAGIC: [u8; 8] = *b"MEMKVSB\x01";
 const SUMMED_FROM: usize = 16;
 
@@ -384,6 +387,19 @@ impl Superblock {
         if raw.active > 1 || raw.clean > 1 {
             return Err(SuperblockError::Field("active checkpoint"));
         }
+        let mut counters = vec![superblock.revision, superblock.incarnation];
+        counters.extend([superblock.identity.epoch, superblock.generation_high]);
+        counters.push(superblock.clock_high);
+        for at in &superblock.checkpoints {
+            counters.extend([at.number, at.start_sequence, at.start_position]);
+        }
+        if counters.iter().any(|counter| *counter > COUNTER_MAX) {
+            return Err(SuperblockError::Field("counters"));
+        }
+        let last = superblock.starts.last().map_or(0, |start| start.incarnation);
+        if last > superblock.incarnation {
+            return Err(SuperblockError::Field("incarnation"));
+        }
         let misplaced = |at: &CheckpointRef| !at.start_position.is_multiple_of(4096);
         if superblock.checkpoints.iter().any(misplaced) {
             return Err(SuperblockError::Field("ring start"));
@@ -453,6 +469,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn superblock(members: usize, starts: usize, numbers: [u64; 6]) -> Superblock {
+        let numbers = numbers.map(|number| number % COUNTER_MAX);
         let geometry = Geometry { capacity: 64 << 20, sector: 512, max_transfer: 1 << 20 };
         let uuid = |n: usize| DriveUuid(Uuid::from_u128(n as u128 * 77 + 1));
         let checkpoint = |number| CheckpointRef {
@@ -473,7 +490,7 @@ mod tests {
             layout: Layout::plan(&geometry, &FormatOptions::default()).unwrap(),
             active: (numbers[2] % 2) as usize,
             clean: numbers[3].is_multiple_of(2),
-            incarnation: numbers[2],
+            incarnation: numbers[2].max(2 * starts as u64),
             generation_high: numbers[3],
             clock_high: numbers[4],
             checkpoints: [checkpoint(numbers[3] >> 16), checkpoint(numbers[4] >> 16)],

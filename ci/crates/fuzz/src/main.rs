@@ -16,9 +16,13 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
 mod draw;
 mod frames;
 mod journal;
+mod patches;
+mod probe;
+mod recovery;
 mod run;
 mod session;
 mod target;
@@ -34,7 +38,7 @@ use crate::target::Target;
 /// Feeds the parsers, and a whole server, what nobody should send or store
 #[derive(Parser)]
 struct Arguments {
-    /// What to fuzz: frames, journal, session or all
+    /// What to fuzz: frames, journal, recovery, probe, config, session or all
     #[arg(long, default_value = "all")]
     target: String,
     /// Seconds for each target; the last one given counts
@@ -56,6 +60,9 @@ fn targets() -> Vec<Box<dyn Target>> {
     vec![
         Box::new(frames::Frames::default()),
         Box::new(journal::Drive::default()),
+        Box::new(recovery::Recovery::default()),
+        Box::new(probe::Probe::default()),
+        Box::new(config::Configuration::default()),
         Box::new(session::Session::default()),
     ]
 }

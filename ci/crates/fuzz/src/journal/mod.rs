@@ -8,6 +8,8 @@
 
 mod generate;
 
+pub use generate::superblock;
+
 use memkv_journal::checkpoint::codec::{
     AREA_HEADER, AreaHeader, Column, PIECE_HEADER, parse_header, parse_piece,
 };
