@@ -73,7 +73,7 @@ impl<'a> Edges<'a> {
     }
 
     /// Offset of what stands `back` bytes before the end.
-    fn from_end(&self, back: u64) -> Option<u64> {
+    fn before_end(&self, back: u64) -> Option<u64> {
         self.capacity.checked_sub(back)
     }
 }
@@ -150,7 +150,7 @@ pub fn signatures(edges: &Edges<'_>) -> Vec<Signature> {
         }
     }
     for &(what, owner, back, magic) in FROM_END {
-        if let Some(offset) = edges.from_end(back).filter(|&offset| edges.is(offset, magic)) {
+        if let Some(offset) = edges.before_end(back).filter(|&offset| edges.is(offset, magic)) {
             found.push(Signature { what, owner, offset });
         }
     }

@@ -137,7 +137,9 @@ pub(super) fn list(which: &Which) -> Result<Exit, OfflineError> {
     }
     let sights = match look_at(&drives) {
         // Of a whole machine, what cannot be looked at (an empty card reader) is left out.
-        Err(_) if all => drives.iter().filter_map(|d| look_at(&[d.clone()]).ok()?.pop()).collect(),
+        Err(_) if all => {
+            drives.iter().filter_map(|d| look_at(std::slice::from_ref(d)).ok()?.pop()).collect()
+        }
         sights => sights?,
     };
     let rows: Vec<Row> = sights.iter().map(Row::of).collect();
