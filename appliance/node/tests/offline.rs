@@ -273,19 +273,14 @@ fn a_drive_that_nobody_set_up_is_not_formatted_in_direct_mode() {
 fn direct_mode_wants_its_hugepages() {
     let site = Site::new();
     let a = site.drive("a", 96 * MIB);
-    // More than any machine has reserved, less than most have: an eighth of a terabyte would be
-    // refused as more than the memory.
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib: u64 = memory
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok()
-        })
-        .unwrap_or(4 << 20);
+    // A little more than is free.
+    let free = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    let free = std::fs::read_to_string(free).unwrap_or_default();
+    let free: u64 = free.trim().parse().unwrap_or(0);
     let config = site.path("direct.yaml");
     let yaml = format!(
-        "memory: {{max_size: {} KiB}}\nstorage: {{mode: direct, drives: [{{media: {a}}}]}}\n",
-        kib / 2048 * 2048 - 4096
+        "memory: {{max_size: {} MiB}}\nstorage: {{mode: direct, drives: [{{media: {a}}}]}}\n",
+        2 * free + 64
     );
     std::fs::write(&config, yaml).expect("room for a file");
     let complaint = memkv(&["start", "--config", text(&config)]).complaint(1);

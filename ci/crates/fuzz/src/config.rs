@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_mistake_is_made_and_some_documents_are_good() {
-        let report = run(&mut Configuration::default(), 5, Until::Inputs(8_000));
+        let report = run(&mut Configuration::default(), &[], 5, Until::Inputs(8_000));
         assert!(report.passed(), "{report}");
     }
 

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn everything_setup_may_find_is_reached() {
-        let report = run(&mut Probe::default(), 5, Until::Inputs(4_000));
+        let report = run(&mut Probe::default(), &[], 5, Until::Inputs(4_000));
         assert!(report.passed(), "{report}");
     }
 

@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn every_end_of_a_recovery_is_reached() {
-        let report = run(&mut Recovery::default(), 5, Until::Inputs(3_000));
+        let report = run(&mut Recovery::default(), &[], 5, Until::Inputs(3_000));
         assert!(report.passed(), "{report}");
     }
 

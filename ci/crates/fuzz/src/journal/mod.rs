@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn everything_on_a_drive_is_reached() {
         let mut drive = Drive::default();
-        let report = run(&mut drive, 12, Until::Inputs(3_000));
+        let report = run(&mut drive, &[], 12, Until::Inputs(3_000));
         assert!(report.passed(), "{report}");
     }
 
