@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::checkpoint::codec;
 use crate::frame::{FRAME_ALIGN, FRAME_MAX};
-use crate::ids::UNIT;
+use crate::ids::{EXTENT_UNITS, UNIT};
 use crate::record::Usage;
 
 /// Copies of the superblock.
@@ -49,6 +49,9 @@ pub struct FormatOptions {
     pub block_limit: Option<u64>,
     /// Bytes of whole key (tenant, namespace, key) to reserve a block. Default 128.
     pub key_average: Option<u32>,
+    /// Units of the largest extent the store will write, a power of two up to
+    /// [`EXTENT_UNITS`](crate::EXTENT_UNITS). Default: not recorded.
+    pub extent_units: Option<u16>,
 }
 
 /// Why a drive cannot be laid out.
@@ -71,6 +74,9 @@ pub enum LayoutError {
     /// A block limit or key average of zero.
     #[error("the block limit and the key average must not be zero")]
     ZeroLimit,
+    /// An extent of a size that cannot be.
+    #[error("an extent of {0} units is not a power of two up to {EXTENT_UNITS}")]
+    Extent(u16),
     /// The drive's sectors are larger than a frame's grain.
     #[error("the drive has sectors of {0} bytes; up to {FRAME_ALIGN} are supported")]
     Sector(u32),
@@ -99,6 +105,9 @@ pub struct Layout {
     pub frame_max: u32,
     /// What a checkpoint can hold.
     pub limits: Usage,
+    /// Units of the largest extent on the drive; 0 where it was never recorded. Blocks are cut into
+    /// extents of this size, so it must stay what it was.
+    pub extent_units: u16,
 }
 
 impl Layout {
@@ -107,6 +116,10 @@ impl Layout {
         let capacity = geometry.capacity;
         if geometry.sector as usize > FRAME_ALIGN || !geometry.sector.is_power_of_two() {
             return Err(LayoutError::Sector(geometry.sector));
+        }
+        let extent_units = options.extent_units.unwrap_or(0);
+        if extent_units > EXTENT_UNITS || !matches!(extent_units.count_ones(), 0 | 1) {
+            return Err(LayoutError::Extent(extent_units));
         }
         let ring_bytes = plan_ring(capacity, options)?;
         let whole_units = capacity / UNIT as u64;
@@ -137,6 +150,7 @@ impl Layout {
             units: u32::try_from(units).unwrap_or(u32::MAX),
             frame_max: frame_max(ring_bytes),
             limits,
+            extent_units,
         };
         assert!(layout.is_sound(), "a planned layout is sound: {layout:?}");
         Ok(layout)
@@ -161,6 +175,8 @@ impl Layout {
             && self.ring_bytes.is_multiple_of(page)
             && self.frame_max == frame_max(self.ring_bytes)
             && limits.rows > 0
+            && self.extent_units <= EXTENT_UNITS
+            && (self.extent_units == 0 || self.extent_units.is_power_of_two())
             && first == self.ring_offset + self.ring_bytes
             && second == first + self.checkpoint_bytes
             && self.checkpoint_bytes == codec::area_bytes(limits)
@@ -234,7 +250,11 @@ mod tests {
             ring in prop::option::of(0u64..1 << 30),
             limit in prop::option::of(1u64..1 << 20),
         ) {
-            let options = FormatOptions { ring_bytes: ring, block_limit: limit, key_average: None };
+            let options = FormatOptions {
+                ring_bytes: ring,
+                block_limit: limit,
+                ..FormatOptions::default()
+            };
             if let Ok(layout) = Layout::plan(&geometry(capacity), &options) {
                 prop_assert!(layout.is_sound());
             }

@@ -27,15 +27,18 @@
 
 pub mod allocator;
 mod append;
+mod check;
 pub mod checkpoint;
 mod commit;
 mod crc;
 mod format;
 pub mod frame;
 mod ids;
+mod inspect;
 mod journal;
 mod layout;
 mod log;
+pub mod probe;
 mod quorum;
 pub mod record;
 pub mod recovery;
@@ -43,17 +46,19 @@ pub mod superblock;
 
 pub use allocator::MarkError;
 pub use append::{Append, Applied};
+pub use check::{Contents, ExtentFault, read_contents, verify_extent};
 pub use format::{FormatError, format};
 pub use ids::{
     BlockId, DriveUuid, EXTENT_UNITS, KEY_BYTES_MAX, KEY_MAX, KeyBytes, KeyError, NAME_MAX,
     NodeUuid, PARTS_MAX, UNIT, UnitRange,
 };
+pub use inspect::{CopyBytes, CopyState, Inspection, copy_offset, inspect};
 pub use journal::{CheckpointStart, Journal, JournalError, JournalStats, Recovered, open};
 pub use layout::{
     FormatOptions, Layout, LayoutError, RING_MIN, SUPERBLOCK_BYTES, SUPERBLOCK_COPIES,
     SUPERBLOCK_STRIDE,
 };
-pub use quorum::{ReadError, read_superblock};
+pub use quorum::{ReadError, erase_superblock, read_copies, read_superblock};
 pub use record::{PartRef, RECORD_MAX, Record, RecordError, Usage};
 pub use recovery::{OpenError, RecoveryReport, Unusable};
 pub use superblock::{Identity, MEMBERS_MAX, Superblock, SuperblockError};

@@ -13,8 +13,9 @@ use memkv_block::{BlockQueue, Geometry, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};
 use thiserror::Error;
 
-use crate::layout::{SUPERBLOCK_BYTES, SUPERBLOCK_COPIES, SUPERBLOCK_STRIDE};
-use crate::superblock::{Ballot, Superblock, SuperblockError, ballot};
+use crate::inspect::{CopyBytes, CopyState, Inspection, copy_offset, inspect};
+use crate::layout::{SUPERBLOCK_BYTES, SUPERBLOCK_COPIES};
+use crate::superblock::{Ballot, Superblock, SuperblockError};
 
 /// Copies that must agree.
 const QUORUM: usize = 2;
@@ -63,13 +64,13 @@ pub enum ReadError {
 
 /// What the copies say together.
 #[derive(Debug, PartialEq, Eq)]
-enum Vote {
+pub(crate) enum Vote {
     Elected(Ballot),
     None { whole: usize },
     Fork { revision: u64 },
 }
 
-fn count(ballots: &[Option<Ballot>; SUPERBLOCK_COPIES]) -> Vote {
+pub(crate) fn count(ballots: &[Option<Ballot>; SUPERBLOCK_COPIES]) -> Vote {
     let votes = |of: &Ballot| ballots.iter().flatten().filter(|ballot| *ballot == of).count();
     let mut elected: Option<Ballot> = None;
     for ballot in ballots.iter().flatten().filter(|ballot| votes(ballot) >= QUORUM) {
@@ -87,10 +88,6 @@ fn count(ballots: &[Option<Ballot>; SUPERBLOCK_COPIES]) -> Vote {
     }
 }
 
-fn offset_of(copy: usize) -> u64 {
-    copy as u64 * SUPERBLOCK_STRIDE
-}
-
 /// Reads the superblock of a drive: the quorum of its copies, checked against the drive's geometry.
 /// Copies that differ are repaired; when that fails the superblock is returned all the same.
 pub async fn read_superblock(
@@ -98,71 +95,33 @@ pub async fn read_superblock(
     geometry: &Geometry,
     pool: &Pool,
 ) -> Result<Superblock, ReadError> {
-    let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await;
-    let mut copies: [Result<Vec<u8>, SuperblockError>; SUPERBLOCK_COPIES] =
-        [const { Err(SuperblockError::Crc) }; SUPERBLOCK_COPIES];
-    let mut ballots = [None; SUPERBLOCK_COPIES];
-    let mut failure = None;
-    for copy in 0..SUPERBLOCK_COPIES {
-        if offset_of(copy) + SUPERBLOCK_BYTES as u64 > geometry.capacity {
-            copies[copy] = Err(SuperblockError::Magic);
-            continue;
-        }
-        let (result, back) = memkv_block::read(queue, offset_of(copy), SUPERBLOCK_BYTES, buf).await;
-        buf = back;
-        if let Err(error) = result {
-            failure = Some(error);
-            continue;
-        }
-        let bytes = &buf.as_slice()[..SUPERBLOCK_BYTES];
-        copies[copy] = ballot(bytes, copy).map(|ballot| {
-            ballots[copy] = Some(ballot);
-            bytes.to_vec()
-        });
-    }
-    let ballot = match count(&ballots) {
-        Vote::Elected(ballot) => ballot,
-        Vote::Fork { revision } => return Err(ReadError::Fork { revision }),
-        Vote::None { whole } => return Err(no_vote(&copies, whole, failure)),
-    };
-    let winner = ballots.iter().position(|other| *other == Some(ballot)).expect("it has votes");
-    let bytes = copies[winner].as_ref().expect("a ballot comes from a whole copy");
-    let superblock = Superblock::parse(bytes)?;
-    check_geometry(&superblock, geometry)?;
-    let odd = |copy: &usize| ballots[*copy] != Some(ballot);
+    let Inspection { copies, superblock } = read_copies(queue, geometry, pool).await;
+    let superblock = superblock?;
+    let odd = |copy: &usize| copies[*copy] != CopyState::Current;
     let repairs: Vec<usize> = (0..SUPERBLOCK_COPIES).filter(odd).collect();
-    if !repairs.is_empty()
-        && let Err(error) = repair(queue, buf, &superblock, &repairs).await
-    {
-        tracing::warn!(%error, copies = ?repairs, "superblock copies could not be repaired");
+    if !repairs.is_empty() {
+        let buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await;
+        if let Err(error) = repair(queue, buf, &superblock, &repairs).await {
+            tracing::warn!(%error, copies = ?repairs, "superblock copies could not be repaired");
+        }
     }
     Ok(superblock)
 }
 
-fn no_vote(
-    copies: &[Result<Vec<u8>, SuperblockError>; SUPERBLOCK_COPIES],
-    whole: usize,
-    failure: Option<IoError>,
-) -> ReadError {
-    if copies.iter().all(|copy| matches!(copy, Err(SuperblockError::Magic))) {
-        return ReadError::NotFormatted;
+/// Reads all four copies and weighs them; nothing is written.
+pub async fn read_copies(queue: &dyn BlockQueue, geometry: &Geometry, pool: &Pool) -> Inspection {
+    let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await;
+    let mut copies: [CopyBytes; SUPERBLOCK_COPIES] = [const { Ok(Vec::new()) }; SUPERBLOCK_COPIES];
+    for (copy, bytes) in copies.iter_mut().enumerate() {
+        if copy_offset(copy) + SUPERBLOCK_BYTES as u64 > geometry.capacity {
+            continue;
+        }
+        let (result, back) =
+            memkv_block::read(queue, copy_offset(copy), SUPERBLOCK_BYTES, buf).await;
+        buf = back;
+        *bytes = result.map(|()| buf.as_slice()[..SUPERBLOCK_BYTES].to_vec());
     }
-    match failure {
-        Some(error) => ReadError::Io(error),
-        None => ReadError::NoQuorum { whole },
-    }
-}
-
-fn check_geometry(superblock: &Superblock, geometry: &Geometry) -> Result<(), ReadError> {
-    let layout = &superblock.layout;
-    if geometry.capacity < layout.capacity {
-        return Err(ReadError::Shrunk { expected: layout.capacity, found: geometry.capacity });
-    }
-    let largest = crate::frame::FRAME_ALIGN as u32;
-    if geometry.sector > largest {
-        return Err(ReadError::Sector { expected: largest, found: geometry.sector });
-    }
-    Ok(())
+    inspect(copies, geometry)
 }
 
 async fn repair(
@@ -175,7 +134,7 @@ async fn repair(
     for &copy in copies {
         superblock.encode(copy, buf.as_mut_slice());
         let (result, back) =
-            memkv_block::write(queue, offset_of(copy), SUPERBLOCK_BYTES, buf).await;
+            memkv_block::write(queue, copy_offset(copy), SUPERBLOCK_BYTES, buf).await;
         result?;
         buf = exclusive(back);
     }
@@ -198,7 +157,7 @@ pub(crate) async fn write_superblock(
 
 /// Makes the drive unformatted, so that a format that does not finish leaves no old superblock over
 /// a new ring.
-pub(crate) async fn erase_superblock(queue: &dyn BlockQueue, pool: &Pool) -> Result<(), IoError> {
+pub async fn erase_superblock(queue: &dyn BlockQueue, pool: &Pool) -> Result<(), IoError> {
     let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_COPIES * SUPERBLOCK_BYTES).await;
     buf.as_mut_slice().fill(0);
     write_pairs(queue, buf).await
@@ -208,7 +167,7 @@ async fn write_pairs(queue: &dyn BlockQueue, buf: DmaBuf) -> Result<(), IoError>
     let copies = buf.freeze();
     let submit = |copy: usize| {
         let bytes = copies.slice(copy * SUPERBLOCK_BYTES..(copy + 1) * SUPERBLOCK_BYTES);
-        queue.submit(Io::write(offset_of(copy), SUPERBLOCK_BYTES, bytes))
+        queue.submit(Io::write(copy_offset(copy), SUPERBLOCK_BYTES, bytes))
     };
     for first in [0, 2] {
         // 1. Both copies of a pair at once: the other pair stands for whichever crash.

@@ -15,7 +15,7 @@
 //!  160  checkpoint A u64 | checkpoint B u64 | bytes of each u64
 //!  184  data offset u64 | 192 units u32 | 196 largest frame u32
 //!  200  limits: rows u64 | part references u64 | key bytes u64
-//!  224  active u8 | clean u8 | zero 6
+//!  224  active u8 | clean u8 | extent units u16 | zero 4
 //!  232  incarnation u64 | generation_high u64 | clock_high u64
 //!  256  checkpoints 2 × (number u64 | start sequence u64 | start position u64 | zero u64)
 //!  320  starts u32 | zero u32 | 328 starts 16 × (incarnation u64 | first sequence u64)
@@ -46,6 +46,9 @@ pub const MEMBERS_MAX: usize = 64;
 pub const STARTS_MAX: usize = 16;
 /// Version of the format this program writes, and the newest it reads.
 pub const VERSION: u32 = 1;
+
+/// No counter ever gets this far; what does is damage, and adding to it would overflow.
+const COUNTER_MAX: u64 = 1 << 62;
 
 const MAGIC: [u8; 8] = *b"MEMKVSB\x01";
 const SUMMED_FROM: usize = 16;
@@ -223,7 +226,8 @@ struct Raw {
     limits: [U64; 3],
     active: u8,
     clean: u8,
-    zero_flags: [u8; 6],
+    extent_units: U16,
+    zero_flags: [u8; 4],
     incarnation: U64,
     generation_high: U64,
     clock_high: U64,
@@ -328,6 +332,7 @@ impl Superblock {
         raw.data_offset = layout.data_offset.into();
         raw.units = layout.units.into();
         raw.frame_max = layout.frame_max.into();
+        raw.extent_units = layout.extent_units.into();
         let limits = layout.limits;
         raw.limits = [limits.rows, limits.parts, limits.key_bytes].map(U64::from);
     }
@@ -382,6 +387,19 @@ impl Superblock {
         if raw.active > 1 || raw.clean > 1 {
             return Err(SuperblockError::Field("active checkpoint"));
         }
+        let mut counters = vec![superblock.revision, superblock.incarnation];
+        counters.extend([superblock.identity.epoch, superblock.generation_high]);
+        counters.push(superblock.clock_high);
+        for at in &superblock.checkpoints {
+            counters.extend([at.number, at.start_sequence, at.start_position]);
+        }
+        if counters.iter().any(|counter| *counter > COUNTER_MAX) {
+            return Err(SuperblockError::Field("counters"));
+        }
+        let last = superblock.starts.last().map_or(0, |start| start.incarnation);
+        if last > superblock.incarnation {
+            return Err(SuperblockError::Field("incarnation"));
+        }
         let misplaced = |at: &CheckpointRef| !at.start_position.is_multiple_of(4096);
         if superblock.checkpoints.iter().any(misplaced) {
             return Err(SuperblockError::Field("ring start"));
@@ -422,6 +440,7 @@ fn parse_layout(raw: &Raw) -> Result<Layout, SuperblockError> {
         data_offset: raw.data_offset.get(),
         units: raw.units.get(),
         frame_max: raw.frame_max.get(),
+        extent_units: raw.extent_units.get(),
         limits: Usage { rows, parts, key_bytes },
     };
     if layout.is_sound() { Ok(layout) } else { Err(SuperblockError::Field("layout")) }
@@ -450,6 +469,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn superblock(members: usize, starts: usize, numbers: [u64; 6]) -> Superblock {
+        let numbers = numbers.map(|number| number % COUNTER_MAX);
         let geometry = Geometry { capacity: 64 << 20, sector: 512, max_transfer: 1 << 20 };
         let uuid = |n: usize| DriveUuid(Uuid::from_u128(n as u128 * 77 + 1));
         let checkpoint = |number| CheckpointRef {
@@ -470,7 +490,7 @@ mod tests {
             layout: Layout::plan(&geometry, &FormatOptions::default()).unwrap(),
             active: (numbers[2] % 2) as usize,
             clean: numbers[3].is_multiple_of(2),
-            incarnation: numbers[2],
+            incarnation: numbers[2].max(2 * starts as u64),
             generation_high: numbers[3],
             clock_high: numbers[4],
             checkpoints: [checkpoint(numbers[3] >> 16), checkpoint(numbers[4] >> 16)],

@@ -213,6 +213,7 @@ fn a_checkpoint_of_many_pieces_comes_back_record_by_record() {
         ring_bytes: Some(256 << 10),
         block_limit: Some(20_000),
         key_average: Some(400),
+        ..FormatOptions::default()
     };
     bench.format(&disk, options);
     let (journal, _) = bench.open(&disk);

@@ -1,28 +1,35 @@
 //! The contract by which a node is asked how it is.
 //!
 //! Three programs meet here. The node implements [`NodeAdmin`]; `admin/http` turns its answers into
-//! `/v1/health`, `/v1/ready`, `/v1/status` and `/v1/metrics`; `memkvctl status` reads the JSON back
-//! into the same types. So this crate holds plain data that serialises, one trait, the notation for
-//! sizes that all of them print and read ([`size`]), and nothing that runs: no socket, no reactor, no
-//! metrics library.
+//! `/v1/health`, `/v1/ready`, `/v1/status`, `/v1/metrics`, `/v1/namespaces` and `/v1/keys`; `memkvctl
+//! status` and `memkvctl ls` read the JSON back into the same types. So this crate holds plain data
+//! that serialises, one trait, the notation for sizes that all of them print and read ([`size`]),
+//! and nothing that runs: no socket, no reactor, no metrics library.
 //!
 //! * [`Health`] is for a load balancer: three words and the count of drives.
 //! * [`Readiness`] is for an orchestrator: may traffic be sent here yet, and if not, why.
 //! * [`NodeStatus`] is for a person: everything worth knowing, with the reasons for what was chosen.
 //! * [`MetricsSnapshot`] is for a time series: counters, gauges and histograms by name.
+//! * [`NamespacesPage`] and [`KeysPage`] are what is stored, a page at a time.
 //!
-//! Every answer is a snapshot taken from counters that the reactors keep anyway. An implementation
-//! must not wait for a reactor: a node whose reactors are stuck is exactly the one that is asked.
+//! Every answer but the last is a snapshot taken from counters that the reactors keep anyway. An
+//! implementation waits for a reactor a bounded while at most: a node whose reactors are stuck is
+//! exactly the one that is asked.
 
 #![forbid(unsafe_code)]
 
 mod health;
+mod list;
 mod metrics;
 pub mod size;
 mod status;
 mod version;
 
 pub use health::{Health, HealthStatus, Readiness};
+pub use list::{
+    KeyEntry, KeysPage, KeysRequest, NamespaceEntry, NamespacesPage, NoAnswer, PAGE_DEFAULT,
+    PAGE_MAX,
+};
 pub use metrics::{
     Bucket, Counter, Gauge, Histogram, Label, MetricsSnapshot, STAGE_BUCKETS_SECONDS,
 };
@@ -33,7 +40,7 @@ pub use status::{
 pub use version::{VERSION_TEXT, Version, version};
 
 /// What a node can be asked. Called on the admin thread, possibly while the reactors are busy, so
-/// no method may block on one.
+/// no method may wait for one longer than a bounded while.
 pub trait NodeAdmin: Send + Sync {
     /// Whether the node serves, and how many of its drives do.
     fn health(&self) -> Health;
@@ -46,4 +53,16 @@ pub trait NodeAdmin: Send + Sync {
 
     /// Every counter, gauge and histogram, for a time series.
     fn metrics(&self) -> MetricsSnapshot;
+
+    /// A page of the walk over all blocks, counted by namespace.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] when the store is too busy, or stopping.
+    fn namespaces(&self, after: u64) -> Result<NamespacesPage, NoAnswer>;
+
+    /// A page of keys.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] when the store is too busy, or stopping.
+    fn keys(&self, request: &KeysRequest) -> Result<KeysPage, NoAnswer>;
 }

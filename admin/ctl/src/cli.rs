@@ -16,6 +16,7 @@ of them: 127.0.0.1:9900 and the development key.
 Examples:
   memkvctl put greeting hello.bin
   memkvctl get greeting -o copy.bin
+  memkvctl ls llama-70b --limit 20
   memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900
   memkvctl bench --sizes 64KiB,4MiB --ops put,get --seconds 5
   memkvctl replay conversation_trace.jsonl.zst --block-bytes 64KiB --until 600s --verify
@@ -25,6 +26,47 @@ Exit codes:
   1  a key is missing, or something failed
   2  the command line or the client configuration is wrong
   3  a server cannot be reached";
+
+const PUT_EXAMPLES: &str = "\
+Examples:
+  memkvctl put greeting hello.bin
+  echo hello | memkvctl put greeting --replace --ttl 1h";
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  memkvctl get greeting -o copy.bin
+  memkvctl get greeting | sha256sum";
+
+const EXISTS_EXAMPLES: &str = "\
+Examples:
+  memkvctl exists greeting farewell --namespace llama-70b";
+
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  memkvctl delete greeting farewell";
+
+const LS_HELP: &str = "\
+What is listed was there at some moment of the listing: the server goes on meanwhile, and is asked
+for a page at a time. Keys are shown with bytes that are not printable escaped.
+
+Examples:
+  memkvctl ls
+  memkvctl ls llama-70b --limit 20
+  memkvctl ls llama-70b --limit 0 --json --server 10.0.0.1:9900";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  memkvctl status
+  memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900 --json";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  memkvctl bench --sizes 64KiB,4MiB --ops put,get --seconds 5
+  memkvctl bench --depth 16 --depth-by threads --verify --json";
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  memkvctl replay conversation_trace.jsonl.zst --block-bytes 64KiB --until 600s --verify";
 
 /// Store, fetch and look at blocks of a memkv server, and measure it
 #[derive(Debug, Parser)]
@@ -59,18 +101,28 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Store a file, or standard input, as one block
+    #[command(after_help = PUT_EXAMPLES)]
     Put(PutArgs),
     /// Fetch a block to a file or standard output
+    #[command(after_help = GET_EXAMPLES)]
     Get(GetArgs),
     /// Ask whether keys are there; exits with 1 when one is not
+    #[command(after_help = EXISTS_EXAMPLES)]
     Exists(KeysArgs),
     /// Forget blocks; exits with 1 when one was not there
+    #[command(after_help = DELETE_EXAMPLES)]
     Delete(KeysArgs),
+    /// List the namespaces of servers, or the keys of one
+    #[command(after_help = LS_HELP)]
+    Ls(ListArgs),
     /// Show how servers are
+    #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
     /// Measure throughput, latency and CPU cost of put, get and exists
+    #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
     /// Replay the trace of a serving cluster and count prefix hits
+    #[command(after_help = REPLAY_EXAMPLES)]
     Replay(ReplayArgs),
 }
 
@@ -106,6 +158,22 @@ pub struct KeysArgs {
     /// The keys
     #[arg(required = true)]
     pub keys: Vec<OsString>,
+}
+
+/// Options of `ls`.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// The namespace whose keys are listed [default: namespaces are listed instead]
+    pub namespace: Option<String>,
+    /// Only what this tenant has
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// Most keys listed of each server; 0 is all
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub limit: usize,
+    /// How long to wait for each page
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    pub timeout: Duration,
 }
 
 /// Options of `status`.
@@ -228,6 +296,14 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{} has none:\n{help}", command.get_name());
+        }
     }
 
     #[test]

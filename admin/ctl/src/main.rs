@@ -2,7 +2,8 @@
 //!
 //! The binary is a command line ([`cli`]) around two libraries: the client engine, which talks to
 //! servers ([`connect`], [`blocks`]), and the workload loops, whose reports are shown as tables or
-//! JSON ([`bench`], [`replay`]). [`status`] asks the admin endpoints instead, over plain HTTP.
+//! JSON ([`bench`], [`replay`]). [`status`] and [`list`] ask the admin endpoints instead, over plain
+//! HTTP.
 //!
 //! Results go to standard output, everything else to standard error; exit codes are [`error::Exit`].
 
@@ -16,6 +17,7 @@ mod duration;
 mod error;
 mod faults;
 mod http;
+mod list;
 mod progress;
 mod replay;
 mod status;
@@ -48,6 +50,7 @@ fn run(cli: &Cli) -> Result<Exit, CtlError> {
         Command::Get(args) => blocks::get(global, args),
         Command::Exists(args) => blocks::exists(global, args),
         Command::Delete(args) => blocks::delete(global, args),
+        Command::Ls(args) => list::run(global, args),
         Command::Status(args) => show_status(global, args),
         Command::Bench(args) => bench::run(global, args),
         Command::Replay(args) => replay::run(global, args),

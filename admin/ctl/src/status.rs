@@ -58,7 +58,8 @@ fn ask(server: &str, timeout: Duration) -> Result<(Health, NodeStatus), CtlError
     Ok((health, status))
 }
 
-fn fetch<T: serde::de::DeserializeOwned>(
+/// Asks an admin endpoint for one JSON answer; a code that is not among `codes` is an error.
+pub fn fetch<T: serde::de::DeserializeOwned>(
     admin: &str,
     path: &str,
     codes: &[u16],
@@ -73,7 +74,7 @@ fn fetch<T: serde::de::DeserializeOwned>(
 }
 
 /// The admin address of a data address: the next port; the default port when there is none.
-fn admin_address(server: &str) -> Option<String> {
+pub fn admin_address(server: &str) -> Option<String> {
     let bare_v6 = server.parse::<std::net::Ipv6Addr>().is_ok();
     let (host, port) = match server.rsplit_once(':') {
         Some((host, port)) if !bare_v6 && !port.ends_with(']') => (host, port.parse().ok()?),

@@ -72,6 +72,14 @@ impl NodeAdmin for Fake {
     fn metrics(&self) -> MetricsSnapshot {
         MetricsSnapshot::default()
     }
+
+    fn namespaces(&self, _after: u64) -> Result<NamespacesPage, NoAnswer> {
+        Err(NoAnswer)
+    }
+
+    fn keys(&self, _request: &KeysRequest) -> Result<KeysPage, NoAnswer> {
+        Err(NoAnswer)
+    }
 }
 
 fn drive() -> DriveStatus {

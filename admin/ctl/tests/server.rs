@@ -114,6 +114,48 @@ fn namespaces_keep_keys_apart() {
 }
 
 #[test]
+fn what_is_stored_is_listed() {
+    let server = serve();
+    assert_eq!(server.json(0, &["ls"])[0]["namespaces"], serde_json::json!([]));
+    for key in 0..30 {
+        let line = ["put", &format!("key-{key:02}"), "--namespace", "llama 70b"];
+        assert!(server.run_with(&line, &vec![b'x'; 100 + key]).status.success());
+    }
+    let odd = server.run_with(&["put", "a\tb", "--namespace", "other", "--ttl", "1h"], b"value");
+    assert!(odd.status.success());
+
+    let namespaces = server.json(0, &["ls"]);
+    let expected = serde_json::json!([
+        {"tenant": "default", "namespace": "llama 70b", "blocks": 30, "bytes": 3435},
+        {"tenant": "default", "namespace": "other", "blocks": 1, "bytes": 5},
+    ]);
+    assert_eq!(namespaces[0]["namespaces"], expected);
+    let text = server.expect(0, &["ls"]);
+    assert!(text.contains("llama 70b") && text.contains("30"), "{text}");
+
+    let keys = server.json(0, &["ls", "llama 70b"]);
+    assert_eq!(keys[0]["more"], false);
+    let keys = keys[0]["keys"].as_array().expect("a list").clone();
+    assert_eq!(keys.len(), 30);
+    assert_eq!((&keys[7]["key"], &keys[7]["bytes"]), (&"key-07".into(), &107.into()));
+    let some = server.json(0, &["ls", "llama 70b", "--limit", "12"]);
+    assert_eq!(some[0]["keys"].as_array().expect("a list").len(), 12);
+    assert_eq!(some[0]["more"], true);
+    let all = server.json(0, &["ls", "llama 70b", "--limit", "30"]);
+    assert_eq!(all[0]["more"], false);
+    assert!(server.expect(0, &["ls", "llama 70b", "--limit", "1"]).contains("and more"));
+    let none = server.json(0, &["ls", "llama 70b", "--tenant", "somebody"]);
+    assert_eq!(none[0]["keys"], serde_json::json!([]));
+
+    let odd = server.json(0, &["ls", "other"]);
+    assert_eq!(odd[0]["keys"][0]["key"], "a\\tb", "what is not printable is escaped");
+    assert!(odd[0]["keys"][0]["expires"].as_u64().expect("it expires") > 1_700_000_000);
+    server.expect(0, &["delete", "a\tb", "--namespace", "other"]);
+    assert_eq!(server.json(0, &["ls", "other"])[0]["keys"], serde_json::json!([]));
+    server.node.stop().expect("an orderly stop");
+}
+
+#[test]
 fn bench_and_replay_measure_a_real_server() {
     let server = serve();
     let line = "bench --sizes 64KiB,1MiB --seconds 100ms --stored 8MiB --memory 8MiB --verify";

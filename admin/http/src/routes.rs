@@ -1,12 +1,14 @@
 //! What is answered to which request.
 //!
-//! Four paths, reading only. Everything else is a 404 or a 405 with a JSON body, so that a script
+//! Six paths, reading only; two take a query. Everything else is a 404 or a 405 with a JSON body, so that a script
 //! that asks for JSON never has to parse anything else.
 
 use crate::metrics::Exporter;
-use memkv_admin_api::{NodeAdmin, Readiness};
+use memkv_admin_api::{KeysRequest, NoAnswer, NodeAdmin, PAGE_DEFAULT, PAGE_MAX, Readiness};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use warp::Filter;
 use warp::filters::path::FullPath;
@@ -29,28 +31,42 @@ pub struct State {
 pub fn routes(
     state: Arc<State>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
-    warp::method()
-        .and(warp::path::full())
-        .map(move |method: Method, path: FullPath| answer(&state, &method, path.as_str()))
+    // A query that cannot be read is an empty one to the paths that take none.
+    let query = warp::query::<Query>()
+        .map(Some)
+        .or_else(|_| std::future::ready(Ok::<_, Infallible>((None,))));
+    warp::method().and(warp::path::full()).and(query).map(
+        move |method: Method, path: FullPath, query: Option<Query>| {
+            answer(&state, &method, path.as_str(), query)
+        },
+    )
 }
 
-fn answer(state: &State, method: &Method, path: &str) -> Response {
-    let route: fn(&State) -> Response = match path {
-        "/v1/health" => health,
-        "/v1/ready" => ready,
-        "/v1/status" => status,
-        "/v1/metrics" => metrics,
+/// The fields of a query by name, decoded.
+type Query = BTreeMap<String, String>;
+
+/// The paths there are.
+const KNOWN: [&str; 6] =
+    ["/v1/health", "/v1/ready", "/v1/status", "/v1/metrics", "/v1/namespaces", "/v1/keys"];
+
+fn answer(state: &State, method: &Method, path: &str, query: Option<Query>) -> Response {
+    let route: fn(&State, Option<Query>) -> Response = match path {
+        "/v1/health" => |state, _| health(state),
+        "/v1/ready" => |state, _| ready(state),
+        "/v1/status" => |state, _| status(state),
+        "/v1/metrics" => |state, _| metrics(state),
+        "/v1/namespaces" => namespaces,
+        "/v1/keys" => keys,
         _ => {
-            let known = ["/v1/health", "/v1/ready", "/v1/status", "/v1/metrics"];
             return json_body(
                 StatusCode::NOT_FOUND,
-                &json!({"error": "not found", "path": path, "known": known}),
+                &json!({"error": "not found", "path": path, "known": KNOWN}),
             );
         }
     };
     // The body of an answer to HEAD is left out by the HTTP library.
     if method == Method::GET || method == Method::HEAD {
-        return route(state);
+        return route(state, query);
     }
     let error = json!({"error": "method not allowed", "method": method.as_str(), "allowed": "GET"});
     let mut response = json_body(StatusCode::METHOD_NOT_ALLOWED, &error);
@@ -87,6 +103,85 @@ fn metrics(state: &State) -> Response {
                 StatusCode::INTERNAL_SERVER_ERROR,
                 &json!({"error": "metrics cannot be shown", "reason": error.to_string()}),
             )
+        }
+    }
+}
+
+fn namespaces(state: &State, query: Option<Query>) -> Response {
+    let after = Fields::of(query).and_then(|mut fields| {
+        let after = fields.number("after", 0..=u64::MAX, 0)?;
+        fields.end(&["after"]).map(|()| after)
+    });
+    match after {
+        Ok(after) => page(state.node.namespaces(after).map(|page| json!(page))),
+        Err(wrong) => wrong.response(),
+    }
+}
+
+fn keys(state: &State, query: Option<Query>) -> Response {
+    let request = Fields::of(query).and_then(|mut fields| {
+        let limits = 1..=u64::from(PAGE_MAX);
+        let request = KeysRequest {
+            tenant: fields.0.remove("tenant"),
+            namespace: fields.0.remove("namespace"),
+            after: fields.number("after", 0..=u64::MAX, 0)?,
+            limit: fields.number("limit", limits, u64::from(PAGE_DEFAULT))? as u32,
+        };
+        fields.end(&["tenant", "namespace", "after", "limit"]).map(|()| request)
+    });
+    match request {
+        Ok(request) => page(state.node.keys(&request).map(|page| json!(page))),
+        Err(wrong) => wrong.response(),
+    }
+}
+
+fn page(page: Result<serde_json::Value, NoAnswer>) -> Response {
+    match page {
+        Ok(page) => json_body(StatusCode::OK, &page),
+        Err(error) => {
+            let told = json!({"error": "no answer", "reason": error.to_string()});
+            json_body(StatusCode::SERVICE_UNAVAILABLE, &told)
+        }
+    }
+}
+
+/// The fields of a query that were not read yet.
+struct Fields(Query);
+
+/// What is wrong with a query.
+struct BadQuery(String);
+
+impl BadQuery {
+    fn response(self) -> Response {
+        let told = json!({"error": "bad query", "reason": self.0});
+        json_body(StatusCode::BAD_REQUEST, &told)
+    }
+}
+
+impl Fields {
+    fn of(query: Option<Query>) -> Result<Fields, BadQuery> {
+        query.map(Fields).ok_or_else(|| BadQuery("it cannot be read".to_owned()))
+    }
+
+    fn number(
+        &mut self,
+        name: &str,
+        allowed: RangeInclusive<u64>,
+        default: u64,
+    ) -> Result<u64, BadQuery> {
+        let Some(text) = self.0.remove(name) else { return Ok(default) };
+        let number = text.parse().ok().filter(|number| allowed.contains(number));
+        let (least, most) = (allowed.start(), allowed.end());
+        number.ok_or_else(|| BadQuery(format!("{name} is a number from {least} to {most}")))
+    }
+
+    /// Nothing may be left: a field with a wrong name would be taken for one that was heeded.
+    fn end(self, known: &[&str]) -> Result<(), BadQuery> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                Err(BadQuery(format!("{name} is unknown; there are {}", known.join(", "))))
+            }
         }
     }
 }

@@ -70,6 +70,33 @@ impl NodeAdmin for Fake {
         }
         snapshot
     }
+
+    fn namespaces(&self, after: u64) -> Result<NamespacesPage, NoAnswer> {
+        if self.broken {
+            return Err(NoAnswer);
+        }
+        let entry = NamespaceEntry {
+            tenant: "default".into(),
+            namespace: "llama".into(),
+            blocks: after,
+            bytes: 5,
+        };
+        Ok(NamespacesPage { namespaces: vec![entry], next: Some(after + 1) })
+    }
+
+    /// One key that tells what was asked.
+    fn keys(&self, request: &KeysRequest) -> Result<KeysPage, NoAnswer> {
+        let entry = KeyEntry {
+            tenant: request.tenant.clone().unwrap_or_default(),
+            namespace: request.namespace.clone().unwrap_or_default(),
+            key: "k".into(),
+            bytes: u64::from(request.limit),
+            generation: request.after,
+            expires: None,
+            extents: 1,
+        };
+        Ok(KeysPage { keys: vec![entry], next: None })
+    }
 }
 
 fn status() -> NodeStatus {
@@ -176,6 +203,33 @@ fn status_reads_back_as_it_was() {
     assert_eq!(answer.code, 200);
     let read: NodeStatus = serde_json::from_str(&answer.body).expect("the same types");
     assert_eq!(read, status());
+}
+
+#[test]
+fn what_is_stored_is_asked_for_with_a_query() {
+    let server = serve(fake());
+    let page: NamespacesPage =
+        serde_json::from_str(&get(&server, "/v1/namespaces?after=7").body).expect("the same types");
+    assert_eq!((page.namespaces[0].blocks, page.next), (7, Some(8)));
+    let keys = |query: &str| {
+        let answer = get(&server, &format!("/v1/keys{query}"));
+        assert_eq!(answer.code, 200, "{}", answer.body);
+        let page: KeysPage = serde_json::from_str(&answer.body).expect("the same types");
+        page.keys[0].clone()
+    };
+    let key = keys("");
+    assert_eq!((key.namespace.as_str(), key.bytes, key.generation), ("", 1000, 0));
+    let key = keys("?namespace=a%20b%26c&tenant=t&after=12&limit=34");
+    assert_eq!((key.namespace.as_str(), key.tenant.as_str()), ("a b&c", "t"));
+    assert_eq!((key.bytes, key.generation), (34, 12));
+    for query in ["?limit=0", "?limit=10001", "?after=-1", "?after=x", "?name=a", "?limit"] {
+        let answer = get(&server, &format!("/v1/keys{query}"));
+        assert_eq!(answer.code, 400, "{query}");
+        assert_eq!(answer.json()["error"], "bad query", "{query}");
+    }
+    let server = serve(Fake { broken: true, ..fake() });
+    let answer = get(&server, "/v1/namespaces");
+    assert_eq!((answer.code, &answer.json()["error"]), (503, &"no answer".into()));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The command line of `memkv`.
 //!
 //! Exit codes: 0 it did what was asked, 1 it failed while running, 2 the command line or the
-//! configuration is wrong and nothing was started.
+//! configuration is wrong and nothing was started, 3 a drive was refused and nothing was changed, 4
+//! a check found damage.
 
 use crate::config::{LogFormat, LogLevel, Overrides};
+use crate::offline::args::{DriveArgs, SETUP_EXAMPLES, SETUP_HELP, SetupArgs};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +19,10 @@ pub enum Exit {
     Failed,
     /// The command line or the configuration is wrong.
     Usage,
+    /// A drive was refused, and nothing was changed.
+    Refused,
+    /// A check found damage.
+    Damaged,
 }
 
 impl From<Exit> for ExitCode {
@@ -26,6 +32,8 @@ impl From<Exit> for ExitCode {
             Exit::Failed => Self::from(1),
             // What clap exits with, too.
             Exit::Usage => Self::from(2),
+            Exit::Refused => Self::from(3),
+            Exit::Damaged => Self::from(4),
         }
     }
 }
@@ -35,11 +43,15 @@ Examples:
   memkv start                                  serve 127.0.0.1:9900 from your data directory
   memkv start --config /etc/memkv/config.yaml  serve as a file says
   memkv demo                                   see it work: offload, onboard, crash, recover
+  memkv setup --drives /dev/nvme0n1 > c.yaml   format drives, print a configuration for them
+  memkv drive check --config c.yaml            read and check all that is on the drives
 
 Exit codes:
   0  it did what was asked
   1  it failed while running
   2  the command line or the configuration is wrong; nothing was started
+  3  a drive was refused; nothing was changed (setup, drive)
+  4  damage was found (drive check)
 
 Environment:
   MEMKV_AUTH_KEY  overrides network.auth_key (64 hex digits)
@@ -50,13 +62,21 @@ Serves blocks on the data address, and health, status and metrics by HTTP on the
 
 With no option it listens on 127.0.0.1:9900 and keeps blocks in a file in your data directory
 ($XDG_DATA_HOME/memkv or ~/.local/share/memkv; on macOS ~/Library/Application Support/memkv): the
-smaller of 4 GiB and a quarter of the free space. SIGTERM and SIGINT stop it in order.";
+smaller of 4 GiB and a quarter of the free space. SIGTERM and SIGINT stop it in order.
+
+Block devices (storage.mode: direct) are formatted by memkv setup first, and need hugepages for
+memory.max_size unless memory.hugepages says otherwise.";
 
 const START_EXAMPLES: &str = "\
 Examples:
   memkv start
   memkv start --address 127.0.0.1:9950 --data-dir /scratch/memkv
   MEMKV_AUTH_KEY=$(openssl rand -hex 32) memkv start --address 0.0.0.0:9900";
+
+const DEMO_EXAMPLES: &str = "\
+Examples:
+  memkv demo
+  memkv demo --dir /scratch --seed 7";
 
 /// A context-memory store for LLM inference: a shared tier of KV-cache blocks
 #[derive(Debug, Parser)]
@@ -73,7 +93,13 @@ pub enum Command {
     /// Run the server
     #[command(long_about = START_HELP, after_help = START_EXAMPLES)]
     Start(StartArgs),
+    /// Format drives as a node, and print the configuration that serves them
+    #[command(long_about = SETUP_HELP, after_help = SETUP_EXAMPLES)]
+    Setup(SetupArgs),
+    /// Look at drives, check them and wipe them, while no server has them
+    Drive(DriveArgs),
     /// Show it work: replay conversations against a node, kill it in the middle, find every block
+    #[command(after_help = DEMO_EXAMPLES)]
     Demo(DemoArgs),
 }
 
@@ -154,6 +180,14 @@ mod tests {
             ("memkv start --confg x", ErrorKind::UnknownArgument),
             ("memkv start --log-format xml", ErrorKind::ValueValidation),
             ("memkv start --config", ErrorKind::InvalidValue),
+            ("memkv setup", ErrorKind::MissingRequiredArgument),
+            ("memkv setup --drives", ErrorKind::InvalidValue),
+            ("memkv setup --drives /d --shard-size 15", ErrorKind::ValueValidation),
+            ("memkv setup --drives /d --shard-size 1025", ErrorKind::ValueValidation),
+            ("memkv setup --drives /d --force --idempotent", ErrorKind::ArgumentConflict),
+            ("memkv setup --drives /d --address 1.2.3.4:x", ErrorKind::ValueValidation),
+            ("memkv drive", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("memkv drive check /d --config c", ErrorKind::ArgumentConflict),
         ];
         for (line, kind) in table {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
@@ -169,6 +203,16 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::DisplayVersion);
             assert_eq!(error.to_string(), format!("memkv {}\n", memkv_admin_api::VERSION_TEXT));
             assert_eq!(error.exit_code(), 0);
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        let command = Cli::command();
+        let drive = command.find_subcommand("drive").expect("a command");
+        for command in command.get_subcommands().chain(drive.get_subcommands()) {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{} has none:\n{help}", command.get_name());
         }
     }
 

@@ -25,7 +25,10 @@ pub mod schema;
 mod tests;
 mod tree;
 
+pub use file::parse_address;
 pub use problem::{ConfigError, Origin, Problem, ProblemKind, Warning};
+
+pub use resolve::AUTH_KEY_VARIABLE;
 
 use crate::paths::Machine;
 use memkv_wire::SharedKey;

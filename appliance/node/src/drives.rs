@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memkv_admin_api::size::exact_size;
 use memkv_block::{BlockDevice, BlockQueue, IoError, OpenError, OpenOptions};
 use memkv_dma::{Class, Pool};
 use memkv_journal::{
@@ -16,7 +17,7 @@ use memkv_poller::Local;
 use memkv_store::{EvictionConfig, Lru, RecoverError, RecoveredDrive, Store, StoreConfig};
 use uuid::Uuid;
 
-use crate::config::{Config, Drive};
+use crate::config::{Config, Drive, StorageMode};
 
 /// Told how far the preallocation of a new file has come: name, bytes done, bytes in all.
 pub type Progress = Rc<dyn Fn(&str, u64, u64)>;
@@ -58,6 +59,27 @@ pub enum DrivesError {
     Foreign {
         /// Its path.
         name: String,
+    },
+    /// A block device that nobody set up.
+    #[error(
+        "{name} is not set up for memkv; a block device is formatted only when asked to: memkv setup --drives {name}"
+    )]
+    NotSetUp {
+        /// Its path.
+        name: String,
+    },
+    /// The drives were formatted for extents of another size.
+    #[error(
+        "drive {name} was formatted with storage.block_size {}, and the configuration says {}; blocks are cut into extents of that size, so it stays what it was: set it back, or set the drives up anew",
+        exact_size(*formatted), exact_size(*configured)
+    )]
+    BlockSize {
+        /// Its path.
+        name: String,
+        /// Bytes of its largest extent.
+        formatted: u64,
+        /// Bytes configured.
+        configured: u64,
     },
     /// Some drives are formatted, others are new.
     #[error(
@@ -167,10 +189,12 @@ pub fn open_devices(
     drives.collect()
 }
 
-struct Opened {
-    name: String,
-    device: Arc<dyn BlockDevice>,
-    queue: Rc<dyn BlockQueue>,
+/// A drive that was claimed, with a queue of this reactor.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    pub(crate) name: String,
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) queue: Rc<dyn BlockQueue>,
 }
 
 /// Formats new drives, recovers old ones, and joins them into a store on this reactor.
@@ -191,8 +215,10 @@ pub async fn open_store(
             .map_err(|source| DrivesError::Io { name: name.clone(), source })?;
         opened.push(Opened { name, device, queue });
     }
-    let superblocks = superblocks(&opened, &pool).await?;
-    check_members(&opened, &superblocks)?;
+    let mut superblocks = superblocks(&local, &opened, &config, &pool).await?;
+    let names: Vec<String> = opened.iter().map(|drive| drive.name.clone()).collect();
+    check_node(&names, &superblocks)?;
+    check_block_size(&names, &mut superblocks, config.storage.block_size)?;
 
     let mut drives = Vec::with_capacity(opened.len());
     let mut recoveries = Vec::with_capacity(opened.len());
@@ -240,8 +266,14 @@ fn store_config(config: &Config) -> StoreConfig {
     }
 }
 
-/// Reads every drive's superblock; formats them all when none has one.
-async fn superblocks(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, DrivesError> {
+/// Reads every drive's superblock; formats them all when none has one, but for block devices, which
+/// are formatted by `memkv setup` alone.
+async fn superblocks(
+    local: &Local,
+    opened: &[Opened],
+    config: &Config,
+    pool: &Pool,
+) -> Result<Vec<Superblock>, DrivesError> {
     let mut found = Vec::with_capacity(opened.len());
     for drive in opened {
         let geometry = drive.device.geometry();
@@ -256,32 +288,54 @@ async fn superblocks(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, 
     let old = found.iter().position(Option::is_some);
     let new = found.iter().position(Option::is_none);
     match (old, new) {
+        (_, Some(new)) if config.storage.mode == StorageMode::Direct => {
+            Err(DrivesError::NotSetUp { name: opened[new].name.clone() })
+        }
         (Some(old), Some(new)) => {
             Err(DrivesError::Mixed { new: opened[new].name.clone(), old: opened[old].name.clone() })
         }
-        (None, _) => format_all(opened, pool).await,
+        (None, _) => {
+            for drive in opened {
+                check_blank(drive, pool).await?;
+            }
+            let units = (config.storage.block_size / memkv_dma::UNIT as u64) as u16;
+            let options =
+                move |_| FormatOptions { extent_units: Some(units), ..FormatOptions::default() };
+            format_node(local, opened, pool, options).await
+        }
         (Some(_), None) => Ok(found.into_iter().flatten().collect()),
     }
 }
 
-async fn format_all(opened: &[Opened], pool: &Pool) -> Result<Vec<Superblock>, DrivesError> {
-    for drive in opened {
-        check_blank(drive, pool).await?;
-    }
+/// Formats drives side by side as one new node, each as `options` says for its capacity.
+pub(crate) async fn format_node(
+    local: &Local,
+    opened: &[Opened],
+    pool: &Pool,
+    options: impl Fn(u64) -> FormatOptions,
+) -> Result<Vec<Superblock>, DrivesError> {
     let mut secret = [0; 32];
     random(&mut secret);
     let node = NodeUuid(new_uuid());
     let uuids: Vec<_> = opened.iter().map(|_| memkv_journal::DriveUuid(new_uuid())).collect();
-    let mut formatted = Vec::with_capacity(opened.len());
+    let mut formatting = Vec::with_capacity(opened.len());
     for (drive, &uuid) in opened.iter().zip(&uuids) {
         let identity = Identity { node, drive: uuid, epoch: 1, members: uuids.clone(), secret };
         let geometry = drive.device.geometry();
-        let options = FormatOptions::default();
-        let superblock = memkv_journal::format(&*drive.queue, &geometry, pool, identity, options)
-            .await
-            .map_err(|source| DrivesError::Format { name: drive.name.clone(), source })?;
-        tracing::info!(drive = drive.name, %uuid, "drive formatted");
-        formatted.push(superblock);
+        let options = options(geometry.capacity);
+        let (drive, pool) = (drive.clone(), pool.clone());
+        formatting.push(local.spawn_join(async move {
+            let queue = &*drive.queue;
+            let superblock = memkv_journal::format(queue, &geometry, &pool, identity, options)
+                .await
+                .map_err(|source| DrivesError::Format { name: drive.name.clone(), source })?;
+            tracing::info!(drive = drive.name, %uuid, "drive formatted");
+            Ok::<_, DrivesError>(superblock)
+        }));
+    }
+    let mut formatted = Vec::with_capacity(opened.len());
+    for one in formatting {
+        formatted.push(one.await?);
     }
     Ok(formatted)
 }
@@ -300,7 +354,8 @@ async fn check_blank(drive: &Opened, pool: &Pool) -> Result<(), DrivesError> {
     Ok(())
 }
 
-fn check_members(opened: &[Opened], superblocks: &[Superblock]) -> Result<(), DrivesError> {
+/// Whether drives, of these names, are all drives of one node.
+pub(crate) fn check_node(names: &[String], superblocks: &[Superblock]) -> Result<(), DrivesError> {
     let epoch = superblocks.iter().map(|s| s.identity.epoch).max().expect("at least one drive");
     let newest = superblocks.iter().position(|s| s.identity.epoch == epoch).expect("just found");
     let members = &superblocks[newest].identity.members;
@@ -308,10 +363,29 @@ fn check_members(opened: &[Opened], superblocks: &[Superblock]) -> Result<(), Dr
         members.iter().all(|member| superblocks.iter().any(|s| s.identity.drive == *member));
     if !all_here || members.len() != superblocks.len() {
         return Err(DrivesError::Missing {
-            name: opened[newest].name.clone(),
+            name: names[newest].clone(),
             members: members.len(),
-            given: opened.len(),
+            given: names.len(),
         });
+    }
+    Ok(())
+}
+
+/// Whether drives hold extents of the size that is configured. Where none was recorded, by an
+/// earlier version, the configured one is from now on.
+fn check_block_size(
+    names: &[String],
+    superblocks: &mut [Superblock],
+    configured: u64,
+) -> Result<(), DrivesError> {
+    let unit = memkv_dma::UNIT as u64;
+    for (name, superblock) in names.iter().zip(superblocks) {
+        let formatted = u64::from(superblock.layout.extent_units) * unit;
+        if formatted == 0 {
+            superblock.layout.extent_units = (configured / unit) as u16;
+        } else if formatted != configured {
+            return Err(DrivesError::BlockSize { name: name.clone(), formatted, configured });
+        }
     }
     Ok(())
 }

@@ -3,8 +3,10 @@
 //! * [`cli`] reads the command line, [`config`] the file, the environment and the machine
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
-//! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is.
-//! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`.
+//! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is
+//!   and `listing` what it stores.
+//! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
+//!   drive`, which work on drives that no server has.
 
 #![forbid(unsafe_code)]
 
@@ -12,8 +14,11 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod drives;
+pub mod hugepages;
+mod listing;
 pub mod logging;
 pub mod node;
+pub mod offline;
 pub mod paths;
 pub mod serve;
 pub mod status;

@@ -25,10 +25,12 @@ use memkv_poller::{
     IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock,
 };
 use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
-use memkv_store::{DriveStatus, RemoteStore, Store, StoreHandle, StorePort};
+use memkv_store::{DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort};
 
-use crate::config::Config;
+use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
+use crate::hugepages::{Reserved, TooFew};
+use crate::listing::ListPiece;
 use crate::status::Shared;
 
 /// Messages under way from other reactors to the store.
@@ -43,6 +45,9 @@ const STOP_WAIT: Duration = Duration::from_secs(30);
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Hugepages are required, and too few are free.
+    #[error(transparent)]
+    Hugepages(#[from] TooFew),
     /// No memory for the pool.
     #[error("cannot set up the memory pool (memory.max_size)")]
     Pool(#[from] PoolError),
@@ -91,6 +96,8 @@ pub(crate) enum Control {
     Drain(mpsc::Sender<()>),
     /// Leave clean checkpoints, then say so (reactor 0).
     Shutdown(mpsc::Sender<()>),
+    /// Walk over a piece of the store (reactor 0): what is there, and where to go on.
+    List(ListPiece, mpsc::Sender<(Vec<Listed>, Option<u64>)>),
     /// Tell the state of the drives (reactor 0).
     Drives(mpsc::Sender<Vec<DriveStatus>>),
 }
@@ -124,6 +131,11 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub fn start(config: Config, progress: &drives::Progress) -> Result<Self, StartError> {
+        if config.memory.hugepages == HugepageUse::Require
+            && let Some(reserved) = Reserved::of_this_system()
+        {
+            reserved.suffice(config.memory.max_size)?;
+        }
         let pool = Pool::new(PoolConfig {
             size: config.memory.max_size,
             chunk: config.memory.block_size,
@@ -223,9 +235,8 @@ impl From<std::io::Error> for StartError {
     }
 }
 
-impl From<crate::config::HugepageUse> for Hugepages {
-    fn from(wanted: crate::config::HugepageUse) -> Self {
-        use crate::config::HugepageUse;
+impl From<HugepageUse> for Hugepages {
+    fn from(wanted: HugepageUse) -> Self {
         match wanted {
             HugepageUse::Prefer => Self::Prefer,
             HugepageUse::Require => Self::Require,
@@ -390,6 +401,11 @@ fn serve_orders(
                         store.shutdown().await;
                         let _ = done.send(());
                     });
+                }
+                Control::List(piece, answer) => {
+                    let store = store.as_ref().expect("only reactor 0 has the store");
+                    let ListPiece { from, looks, most, filter } = piece;
+                    let _ = answer.send(store.list(from, looks, most, &filter));
                 }
                 Control::Drives(answer) => {
                     let store = store.as_ref().expect("only reactor 0 has the store");

@@ -22,7 +22,7 @@ use crate::drives::Recovery;
 use crate::node::{Control, order};
 
 /// How long the admin endpoint waits for reactor 0.
-const ANSWER: Duration = Duration::from_secs(2);
+pub(crate) const ANSWER: Duration = Duration::from_secs(2);
 
 /// What the node's threads share.
 pub struct Shared {
@@ -99,8 +99,13 @@ impl Shared {
         self.sessions.iter().map(|s| of(s)).sum()
     }
 
+    /// The inbox of the reactor that has the store.
+    pub(crate) fn store_reactor(&self) -> &InboxSender<Control> {
+        &self.controls[0]
+    }
+
     fn drives(&self) -> Option<Vec<DriveStatus>> {
-        order(&self.controls[0], Control::Drives).recv_timeout(ANSWER).ok()
+        order(self.store_reactor(), Control::Drives).recv_timeout(ANSWER).ok()
     }
 
     /// The figures of the wire's Stats operation.
@@ -409,6 +414,14 @@ impl api::NodeAdmin for Shared {
         }
         self.stage_rows(&mut snapshot);
         snapshot
+    }
+
+    fn namespaces(&self, after: u64) -> Result<api::NamespacesPage, api::NoAnswer> {
+        self.namespaces_page(after)
+    }
+
+    fn keys(&self, request: &api::KeysRequest) -> Result<api::KeysPage, api::NoAnswer> {
+        self.keys_page(request)
     }
 }
 

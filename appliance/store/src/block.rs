@@ -152,6 +152,16 @@ impl Slab {
         (block.id.generation == generation).then_some(block)
     }
 
+    /// Places for blocks, in use or not.
+    pub fn places(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The block at a place below [`Slab::places`], if one is there.
+    pub fn at(&self, place: usize) -> Option<&Block> {
+        self.slots[place].as_ref()
+    }
+
     /// Slots in order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, &Block)> {
         self.slots.iter().enumerate().filter_map(|(i, b)| {

@@ -57,6 +57,17 @@ impl SharedKey {
         Ok(key)
     }
 
+    /// The key that follows from a secret kept elsewhere: the same secret gives the same key, and
+    /// the key does not give the secret away.
+    pub fn from_secret(secret: &[u8; 32]) -> SharedKey {
+        SharedKey(SharedKey(*secret).derive(b"memkv auth key", &[b"from a secret v1"]))
+    }
+
+    /// 64 hexadecimal digits, for a configuration. Whoever reads them has the key.
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// HKDF-SHA256 with this key as input keying material; `info` is a list of parts.
     fn derive(&self, salt: &[u8], info: &[&[u8]]) -> [u8; 32] {
         let mut okm = [0; 32];
@@ -112,6 +123,16 @@ mod tests {
     use super::*;
 
     const HEX: &str = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f";
+
+    #[test]
+    fn a_key_from_a_secret_is_steady_and_its_own() {
+        let key = |byte| SharedKey::from_secret(&[byte; 32]).to_hex();
+        assert_eq!(key(1), key(1));
+        assert_ne!(key(1), key(2));
+        assert_ne!(key(1), SharedKey::from_bytes([1; 32]).to_hex(), "not the secret itself");
+        let again = SharedKey::from_hex(&key(1)).expect("its own digits").to_hex();
+        assert_eq!(again, key(1));
+    }
 
     #[test]
     fn hex_of_either_case_is_read() {

@@ -240,7 +240,12 @@ pub fn identity() -> Identity {
 
 /// The smallest ring there is, and columns of a few hundred rows.
 pub fn tiny() -> FormatOptions {
-    FormatOptions { ring_bytes: Some(128 << 10), block_limit: Some(300), key_average: Some(24) }
+    FormatOptions {
+        ring_bytes: Some(128 << 10),
+        block_limit: Some(300),
+        key_average: Some(24),
+        ..FormatOptions::default()
+    }
 }
 
 pub fn tiny_disk() -> Disk {

@@ -49,12 +49,17 @@ pub fn resolve(
     let address = address(set.address, overrides, report);
     let keys = keys(set.auth_key, set.keys, address, machine, report, &mut warnings);
     let memory_block = set.memory_block.unwrap_or(2 * MIB);
+    let storage = storage(set.storage, overrides, machine, report);
+    // An appliance reserves its hugepages; a laptop does what it can.
+    let hugepages = match storage.mode {
+        StorageMode::Direct => HugepageUse::Require,
+        StorageMode::File | StorageMode::Memory => HugepageUse::Prefer,
+    };
     let memory = Memory {
         block_size: memory_block,
         max_size: pool_size(set.memory_max, memory_block, machine, report),
-        hugepages: set.hugepages.unwrap_or(HugepageUse::Prefer),
+        hugepages: set.hugepages.unwrap_or(hugepages),
     };
-    let storage = storage(set.storage, overrides, machine, report);
     let max_value = max_value(set.max_value, storage.block_size, report);
     let cores = machine.cores().clamp(1, REACTORS_DEFAULT_MAX);
     Config {

@@ -12,17 +12,26 @@
 //! memkv-ci-fuzz --target frames --input 00ff…          one input, as a failure printed it
 //! ```
 //!
+//! Each target has a corpus in the repository, inputs that once were the first to reach something;
+//! they are fed before any other. `--collect` makes it anew.
+//!
 //! A new target is a module that implements [`target::Target`], and a line in [`targets`].
 
 #![forbid(unsafe_code)]
 
+mod config;
+mod corpus;
 mod draw;
 mod frames;
 mod journal;
+mod patches;
+mod probe;
+mod recovery;
 mod run;
 mod session;
 mod target;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,7 +43,7 @@ use crate::target::Target;
 /// Feeds the parsers, and a whole server, what nobody should send or store
 #[derive(Parser)]
 struct Arguments {
-    /// What to fuzz: frames, journal, session or all
+    /// What to fuzz: frames, journal, recovery, probe, config, session or all
     #[arg(long, default_value = "all")]
     target: String,
     /// Seconds for each target; the last one given counts
@@ -46,6 +55,12 @@ struct Arguments {
     /// Where the inputs come from; another one each time when it is not given
     #[arg(long)]
     seed: Option<u64>,
+    /// The folder of inputs that are fed first
+    #[arg(long, value_name = "FOLDER")]
+    corpus: Option<PathBuf>,
+    /// Make the corpora anew, from so many inputs drawn for each target, instead
+    #[arg(long, value_name = "INPUTS", requires = "corpus")]
+    collect: Option<u64>,
     /// Feed this one input, in hexadecimal, instead
     #[arg(long)]
     input: Option<String>,
@@ -56,6 +71,9 @@ fn targets() -> Vec<Box<dyn Target>> {
     vec![
         Box::new(frames::Frames::default()),
         Box::new(journal::Drive::default()),
+        Box::new(recovery::Recovery::default()),
+        Box::new(probe::Probe::default()),
+        Box::new(config::Configuration::default()),
         Box::new(session::Session::default()),
     ]
 }
@@ -81,7 +99,26 @@ fn main() -> ExitCode {
     let mut failed = false;
     for target in &mut targets {
         println!("SEED={seed} TARGET={}", target.name());
-        let report = run::run(&mut **target, seed, until);
+        let corpus = match (&arguments.corpus, arguments.collect) {
+            (None, _) => Ok(Vec::new()),
+            (Some(folder), None) => corpus::read(folder, target.name()),
+            (Some(folder), Some(inputs)) => {
+                let found = corpus::collect(&mut **target, seed, inputs);
+                corpus::write(folder, target.name(), &found).map(|()| found)
+            }
+        };
+        let corpus = match corpus {
+            Ok(corpus) => corpus,
+            Err(error) => {
+                eprintln!("the corpus of {}: {error}", target.name());
+                return ExitCode::from(2);
+            }
+        };
+        if arguments.collect.is_some() {
+            println!("{:>12}  inputs collected", corpus.len());
+            continue;
+        }
+        let report = run::run(&mut **target, &corpus, seed, until);
         print!("{report}");
         let verdict = if report.passed() { "ok" } else { "FAILED" };
         println!("test {} ... {verdict}", target.name());

@@ -59,9 +59,10 @@ impl fmt::Display for Report {
     }
 }
 
-/// Feeds `target` inputs drawn from `seed`, to the end or to its first panic. The panic's own
+/// Feeds `target` the inputs of its corpus, then such as are drawn from `seed`, to the end or to its
+/// first panic. The panic's own
 /// message goes to standard error as always.
-pub fn run(target: &mut dyn Target, seed: u64, until: Until) -> Report {
+pub fn run(target: &mut dyn Target, corpus: &[Vec<u8>], seed: u64, until: Until) -> Report {
     let began = Instant::now();
     let mut rng = Rng::seeded(seed);
     let (mut inputs, mut failure) = (0, None);
@@ -69,12 +70,20 @@ pub fn run(target: &mut dyn Target, seed: u64, until: Until) -> Report {
         Until::Time(long) => began.elapsed() < long,
         Until::Inputs(count) => inputs < count,
     };
+    // After a panic the target is only asked for its counts, so its state cannot mislead.
+    let panics = |target: &mut dyn Target, input: &[u8]| {
+        catch_unwind(AssertUnwindSafe(|| target.feed(input))).is_err()
+    };
+    for input in corpus {
+        if failure.is_none() && panics(target, input) {
+            failure = Some(input.clone());
+        }
+    }
     while failure.is_none() && goes_on(inputs) {
         for _ in 0..BATCH {
             let input = target.draw(&mut rng);
             inputs += 1;
-            // After a panic the target is only asked for its counts, so its state cannot mislead.
-            if catch_unwind(AssertUnwindSafe(|| target.feed(&input))).is_err() {
+            if panics(target, &input) {
                 failure = Some(input);
                 break;
             }
@@ -131,7 +140,7 @@ mod tests {
     #[test]
     fn a_panic_is_caught_and_its_input_printed() {
         let mut picky = Picky(Counts::of(["fed".to_owned()]));
-        let report = run(&mut picky, 3, Until::Inputs(100_000));
+        let report = run(&mut picky, &[], 3, Until::Inputs(100_000));
         assert!(!report.passed());
         let input = report.failure.clone().expect("7 is drawn soon");
         assert!(input.contains(&7));
@@ -157,7 +166,7 @@ mod tests {
                 &self.0
             }
         }
-        let report = run(&mut Late(Counts::default()), 3, Until::Inputs(5));
+        let report = run(&mut Late(Counts::default()), &[], 3, Until::Inputs(5));
         assert!(!report.passed());
         assert!(report.to_string().contains("after the last input"), "{report}");
     }
@@ -165,7 +174,7 @@ mod tests {
     #[test]
     fn a_thing_never_reached_fails_the_run() {
         let mut picky = Picky(Counts::of(["fed".to_owned(), "other".to_owned()]));
-        let report = run(&mut picky, 3, Until::Inputs(0));
+        let report = run(&mut picky, &[], 3, Until::Inputs(0));
         assert!(!report.passed());
         assert!(report.to_string().contains("never reached"));
     }

@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn every_operation_is_reached_both_ways() {
         let mut frames = Frames::default();
-        let report = run(&mut frames, 11, Until::Inputs(10_000));
+        let report = run(&mut frames, &[], 11, Until::Inputs(10_000));
         assert!(report.passed(), "{report}");
     }
 

@@ -95,6 +95,11 @@ pub fn frame(rng: &mut Rng) -> Vec<u8> {
     if once_in(rng, 4) { out } else { out[..FRAME_HEADER + body.len()].to_vec() }
 }
 
+/// A counter of a superblock, which no drive gets to the end of.
+fn counter(rng: &mut Rng) -> u64 {
+    number(rng) >> 3
+}
+
 /// A copy of the superblock of a drive of some size.
 pub fn superblock(rng: &mut Rng) -> Vec<u8> {
     let capacity = (64 << 20) << rng.below(12);
@@ -104,7 +109,7 @@ pub fn superblock(rng: &mut Rng) -> Vec<u8> {
     let identity = Identity {
         node: Uuid::from_bytes(array(rng)).into(),
         drive: drive(rng),
-        epoch: number(rng),
+        epoch: counter(rng),
         members,
         secret: array(rng),
     };
@@ -115,14 +120,14 @@ pub fn superblock(rng: &mut Rng) -> Vec<u8> {
     };
     let superblock = Superblock {
         features: Features { compatible: number(rng), ..Features::default() },
-        revision: number(rng),
+        revision: counter(rng),
         identity,
         layout,
         active: rng.below(2) as usize,
         clean: once_in(rng, 2),
-        incarnation: number(rng),
-        generation_high: number(rng),
-        clock_high: number(rng),
+        incarnation: counter(rng) + 5,
+        generation_high: counter(rng),
+        clock_high: counter(rng),
         checkpoints: [checkpoint(rng.below(1000)), checkpoint(rng.below(1000))],
         starts: (0..rng.below(5))
             .map(|start| Start { incarnation: start + 1, first_sequence: start * 100 })

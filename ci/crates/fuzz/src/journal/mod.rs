@@ -8,6 +8,8 @@
 
 mod generate;
 
+pub use generate::superblock;
+
 use memkv_journal::checkpoint::codec::{
     AREA_HEADER, AreaHeader, Column, PIECE_HEADER, parse_header, parse_piece,
 };
@@ -202,7 +204,7 @@ mod tests {
     #[test]
     fn everything_on_a_drive_is_reached() {
         let mut drive = Drive::default();
-        let report = run(&mut drive, 12, Until::Inputs(3_000));
+        let report = run(&mut drive, &[], 12, Until::Inputs(3_000));
         assert!(report.passed(), "{report}");
     }
 

@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn everything_a_session_does_is_reached() {
         let mut session = Session::default();
-        let report = run(&mut session, 1, Until::Inputs(2_000));
+        let report = run(&mut session, &[], 1, Until::Inputs(2_000));
         assert!(report.passed(), "{report}");
     }
 
@@ -231,7 +231,7 @@ mod tests {
     fn the_same_inputs_reach_the_same() {
         let counts = || {
             let mut session = Session::default();
-            run(&mut session, 9, Until::Inputs(128));
+            run(&mut session, &[], 9, Until::Inputs(128));
             session.counts().iter().map(|(name, n)| (name.to_owned(), n)).collect::<Vec<_>>()
         };
         assert_eq!(counts(), counts());

@@ -1,0 +1,255 @@
+//! What can be done with drives while no server has them: `memkv setup` and `memkv drive`.
+//!
+//! ```text
+//!   paths ─► look (reads only, takes nothing) ─► refused with the reason, or
+//!         ─► Bench::open (claimed and locked, as a server would) ─► format, check or wipe
+//! ```
+//!
+//! A command first looks at every drive it was given and refuses before it has changed any. What a
+//! drive remembers is read by `memkv-journal`; here are paths, decisions and words.
+
+pub mod args;
+mod check;
+mod claims;
+mod list;
+mod look;
+mod setup;
+mod wipe;
+mod yaml;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memkv_block::{BlockDevice, BlockQueue, OpenOptions};
+use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
+use memkv_poller::{IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, SystemClock};
+
+use crate::cli::Exit;
+use crate::config::{Config, ConfigError, Drive, LogFormat, Overrides};
+use crate::drives::{DrivesError, Opened, random};
+use crate::logging;
+use crate::paths::ThisMachine;
+use crate::serve::chain;
+
+pub use args::{DriveArgs, DriveCommand, SetupArgs, Which, WipeArgs};
+
+/// How long a drive that is in use is asked for again: a server that was just killed holds its
+/// drives until the kernel has taken its rings apart.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And how often.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// Memory to move bytes through, for each drive …
+const POOL_A_DRIVE: u64 = 32 << 20;
+/// … and in all, at least and at most.
+const POOL: std::ops::RangeInclusive<u64> = 64 << 20..=512 << 20;
+
+/// Why an offline command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// Drives are refused; nothing was changed.
+    #[error("refused, nothing was changed:\n  {}", .0.join("\n  "))]
+    Refused(Vec<String>),
+    /// The command line names what cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A drive cannot be looked at.
+    #[error(transparent)]
+    Look(#[from] look::LookError),
+    /// A drive cannot be opened, or failed.
+    #[error(transparent)]
+    Drives(#[from] DrivesError),
+    /// No memory to move bytes through.
+    #[error("no memory to read drives with")]
+    Pool(#[from] PoolError),
+    /// The log cannot be started.
+    #[error(transparent)]
+    Logging(#[from] logging::LoggingError),
+    /// Standard output is gone.
+    #[error("cannot write to standard output")]
+    Output(#[source] std::io::Error),
+}
+
+impl OfflineError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Refused(_) => Exit::Refused,
+            Self::Usage(_) | Self::Config(_) | Self::Logging(_) => Exit::Usage,
+            Self::Look(_) => Exit::Refused,
+            Self::Drives(DrivesError::Open { .. }) => Exit::Refused,
+            Self::Drives(_) | Self::Pool(_) | Self::Output(_) => Exit::Failed,
+        }
+    }
+}
+
+/// `memkv setup`.
+pub fn setup(args: &SetupArgs) -> Exit {
+    finish("setup", start_log("info").and_then(|()| setup::run(args)))
+}
+
+/// `memkv drive`.
+pub fn drive(args: &DriveArgs) -> Exit {
+    let done = start_log("warn").and_then(|()| match &args.command {
+        DriveCommand::List(which) => list::list(which),
+        DriveCommand::Inspect(which) => list::inspect(which),
+        DriveCommand::Check(which) => check::run(which),
+        DriveCommand::Wipe(args) => wipe::run(args),
+    });
+    finish("drive", done)
+}
+
+fn finish(command: &str, done: Result<Exit, OfflineError>) -> Exit {
+    match done {
+        Ok(exit) => exit,
+        // Whoever read our output has seen enough (`memkv drive list | head -1`).
+        Err(OfflineError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            Exit::Done
+        }
+        Err(error) => {
+            eprintln!("memkv {command}: {}", chain(&error));
+            error.exit()
+        }
+    }
+}
+
+/// People read the log of these commands, wherever it goes.
+fn start_log(level: &str) -> Result<(), OfflineError> {
+    let filter = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
+    let filter = filter.unwrap_or_else(|| level.to_owned());
+    Ok(logging::start(&crate::config::Log { format: Some(LogFormat::Human), filter })?)
+}
+
+/// Prints to standard output.
+fn say(text: &str) -> Result<(), OfflineError> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()).map_err(OfflineError::Output)
+}
+
+fn say_json(value: &impl serde::Serialize) -> Result<(), OfflineError> {
+    say(&serde_json::to_string_pretty(value).expect("plain data"))
+}
+
+/// The drives that were named, or those of the configuration; none when neither was given.
+fn named(which: &Which) -> Result<Vec<PathBuf>, OfflineError> {
+    let Some(file) = &which.config else { return Ok(which.drives.clone()) };
+    let overrides = Overrides { file: Some(file.clone()), ..Overrides::default() };
+    let config = Config::load(&overrides, &ThisMachine)?;
+    let drives = config.storage.drives.into_iter().filter_map(|drive| match drive {
+        Drive::Device { media } | Drive::File { media, .. } => Some(media),
+        Drive::Memory { .. } => None,
+    });
+    let drives: Vec<PathBuf> = drives.collect();
+    if drives.is_empty() {
+        let what = "keeps blocks in memory: there are no drives to look at";
+        return Err(OfflineError::Usage(format!("{}: {what}", file.display())));
+    }
+    Ok(drives)
+}
+
+/// The same, where a command needs to be told.
+fn named_at_least_one(which: &Which) -> Result<Vec<PathBuf>, OfflineError> {
+    let drives = named(which)?;
+    if drives.is_empty() {
+        return Err(OfflineError::Usage("name drives, or give --config FILE".to_owned()));
+    }
+    Ok(drives)
+}
+
+/// Looks at drives; the same drive twice, under whatever names, is refused.
+fn look_at(drives: &[PathBuf]) -> Result<Vec<look::Sight>, OfflineError> {
+    let system = claims::System::this();
+    let mut seen = BTreeSet::new();
+    let mut sights = Vec::with_capacity(drives.len());
+    let mut refused = Vec::new();
+    for path in drives {
+        match look::look(path, &system) {
+            Ok(sight) if !seen.insert(sight.real.clone()) => {
+                let twice = format!("{} is named twice", path.display());
+                return Err(OfflineError::Usage(twice));
+            }
+            Ok(sight) => sights.push(sight),
+            Err(error) => refused.push(error.to_string()),
+        }
+    }
+    if refused.is_empty() { Ok(sights) } else { Err(OfflineError::Refused(refused)) }
+}
+
+/// Looks at drives that are to be taken: one that is locked is looked at again for a while.
+fn look_to_take(drives: &[PathBuf]) -> Result<Vec<look::Sight>, OfflineError> {
+    let asked = Instant::now();
+    loop {
+        let sights = look_at(drives)?;
+        if asked.elapsed() >= PATIENCE || !sights.iter().any(|sight| sight.locked) {
+            return Ok(sights);
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+}
+
+/// What stands against taking a drive for oneself, if anything does.
+fn in_use(sight: &look::Sight) -> Vec<String> {
+    let name = sight.path.display();
+    let mut reasons: Vec<String> =
+        sight.claims.iter().map(|claim| format!("{name}: {claim}")).collect();
+    if sight.locked {
+        reasons.push(format!("{name}: a server has it; stop that first"));
+    }
+    reasons
+}
+
+/// A reactor on this thread, and drives taken as a server takes them.
+struct Bench {
+    reactor: Reactor,
+    pool: Pool,
+}
+
+impl Bench {
+    fn new(drives: usize) -> Result<Self, OfflineError> {
+        let size = (drives as u64 * POOL_A_DRIVE).clamp(*POOL.start(), *POOL.end());
+        // Memory that lives for a minute is no reason to complain about its pages.
+        let wanted = crate::hugepages::Reserved::of_this_system();
+        let fits = wanted.is_some_and(|reserved| reserved.suffice(size).is_ok());
+        let hugepages = if fits { Hugepages::Prefer } else { Hugepages::Never };
+        let pool = Pool::new(PoolConfig { size, chunk: 2 << 20, hugepages })?;
+        let mut seed = [0; 8];
+        random(&mut seed);
+        let config = ReactorConfig {
+            id: ReactorId(0),
+            idle: IdlePolicy::Adaptive,
+            ..ReactorConfig::default()
+        };
+        let rng = Rng::seeded(u64::from_le_bytes(seed));
+        Ok(Self { reactor: Reactor::new(config, Rc::new(SystemClock), rng), pool })
+    }
+
+    fn local(&self) -> Local {
+        self.reactor.local()
+    }
+
+    fn run<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
+        self.reactor.block_on(future)
+    }
+
+    /// Claims and locks a drive.
+    fn open(&self, path: &std::path::Path) -> Result<Opened, OfflineError> {
+        let name = path.display().to_string();
+        let mut options = OpenOptions::new(path, self.pool.clone());
+        options.patience = PATIENCE;
+        let device: Arc<dyn BlockDevice> = memkv_block::open(options)
+            .map_err(|source| DrivesError::Open { name: name.clone(), source })?;
+        let queue: Rc<dyn BlockQueue> = device
+            .open_queue(&self.local())
+            .map_err(|source| DrivesError::Io { name: name.clone(), source })?;
+        Ok(Opened { name, device, queue })
+    }
+
+    fn open_all(&self, sights: &[look::Sight]) -> Result<Vec<Opened>, OfflineError> {
+        sights.iter().map(|sight| self.open(&sight.path)).collect()
+    }
+}

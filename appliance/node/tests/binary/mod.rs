@@ -1,0 +1,175 @@
+//! The real binary: commands that are run to their end, and servers that are started and killed.
+#![allow(dead_code, reason = "each test uses its part of it")]
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+
+use memkv_client::{Client, Config};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Done {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Done {
+    /// Its output, when it ended with `code`.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
+        self.out
+    }
+
+    /// What it complained about, when it ended with `code`.
+    #[track_caller]
+    pub fn complaint(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
+        self.err
+    }
+
+    /// Its output as JSON, when it ended with `code`.
+    #[track_caller]
+    pub fn json(self, code: i32) -> Value {
+        let out = self.expect(code);
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memkv"));
+    for variable in ["MEMKV_AUTH_KEY", "RUST_LOG", "MEMKV_BLOCK"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs `memkv` to its end.
+pub fn memkv(arguments: &[&str]) -> Done {
+    run(command(arguments))
+}
+
+/// The same with a variable of the environment.
+pub fn memkv_with(variable: (&str, &str), arguments: &[&str]) -> Done {
+    let mut command = command(arguments);
+    command.env(variable.0, variable.1);
+    run(command)
+}
+
+fn run(mut command: Command) -> Done {
+    let output = command.output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Done { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// An address whose neighbour is free too.
+pub fn free_address() -> SocketAddr {
+    for _ in 0..50 {
+        let one = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = one.local_addr().expect("a bound socket");
+        let Some(next) = address.port().checked_add(1).filter(|port| *port < u16::MAX) else {
+            continue;
+        };
+        if TcpListener::bind((address.ip(), next)).is_ok() {
+            return address;
+        }
+    }
+    panic!("no two neighbouring ports are free");
+}
+
+/// A configuration as setup printed it, in a file, with a pool that is quickly made.
+pub fn configuration(folder: &Path, yaml: &str) -> PathBuf {
+    let lines = yaml.lines().map(|line| match line.trim_start().strip_prefix("max_size:") {
+        Some(_) => "  max_size: 64 MiB\n".to_owned(),
+        None => format!("{line}\n"),
+    });
+    let path = folder.join("config.yaml");
+    std::fs::write(&path, lines.collect::<String>()).expect("room for a file");
+    path
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    log: Option<JoinHandle<String>>,
+    yaml: serde_yaml::Value,
+}
+
+impl Server {
+    /// Starts a server and waits until it serves.
+    pub fn start(config: &Path) -> Server {
+        let text = std::fs::read_to_string(config).expect("a configuration");
+        let path = config.to_str().expect("a plain path");
+        let mut child = command(&["start", "--config", path, "--log-format", "human"])
+            .spawn()
+            .expect("the binary runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let mut log = String::new();
+        loop {
+            let line = lines.next().unwrap_or_else(|| panic!("it ended:\n{log}"));
+            let line = line.expect("text");
+            log = log + &line + "\n";
+            if line.contains("memkv serves") {
+                break;
+            }
+        }
+        let rest = move || lines.map_while(Result::ok).fold(log, |log, line| log + &line + "\n");
+        let yaml = serde_yaml::from_str(&text).expect("YAML");
+        Server { child, log: Some(std::thread::spawn(rest)), yaml }
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Client {
+        let network = &self.yaml["network"];
+        let config = Config::from_parts(None, |name| match name {
+            "MEMKV_SERVERS" => network["address"].as_str().map(str::to_owned),
+            "MEMKV_AUTH_KEY" => network["auth_key"].as_str().map(str::to_owned),
+            "MEMKV_NAMESPACE" => Some("models".to_owned()),
+            _ => None,
+        });
+        Client::new(config.expect("a good configuration")).expect("a client")
+    }
+
+    /// Kills it, as a crash would; its log.
+    pub fn kill(mut self) -> String {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// Stops it in order; its log.
+    pub fn stop(mut self) -> String {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> String {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+        self.child.wait().expect("it was started");
+        let log = self.log.take().map(|log| log.join().expect("the log is text"));
+        log.unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end(Signal::SIGKILL);
+    }
+}
+
+/// Bytes that tell their seed, and are found in no other value.
+pub fn value(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..length).map(|_| next()).collect()
+}

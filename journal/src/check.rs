@@ -1,0 +1,91 @@
+//! Reading everything on a drive that is not in service, without writing to it.
+//!
+//! [`read_contents`] is a recovery that stops before its last step: it gives what lives on the
+//! drive and what was met on the way, and leaves the drive as it is. [`verify_extent`] holds the
+//! bytes of one extent against the CRC its record promised.
+
+use memkv_block::{BlockQueue, IoError};
+use memkv_dma::{Class, Pool};
+use memkv_poller::Local;
+use thiserror::Error;
+
+use crate::checkpoint::read::{LoadError, Source, read_area};
+use crate::crc::crc32c;
+use crate::ids::{UNIT, UnitRange};
+use crate::layout::Layout;
+use crate::record::Record;
+use crate::recovery::{Means, OpenError, RecoveryReport, recover};
+use crate::superblock::Superblock;
+
+/// What a drive remembers, and how well it does.
+#[derive(Debug)]
+pub struct Contents {
+    /// What lives: Puts, Heads and Parts, never a Remove.
+    pub live: Vec<Record>,
+    /// What reading the log and the checkpoint in force met.
+    pub report: RecoveryReport,
+    /// Rows of the checkpoint that is not in force. A crash in the middle of the next checkpoint
+    /// leaves it damaged, and nothing is lost by that.
+    pub spare: Result<u64, LoadError>,
+}
+
+/// Reads the log and both checkpoints of a drive. Nothing is written.
+///
+/// # Errors
+/// [`OpenError`] when neither checkpoint gives what lives on the drive, or the drive fails.
+pub async fn read_contents(
+    queue: &dyn BlockQueue,
+    local: &Local,
+    pool: &Pool,
+    superblock: &Superblock,
+) -> Result<Contents, OpenError> {
+    let outcome = recover(&Means { queue, pool, local, superblock }).await?;
+    let area = 1 - superblock.active;
+    let source = Source {
+        queue,
+        pool,
+        local,
+        layout: &superblock.layout,
+        drive: superblock.identity.drive,
+        area,
+        expected: superblock.checkpoints[area],
+    };
+    let spare = read_area(&source, drop).await.map(|header| header.map_or(0, |header| header.rows));
+    Ok(Contents { live: outcome.live, report: outcome.report, spare })
+}
+
+/// Why an extent is not what its record says.
+#[derive(Debug, Error)]
+pub enum ExtentFault {
+    /// The drive cannot read it.
+    #[error("cannot be read")]
+    Io(#[from] IoError),
+    /// Other bytes are there.
+    #[error("CRC {found:08x} where {expected:08x} was recorded")]
+    Crc {
+        /// As recorded.
+        expected: u32,
+        /// Of the bytes on the drive.
+        found: u32,
+    },
+}
+
+/// Reads `length` bytes of an extent, at most 4 MiB, and holds them against their CRC.
+///
+/// # Errors
+/// [`ExtentFault`].
+pub async fn verify_extent(
+    queue: &dyn BlockQueue,
+    pool: &Pool,
+    layout: &Layout,
+    (extent, length, expected): (UnitRange, u32, u32),
+) -> Result<(), ExtentFault> {
+    let offset = layout.data_offset + u64::from(extent.start) * UNIT as u64;
+    // Whole units, so that any sector fits; an extent that is recorded fits its units.
+    let bytes = (length as usize).next_multiple_of(UNIT);
+    let buf = pool.allocate_wait(Class::Send, bytes).await;
+    let (result, buf) = memkv_block::read(queue, offset, bytes, buf).await;
+    result?;
+    let found = crc32c(&buf.as_slice()[..length as usize]);
+    if found == expected { Ok(()) } else { Err(ExtentFault::Crc { expected, found }) }
+}
