@@ -53,9 +53,9 @@ impl Slot {
         self.0.get() as usize - 1
     }
 
-    #[cfg(test)]
-    pub fn numbered(number: NonZeroU32) -> Slot {
-        Slot(number)
+    /// The slot of a number; none has number 0.
+    pub fn of(number: u32) -> Option<Slot> {
+        NonZeroU32::new(number).map(Slot)
     }
 
     /// The slot's number, for messages between reactors.

@@ -112,12 +112,9 @@ impl Store {
         let mut victims = Vec::new();
         let mut taken = 0;
         let mut skipped = 0;
-        let mut at = None;
         let least = self.evict_blocks.get().min(BATCH as u64) as usize;
-        while (taken < units || victims.len() < least) && victims.len() < BATCH && skipped < SKIPS {
-            at = self.policy.borrow().victim(at);
-            let Some(slot) = at else { break };
-            let blocks = self.blocks.borrow();
+        let blocks = self.blocks.borrow();
+        self.policy.borrow_mut().victims(&mut |slot| {
             let block = blocks.get(slot);
             // A block that is being read may leave the index: its units wait for the reader.
             let guard = if self.held(slot) { None } else { self.locks.try_lock(block.hash()) };
@@ -128,7 +125,9 @@ impl Store {
                 }
                 None => skipped += 1,
             }
-        }
+            let enough = taken >= units && victims.len() >= least;
+            !enough && victims.len() < BATCH && skipped < SKIPS
+        });
         victims
     }
 }

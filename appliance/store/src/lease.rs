@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::Store;
 use crate::block::{Extent, KeyHash, MissReason, Slot};
+use crate::policy::Named;
 
 /// What is stored under a key, for answers that carry no payload.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -108,8 +109,20 @@ impl Store {
         }
     }
 
-    /// How many of the keys, from the first on, are readable.
+    /// A request names keys in the order of their chain: the eviction policy learns it.
+    pub fn named(&self, keys: &[KeyHash]) {
+        let mut policy = self.policy.borrow_mut();
+        if !policy.wants_chains() {
+            return;
+        }
+        let index = self.index.borrow();
+        let named = |&key: &KeyHash| Named { key, slot: index.get(&key).copied() };
+        policy.named(&keys.iter().map(named).collect::<Vec<_>>());
+    }
+
+    /// How many of the keys, from the first on, are readable. The keys are a chain.
     pub fn match_prefix(self: &Rc<Self>, keys: &[KeyHash]) -> usize {
+        self.named(keys);
         let mut run = 0;
         for &key in keys {
             let found = self.find(key);

@@ -44,7 +44,7 @@ mod remove;
 mod reserve;
 mod store;
 
-pub use block::{Extent, KeyHash, MissReason};
+pub use block::{Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};
 pub use config::{EvictionConfig, StoreConfig};
 pub use drives::{DriveId, DriveState, DriveStatus};
@@ -52,7 +52,7 @@ pub use handle::{ReadLease, RemoteStore, Reservation, StoreHandle, StorePort, Tu
 pub use lease::{Existing, LeaseGrant, Miss};
 pub use list::{ListFilter, Listed};
 pub use metrics::{Histogram, StoreCounters};
-pub use policy::{EvictionPolicy, Lru};
+pub use policy::{Chain, EvictionPolicy, Lru, Named, Policy, S3Fifo};
 pub use recover::{RecoverError, RecoveredDrive};
 pub use remember::{Caller, Outcome};
 pub use remove::Deleted;

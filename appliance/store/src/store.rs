@@ -248,7 +248,7 @@ impl Store {
         let slot = self.blocks.borrow_mut().insert(block);
         let before = self.index.borrow_mut().insert(key, slot);
         assert!(before.is_none(), "the older block of the key was taken out first");
-        self.policy.borrow_mut().inserted(slot);
+        self.policy.borrow_mut().inserted(slot, key);
         slot
     }
 
@@ -261,7 +261,8 @@ impl Store {
         block.published = false;
         let at = self.index.borrow_mut().remove(&block.hash());
         assert_eq!(at, Some(slot), "the index names the block that leaves");
-        self.policy.borrow_mut().removed(slot);
+        let evicted = reason == MissReason::Evicted;
+        self.policy.borrow_mut().removed(slot, block.hash(), evicted);
         self.gone.borrow_mut().note(block.hash(), reason);
         self.leases.borrow_mut().remove(&slot);
         self.counters.blocks.set(self.counters.blocks.get() - 1);

@@ -1,0 +1,1 @@
+//! Each policy against a plain model.
