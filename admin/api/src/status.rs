@@ -172,7 +172,7 @@ pub struct ConnectionStatus {
 pub struct EvictionStatus {
     /// Off means that a full node answers `Full`.
     pub enabled: bool,
-    /// The order of eviction: `lru`.
+    /// The order of eviction: `chain`, `lru` or `s3-fifo`.
     pub policy: String,
     /// Percent of usable bytes at which eviction begins.
     pub high_percent: u8,

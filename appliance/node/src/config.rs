@@ -247,8 +247,12 @@ words! {
 words! {
     /// Which block leaves first.
     EvictionPolicy {
+        /// The end of the chain that is worth least: learned from which chains come back.
+        Chain = "chain",
         /// The one that was used longest ago.
         Lru = "lru",
+        /// The oldest one that was not used again; what is used once does not displace the rest.
+        S3Fifo = "s3-fifo",
     }
 }
 words! {

@@ -14,10 +14,10 @@ use memkv_journal::{
     Superblock,
 };
 use memkv_poller::Local;
-use memkv_store::{EvictionConfig, Lru, RecoverError, RecoveredDrive, Store, StoreConfig};
+use memkv_store::{EvictionConfig, Policy, RecoverError, RecoveredDrive, Store, StoreConfig};
 use uuid::Uuid;
 
-use crate::config::{Config, Drive, StorageMode};
+use crate::config::{Config, Drive, EvictionPolicy, StorageMode};
 
 /// Told how far the preallocation of a new file has come: name, bytes done, bytes in all.
 pub type Progress = Rc<dyn Fn(&str, u64, u64)>;
@@ -247,9 +247,17 @@ pub async fn open_store(
         recoveries.push(recovery);
         drives.push(RecoveredDrive { journal, recovered });
     }
-    let store =
-        Store::recover(&local, store_config(&config), Box::<Lru>::default(), drives).await?;
+    let policy = policy(&config).build();
+    let store = Store::recover(&local, store_config(&config), policy, drives).await?;
     Ok(OpenStore { store, recoveries, node, incarnation })
+}
+
+fn policy(config: &Config) -> Policy {
+    match config.storage.eviction.policy {
+        EvictionPolicy::Chain => Policy::Chain,
+        EvictionPolicy::Lru => Policy::Lru,
+        EvictionPolicy::S3Fifo => Policy::S3Fifo,
+    }
 }
 
 fn store_config(config: &Config) -> StoreConfig {

@@ -40,6 +40,7 @@ impl Session {
         began: Instant,
     ) -> Result<(), MetaError> {
         let GetItems { items } = GetItems::parse(meta)?;
+        self.named(items.iter().map(|item| item.key));
         let last = items.len().saturating_sub(1);
         for (index, item) in items.iter().enumerate() {
             let mut reply = self.get_one(header, index as u32, item).await;

@@ -147,6 +147,14 @@ impl Session {
         hashed.unzip()
     }
 
+    /// Tells the store that a request names blocks in the order of their chain. One block alone is
+    /// in no order.
+    pub fn named<'a>(&self, keys: impl ExactSizeIterator<Item = &'a [u8]>) {
+        if keys.len() > 1 {
+            self.context.store.named(keys.filter_map(|key| self.hash(key)).collect());
+        }
+    }
+
     fn reply_items(
         &self,
         header: &Header,

@@ -126,6 +126,7 @@ impl Session {
             return Err(MetaError::InlineLength { got });
         }
         let items = put.items;
+        self.named(items.iter().map(|item| item.key));
         let mut replies: Vec<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
         let mut waiting = self.acceptable(header, &items, payload.as_slice(), &mut replies);
@@ -285,6 +286,7 @@ impl Session {
     /// Offer: a place for each item that is not there yet.
     pub async fn offer(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let PutItems { items } = PutItems::parse(meta)?;
+        self.named(items.iter().map(|item| item.key));
         let mut replies: Vec<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
         let mut requests = Vec::with_capacity(items.len());

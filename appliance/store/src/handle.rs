@@ -34,6 +34,7 @@ enum Call {
     Verified(Slot, u64, u16),
     Exists(Vec<KeyHash>, OneSender<Vec<Result<Existing, Miss>>>),
     MatchPrefix(Vec<KeyHash>, OneSender<usize>),
+    Named(Vec<KeyHash>),
     Hold(Vec<KeyHash>, u64, Duration, OneSender<Vec<Result<Existing, Miss>>>),
     Unhold(Vec<KeyHash>, u64),
     Delete(KeyHash, u64, Instant, Caller, OneSender<Deleted>),
@@ -80,6 +81,7 @@ fn answer(store: &Rc<Store>, call: Call) {
         Call::Verified(slot, generation, bits) => store.mark_verified(slot, generation, bits),
         Call::Exists(keys, reply) => reply.send(store.exists(&keys)),
         Call::MatchPrefix(keys, reply) => reply.send(store.match_prefix(&keys)),
+        Call::Named(keys) => store.named(&keys),
         Call::Hold(keys, holder, duration, reply) => {
             reply.send(keys.iter().map(|&key| store.hold(key, holder, duration)).collect());
         }
@@ -226,6 +228,18 @@ impl StoreHandle {
         match self {
             Self::Here(store) => Ok(store.exists(&keys)),
             Self::There(remote) => remote.ask(|reply| Call::Exists(keys, reply)).await,
+        }
+    }
+
+    /// See [`Store::named`]. Only a hint: when the inbox is full the store does without.
+    pub fn named(&self, keys: Vec<KeyHash>) {
+        match self {
+            Self::Here(store) => store.named(&keys),
+            Self::There(remote) => {
+                if let Ok(permit) = remote.calls.try_reserve() {
+                    permit.send(Call::Named(keys));
+                }
+            }
         }
     }
 

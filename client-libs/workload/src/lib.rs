@@ -2,7 +2,8 @@
 //! engines do, to show that it works and how well.
 //!
 //! * A *request* ([`trace::Request`]) is a prompt reduced to the names of its KV-cache blocks. It
-//!   comes from a published trace ([`trace`]) or from made-up conversations ([`conversations`]).
+//!   comes from a published trace ([`trace`]), from made-up conversations ([`conversations`]) or from
+//!   one of the named workloads ([`generators`]).
 //! * The bytes of a block follow from its name ([`values`]), so whoever fetches a block can tell
 //!   whether it is the right one, in another process and after any accident.
 //! * [`replay`] runs requests against a store; [`bench`] runs one operation as hard as it goes;
@@ -16,6 +17,7 @@ pub mod bench;
 pub mod block;
 mod client;
 pub mod conversations;
+pub mod generators;
 pub mod latency;
 #[cfg(test)]
 mod memory;

@@ -185,7 +185,7 @@ fn storage(
         enabled: set.eviction.unwrap_or(true),
         high: set.high.unwrap_or(95),
         low: set.low.unwrap_or_else(|| set.high.map_or(92, |high| high.saturating_sub(3).max(1))),
-        policy: set.policy.unwrap_or(EvictionPolicy::Lru),
+        policy: set.policy.unwrap_or(EvictionPolicy::Chain),
     };
     if eviction.low >= eviction.high {
         let kind = ProblemKind::MarksCrossed { low: eviction.low, high: eviction.high };

@@ -83,7 +83,7 @@ fn nothing_set_serves_a_laptop() {
     assert_eq!(config.storage.mode, StorageMode::File);
     assert_eq!(config.storage.durability, Durability::Process);
     assert_eq!(config.storage.drives, [Drive::File { media: default_file(), size: Some(4 * GIB) }]);
-    let eviction = Eviction { enabled: true, high: 95, low: 92, policy: EvictionPolicy::Lru };
+    let eviction = Eviction { enabled: true, high: 95, low: 92, policy: EvictionPolicy::Chain };
     assert_eq!(config.storage.eviction, eviction);
     assert_eq!(config.reactors, 4);
     assert_eq!(config.idle, IdlePolicy::Adaptive);

@@ -43,6 +43,9 @@ const GHOST_SHARE: usize = 4;
 const GHOSTS_MIN: usize = 4096;
 /// Requests whose runs can still be joined.
 const OPEN: usize = 1024;
+/// Until so many blocks were named after a chain, besides as many again as it has, who names it is
+/// still at the same request.
+const FRESH: u32 = 16;
 
 /// What it knows of one slot: 16 bytes.
 #[derive(Clone, Copy, Default)]
@@ -242,12 +245,21 @@ impl Chain {
         None
     }
 
-    /// Whether a request only repeats what one asked before and did not fetch yet.
+    /// Whether a request only repeats one that is still being served: its blocks are not read or
+    /// put yet, or it was only just named.
     fn repeats(&mut self, chain: &[Named]) -> bool {
         chain.last().is_some_and(|last| match last.slot {
-            Some(slot) => self.node(slot.number()).awaited,
+            Some(slot) => {
+                let Node { run, awaited, .. } = *self.node(slot.number());
+                awaited || self.is_fresh(&self.runs[run as usize].about)
+            }
             None => self.expected.get(last.key).is_some(),
         })
+    }
+
+    /// Whether a chain was named so lately that this is hardly its return.
+    fn is_fresh(&self, about: &About) -> bool {
+        self.age(about) < FRESH + 2 * u32::from(about.length)
     }
 
     /// What is known of a request's chain, learning from its return.
@@ -377,12 +389,12 @@ impl EvictionPolicy for Chain {
 
     fn accessed(&mut self, slot: Slot) {
         let node = self.node(slot.number());
-        if std::mem::take(&mut node.awaited) {
+        let (run, place, awaited) = (node.run, node.place, std::mem::take(&mut node.awaited));
+        let before = self.run(run).about;
+        if awaited || self.is_fresh(&before) {
             return;
         }
         // Read without a word about the chain: it keeps its place and waits anew.
-        let (run, place) = (node.run, node.place);
-        let before = self.run(run).about;
         let turns = before.turns.saturating_add(1);
         let age = self.age(&before);
         self.odds.chain_returned(usize::from(before.class), age, true);

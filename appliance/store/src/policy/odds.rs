@@ -30,7 +30,7 @@ const FIRST_AGE: u32 = 64;
 /// Weights of what is assumed before anything is seen, in chains: of all chains together; of all
 /// chains with as many turns, for one class of them; of any age at all.
 const OVERALL: (f64, f64) = (3.0, 10.0);
-const WIDER: f64 = 10.0;
+const WIDER: f64 = 20.0;
 const ANY_AGE: f64 = 5.0;
 /// Nothing is certain to come back.
 const ODDS_MAX: f64 = 0.97;
@@ -200,7 +200,8 @@ impl Odds {
 
     /// The odds that a chain of a class comes back.
     fn chain_odds(&self, class: usize) -> f64 {
-        let add = |sum: Count, one: &Count| Count { all: sum.all + one.all, back: sum.back + one.back };
+        let add =
+            |sum: Count, one: &Count| Count { all: sum.all + one.all, back: sum.back + one.back };
         let all = self.chains.iter().fold(Count::default(), add);
         let overall = (all.back + OVERALL.0) / (all.all + OVERALL.1);
         let first = class / ADDED * ADDED;

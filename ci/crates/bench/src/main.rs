@@ -86,7 +86,12 @@ struct PlainArguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(p)=std::env::args().nth(2).filter(|_|std::env::args().nth(1).as_deref()==Some("quick")){eviction::quick(std::path::Path::new(&p));return ExitCode::SUCCESS;}
+    if let Some(p) =
+        std::env::args().nth(2).filter(|_| std::env::args().nth(1).as_deref() == Some("quick"))
+    {
+        eviction::quick(std::path::Path::new(&p));
+        return ExitCode::SUCCESS;
+    }
     let outcome = match Arguments::parse().command {
         Task::Run(arguments) => run(&arguments),
         Task::Hugepages => {

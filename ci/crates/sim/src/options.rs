@@ -7,6 +7,7 @@ use memkv_block::Geometry;
 use memkv_journal::{FormatOptions, Layout, UNIT};
 use memkv_poller::Rng;
 use memkv_sim::{CrashKind, FaultRates, Latency, NetOptions};
+use memkv_store::Policy;
 
 /// Tenant and namespace pairs. The same key names are used in each: whatever crosses over is seen.
 pub const SPACES: [(&str, &str); 3] = [("red", "models"), ("red", "drafts"), ("blue", "models")];
@@ -119,6 +120,7 @@ pub struct Options {
     pub hot: u32,
     pub hot_keys: u32,
     pub evicting: bool,
+    pub policy: Policy,
     pub ttl: bool,
     pub faults: FaultMode,
     pub rates: FaultRates,
@@ -185,6 +187,8 @@ impl Options {
             hot: pick(rng, &[0, 100, 300, 600]),
             hot_keys: 1 + rng.below(3) as u32,
             evicting,
+            // Not drawn: the other options of a seed stay as they were.
+            policy: Policy::ALL[(seed % Policy::ALL.len() as u64) as usize],
             ttl: chance(rng, 3),
             faults,
             rates: draw_rates(rng, faults),

@@ -16,8 +16,8 @@ use memkv_poller::{Local, Rng};
 use memkv_session::{Context, ContextParts, DriveIo, KeyRing, SessionLimits, serve};
 use memkv_sim::{SimDisk, World};
 use memkv_store::{
-    EvictionConfig, Lru, RecoverError, RecoveredDrive, RemoteStore, Store, StoreConfig,
-    StoreHandle, StorePort,
+    EvictionConfig, RecoverError, RecoveredDrive, RemoteStore, Store, StoreConfig, StoreHandle,
+    StorePort,
 };
 
 use crate::options::{Options, SPACES};
@@ -115,7 +115,7 @@ pub async fn open(
         remember: Duration::from_secs(60),
         remember_max: 4096,
     };
-    let store = Store::recover(&local, config, Box::<Lru>::default(), drives)
+    let store = Store::recover(&local, config, options.policy.build(), drives)
         .await
         .map_err(StartError::Join)?;
     Ok(Opened { store, incarnation })
