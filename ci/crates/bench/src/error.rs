@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use memkv_client::ClientError;
 use memkv_dma::ArenaError;
+use memkv_workload::trace::TraceError;
 use thiserror::Error;
 
 /// What stops a bench. A value that came back wrong is one, too: a fast lie is no result.
@@ -59,6 +60,17 @@ pub enum BenchError {
         what: &'static str,
         /// What is wrong with it.
         source: Option<serde_json::Error>,
+    },
+    /// A trace cannot be read.
+    #[error("the trace cannot be read")]
+    Trace(#[from] TraceError),
+    /// A replay did not go well.
+    #[error("{failed} operations of the replay failed, and {wrong} blocks were wrong")]
+    Replay {
+        /// Operations that failed.
+        failed: u64,
+        /// Blocks that came back with other bytes.
+        wrong: u64,
     },
     /// The drive's files would lie in memory.
     #[error("{} is in memory (tmpfs); name a folder on a disk by --folder", .0.display())]

@@ -1,29 +1,227 @@
-//! stub
+//! The eviction policies beside each other, and beside what knowing the future would give.
+//!
+//! The policies are those of the store, run without bytes ([`model`]); that the model says what a
+//! store does is checked by a replay against a running node in each comparison.
+
 mod belady;
 mod model;
+pub mod table;
+
+use std::collections::HashSet;
+use std::path::Path;
+
 use memkv_store::Policy;
+use memkv_workload::generators::Generator;
+use memkv_workload::replay::{ReplayOptions, replay};
 use memkv_workload::trace::{Request, TraceReader};
-pub fn quick(path: &std::path::Path) {
-    let t: Vec<Request> = TraceReader::open(path).unwrap().map(|x| x.unwrap()).collect();
-    let mut all = vec![("trace", t)];
-    for g in memkv_workload::generators::Generator::ALL {
-        all.push((g.name(), g.requests()))
-    }
-    for (name, r) in &all {
-        let n = r.iter().flat_map(|r| &r.blocks).collect::<std::collections::HashSet<_>>().len();
-        println!("{name} {} refs {n}", r.iter().map(|r| r.blocks.len()).sum::<usize>());
-        for p in Policy::ALL {
-            let t = std::time::Instant::now();
-            print!("{:10}", p.build().name());
-            for s in [0.05, 0.10, 0.25] {
-                print!(" {:.4}", model::replay(p.build(), &r, (n as f64 * s) as usize).ratio());
+use serde::Serialize;
+
+use crate::error::BenchError;
+use crate::eviction::model::Room;
+use crate::servers::{Medium, Node};
+
+/// Room, in percent of the distinct blocks of a workload.
+pub const SHARES: [u64; 3] = [5, 10, 25];
+/// What `chain` may be below `lru`, of the hit ratio of `lru`.
+const BELOW_LRU: f64 = 0.01;
+/// What a running node may differ from the model, in hit ratio.
+const APART: f64 = 0.005;
+
+/// Values of the replay against a node: one unit each.
+const BLOCK_BYTES: usize = 1024;
+const UNIT: u64 = 16 << 10;
+/// The node's drive: some 4,500 units.
+const DRIVE_BYTES: u64 = 80 << 20;
+const POOL_BYTES: u64 = 256 << 20;
+/// Bytes of one call: so few that a batch of puts finds its place above the high watermark.
+const BATCH_BYTES: usize = 64 * BLOCK_BYTES;
+
+/// Prefix hit ratios of one workload.
+#[derive(Serialize)]
+pub struct Row {
+    /// Which workload.
+    pub workload: String,
+    /// Blocks that its requests name.
+    pub references: u64,
+    /// Different ones.
+    pub distinct: u64,
+    /// The ratio at each of [`SHARES`], by policy, in the order of [`Policy::ALL`].
+    pub policies: Vec<(&'static str, [f64; SHARES.len()])>,
+    /// Belady's optimum at each of [`SHARES`].
+    pub optimum: [f64; SHARES.len()],
+}
+
+/// A replay against a running node beside the model of it.
+#[derive(Serialize)]
+pub struct Running {
+    /// Which workload.
+    pub workload: &'static str,
+    /// Which policy.
+    pub policy: &'static str,
+    /// Place for so many blocks.
+    pub blocks: u64,
+    /// The node's prefix hit ratio.
+    pub node: f64,
+    /// The model's.
+    pub model: f64,
+}
+
+/// All that was compared.
+#[derive(Serialize)]
+pub struct Comparison {
+    /// By workload.
+    pub rows: Vec<Row>,
+    /// By policy.
+    pub running: Vec<Running>,
+}
+
+impl Comparison {
+    /// What must hold, and whether it does.
+    pub fn checks(&self) -> Vec<(String, bool)> {
+        let mut checks = Vec::new();
+        for row in &self.rows {
+            let of = |policy: Policy| {
+                let name = policy.build().name();
+                row.policies.iter().find(|(n, _)| *n == name).expect("all were run").1
+            };
+            let (lru, chain) = (of(Policy::Lru), of(Policy::Chain));
+            for ((share, lru), chain) in SHARES.iter().zip(lru).zip(chain) {
+                let name = format!("chain is not below lru: {}, {share} %", row.workload);
+                checks.push((name, chain >= lru * (1.0 - BELOW_LRU)));
             }
-            println!(" {:?}", t.elapsed());
         }
-        print!("belady    ");
-        for s in [0.05, 0.10, 0.25] {
-            print!(" {:.4}", belady::replay(&r, (n as f64 * s) as usize).ratio());
+        for running in &self.running {
+            let name = format!("the model is what a node does: {}", running.policy);
+            checks.push((name, (running.node - running.model).abs() <= APART));
         }
-        println!();
+        checks
+    }
+}
+
+/// Compares the policies on all named workloads, and on a trace when there is one.
+///
+/// # Errors
+/// When the trace cannot be read, or the node does not do its work.
+pub fn compare(
+    binary: &Path,
+    folder: &Path,
+    trace: Option<&Path>,
+) -> Result<Comparison, BenchError> {
+    let mut rows = Vec::new();
+    if let Some(path) = trace {
+        let requests = TraceReader::open(path)?.collect::<Result<Vec<_>, _>>()?;
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        let name = name.as_deref().unwrap_or("trace").split('.').next().unwrap_or("trace");
+        rows.push(row(name, &requests));
+    }
+    for generator in Generator::ALL {
+        rows.push(row(generator.name(), &generator.requests()));
+    }
+    let mut running = Vec::new();
+    for policy in Policy::ALL {
+        running.push(run(binary, folder, policy)?);
+    }
+    Ok(Comparison { rows, running })
+}
+
+fn row(workload: &str, requests: &[Request]) -> Row {
+    let blocks = || requests.iter().flat_map(|request| &request.blocks);
+    let distinct = blocks().collect::<HashSet<_>>().len() as u64;
+    let room = |share: u64| (distinct * share / 100).max(1) as usize;
+    let policies = Policy::ALL.map(|policy| {
+        let hits = |share| model::replay(policy.build(), requests, Room::exactly(room(share)));
+        (policy.build().name(), SHARES.map(|share| hits(share).ratio()))
+    });
+    Row {
+        workload: workload.to_owned(),
+        references: blocks().count() as u64,
+        distinct,
+        policies: policies.to_vec(),
+        optimum: SHARES.map(|share| belady::replay(requests, room(share)).ratio()),
+    }
+}
+
+/// Replays a named workload against a node that evicts.
+fn run(binary: &Path, folder: &Path, policy: Policy) -> Result<Running, BenchError> {
+    let name = policy.build().name();
+    let node = Node::start(binary, name, folder, POOL_BYTES, &Medium::Evicting(DRIVE_BYTES, name))?;
+    let (usable, high, low) = node.place()?;
+    let units = usable / UNIT;
+    let generator = Generator::Chat;
+    let requests = generator.requests();
+    let options = ReplayOptions {
+        block_bytes: BLOCK_BYTES,
+        connections: 1,
+        verify: true,
+        batch_bytes: BATCH_BYTES,
+        ..ReplayOptions::default()
+    };
+    let all = requests.iter().cloned().map(Ok::<_, BenchError>);
+    let report = replay(&node.client(1)?, all, &options, &mut |_| {})?;
+    node.stop()?;
+    let failed = report.faults.failed_operations();
+    if failed > 0 || report.faults.wrong_blocks > 0 {
+        return Err(BenchError::Replay { failed, wrong: report.faults.wrong_blocks });
+    }
+    let room = Room { high: (units * high / 100) as usize, low: (units * low / 100) as usize };
+    Ok(Running {
+        workload: generator.name(),
+        policy: name,
+        blocks: units,
+        node: report.hit_ratio,
+        model: model::replay(policy.build(), &requests, room).ratio(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use memkv_workload::block::BlockHash;
+
+    use super::*;
+
+    /// Requests of blocks by small numbers.
+    fn requests(chains: &[&[u64]]) -> Vec<Request> {
+        let request = |chain: &&[u64]| Request {
+            at: std::time::Duration::ZERO,
+            input_tokens: 0,
+            output_tokens: 0,
+            blocks: chain.iter().map(|&block| BlockHash(block)).collect(),
+        };
+        chains.iter().map(request).collect()
+    }
+
+    #[test]
+    fn only_prefixes_are_hits() {
+        let requests = requests(&[&[1, 2, 3], &[1, 2, 3], &[2, 3], &[4, 2, 3]]);
+        for policy in Policy::ALL {
+            let hits = model::replay(policy.build(), &requests, Room::exactly(10));
+            assert_eq!((hits.references, hits.prefix_hits), (11, 5), "{policy:?}");
+        }
+        assert_eq!(belady::replay(&requests, 10).prefix_hits, 5);
+    }
+
+    #[test]
+    fn the_optimum_keeps_what_comes_back_first() {
+        // Two blocks of room: the chain that is named again stays, the others pass by.
+        let requests = requests(&[&[1, 2], &[3, 4, 5], &[6], &[1, 2], &[7, 8], &[1, 2]]);
+        assert_eq!(belady::replay(&requests, 2).prefix_hits, 4);
+        let lru = model::replay(Policy::Lru.build(), &requests, Room::exactly(2));
+        assert_eq!(lru.prefix_hits, 0);
+    }
+
+    #[test]
+    fn no_policy_beats_the_optimum_nor_chain_loses_to_lru() {
+        for generator in [Generator::Agents, Generator::SystemPrompts] {
+            let row = row(generator.name(), &generator.requests());
+            for (policy, ratios) in &row.policies {
+                for (ratio, optimum) in ratios.iter().zip(row.optimum) {
+                    assert!(*ratio <= optimum, "{policy} on {}", generator.name());
+                }
+            }
+            let comparison = Comparison { rows: vec![row], running: Vec::new() };
+            for (name, good) in comparison.checks() {
+                assert!(good, "{name}");
+            }
+        }
     }
 }

@@ -50,6 +50,8 @@ struct Arguments {
 enum Task {
     /// Measures all sides in interleaved rounds
     Run(RunArguments),
+    /// Compares the eviction policies by their prefix hits
+    Eviction(EvictionArguments),
     /// Prints the hugepages of 2 MiB that a run can use
     Hugepages,
     /// The plain server alone, until it is killed
@@ -79,6 +81,25 @@ struct RunArguments {
 }
 
 #[derive(Args)]
+struct EvictionArguments {
+    /// memkv's server
+    #[arg(long)]
+    binary: PathBuf,
+    /// Where the server's log is kept while it runs
+    #[arg(long)]
+    folder: PathBuf,
+    /// A trace to replay beside the named workloads
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// Put the table into this document
+    #[arg(long)]
+    write_docs: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct PlainArguments {
     /// Bytes of memory for values
     #[arg(long)]
@@ -86,14 +107,9 @@ struct PlainArguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(p) =
-        std::env::args().nth(2).filter(|_| std::env::args().nth(1).as_deref() == Some("quick"))
-    {
-        eviction::quick(std::path::Path::new(&p));
-        return ExitCode::SUCCESS;
-    }
     let outcome = match Arguments::parse().command {
         Task::Run(arguments) => run(&arguments),
+        Task::Eviction(arguments) => compare_eviction(&arguments),
         Task::Hugepages => {
             println!("{}", Plan::new(false, None).hugepages());
             Ok(true)
@@ -116,6 +132,37 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn compare_eviction(arguments: &EvictionArguments) -> Result<bool, BenchError> {
+    let io = |error| doing("the bench's folder")(error);
+    fs::create_dir_all(&arguments.folder).map_err(io)?;
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&arguments.folder);
+    let folder = folder.map_err(io)?;
+    let trace = arguments.trace.as_deref();
+    let comparison = match eviction::compare(&arguments.binary, folder.path(), trace) {
+        Ok(comparison) => comparison,
+        Err(error) => {
+            // Its log says more.
+            let _ = folder.keep();
+            return Err(error);
+        }
+    };
+    if arguments.json {
+        let json = serde_json::to_string_pretty(&comparison);
+        println!("{}", json.expect("a comparison is plain data"));
+    } else {
+        print!("{}", eviction::table::all(&comparison, Style::Terminal));
+        println!();
+        for (name, good) in comparison.checks() {
+            println!("test {name} ... {}", if good { "ok" } else { "FAILED" });
+        }
+    }
+    if let Some(document) = &arguments.write_docs {
+        let tables = eviction::table::all(&comparison, Style::Markdown);
+        document::write(document, &document::EVICTION, &tables)?;
+    }
+    Ok(comparison.checks().into_iter().all(|(_, good)| good))
 }
 
 fn run(arguments: &RunArguments) -> Result<bool, BenchError> {
@@ -146,7 +193,7 @@ fn run(arguments: &RunArguments) -> Result<bool, BenchError> {
         }
     }
     if let Some(document) = &arguments.write_docs {
-        document::write(document, &tables::all(&report, Style::Markdown))?;
+        document::write(document, &document::RUN, &tables::all(&report, Style::Markdown))?;
     }
     Ok(report.is_good())
 }

@@ -118,6 +118,8 @@ pub enum Medium {
     Memory(u64),
     /// A file of this many bytes in the bench's folder.
     File(u64),
+    /// Memory of this many bytes, with an eviction policy of this name.
+    Evicting(u64, &'static str),
 }
 
 /// A memkv node, as it is shipped: all that is set is where it listens, its key, the size of its
@@ -174,6 +176,10 @@ impl Node {
         let drive = folder.join(format!("{name}.drive"));
         let storage = match medium {
             Medium::Memory(bytes) => format!("mode: memory\n  drives:\n    - max_size: {bytes}\n"),
+            Medium::Evicting(bytes, policy) => format!(
+                "mode: memory\n  eviction:\n    policy: {policy}\n  drives:\n    - max_size: \
+                 {bytes}\n"
+            ),
             Medium::File(bytes) => {
                 let media = drive.display();
                 format!("mode: file\n  drives:\n    - media: {media}\n      max_size: {bytes}\n")
@@ -271,6 +277,20 @@ impl Node {
         let (driver, reason) = (text(&drive["driver"]), text(&drive["driver_reason"]));
         let reactors = status["reactors"].as_array().map_or(0, Vec::len);
         Ok(format!("{reactors} reactors, pool of {pool}, driver {driver} ({reason})"))
+    }
+
+    /// Bytes for blocks, and the percentages of them at which eviction begins and rests.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn place(&self) -> Result<(u64, u64, u64), BenchError> {
+        let status = self.status()?;
+        let number = |part: &Value| {
+            part.as_u64().ok_or(BenchError::Answer { what: "/v1/status", source: None })
+        };
+        let eviction = &status["eviction"];
+        let usable = number(&status["storage"]["usable_bytes_total"])?;
+        Ok((usable, number(&eviction["high_percent"])?, number(&eviction["low_percent"])?))
     }
 
     /// The admin endpoint's `/v1/status`.

@@ -147,7 +147,8 @@ fn files(report: &Report, style: Style) -> Table {
     table
 }
 
-fn table(style: Style, head: &[&str]) -> Table {
+/// A table with this head; all columns but the first are numbers.
+pub fn table(style: Style, head: &[&str]) -> Table {
     let mut table = Table::new();
     let preset = match style {
         Style::Terminal => presets::NOTHING,

@@ -28,8 +28,27 @@ struct Model {
     index: HashMap<BlockHash, Slot>,
     names: Vec<BlockHash>,
     free: Vec<Slot>,
-    capacity: usize,
+    room: Room,
 }
+
+/// How many blocks there is place for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Eviction begins above so many.
+    pub high: usize,
+    /// And rests at so many.
+    pub low: usize,
+}
+
+impl Room {
+    /// Exactly so many blocks: each that comes to a full store displaces one.
+    pub fn exactly(blocks: usize) -> Room {
+        Room { high: blocks, low: blocks }
+    }
+}
+
+/// Victims taken together, as the store takes them.
+const BATCH: usize = 64;
 
 /// The key of a block: any hash will do.
 fn key(block: BlockHash) -> KeyHash {
@@ -37,17 +56,11 @@ fn key(block: BlockHash) -> KeyHash {
     KeyHash(u128::from(block.then(2).0) << 64 | u128::from(low))
 }
 
-/// Replays requests, as [`memkv_workload::replay`] does, into a store that has place for `capacity`
-/// blocks.
-pub fn replay(policy: Box<dyn EvictionPolicy>, requests: &[Request], capacity: usize) -> Hits {
-    assert!(capacity > 0, "a store has place for a block");
-    let mut model = Model {
-        policy,
-        index: HashMap::new(),
-        names: vec![BlockHash(0)],
-        free: Vec::new(),
-        capacity,
-    };
+/// Replays requests, as [`memkv_workload::replay`] does, into a store with this much room.
+pub fn replay(policy: Box<dyn EvictionPolicy>, requests: &[Request], room: Room) -> Hits {
+    assert!(room.low > 0 && room.low <= room.high, "a store has place for a block");
+    let mut model =
+        Model { policy, index: HashMap::new(), names: vec![BlockHash(0)], free: Vec::new(), room };
     let mut hits = Hits::default();
     for request in requests {
         hits.references += request.blocks.len() as u64;
@@ -77,9 +90,6 @@ impl Model {
     }
 
     fn insert(&mut self, block: BlockHash) {
-        if self.index.len() == self.capacity {
-            self.evict();
-        }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.names.push(block);
             let number = u32::try_from(self.names.len() - 1).expect("few blocks");
@@ -88,18 +98,25 @@ impl Model {
         self.names[slot.number() as usize] = block;
         self.index.insert(block, slot);
         self.policy.inserted(slot, key(block));
+        if self.index.len() > self.room.high {
+            while self.index.len() > self.room.low {
+                self.evict(self.index.len() - self.room.low);
+            }
+        }
     }
 
-    fn evict(&mut self) {
-        let mut victim = None;
+    fn evict(&mut self, most: usize) {
+        let mut victims = Vec::new();
         self.policy.victims(&mut |slot| {
-            victim = Some(slot);
-            false
+            victims.push(slot);
+            victims.len() < most.min(BATCH)
         });
-        let slot = victim.expect("a full store has a victim");
-        let block = self.names[slot.number() as usize];
-        self.index.remove(&block);
-        self.policy.removed(slot, key(block), true);
-        self.free.push(slot);
+        assert!(!victims.is_empty(), "a full store has a victim");
+        for slot in victims {
+            let block = self.names[slot.number() as usize];
+            self.index.remove(&block);
+            self.policy.removed(slot, key(block), true);
+            self.free.push(slot);
+        }
     }
 }
