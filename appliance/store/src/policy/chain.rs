@@ -284,7 +284,7 @@ impl Chain {
         }
         let turns_class = if forked { FORKED } else { odds::turns_class(turns) };
         let class = odds::class(turns_class, chain.len() - seen);
-        self.odds.chain_began(class);
+        self.odds.chain_began(class, chain.len());
         self.requests = self.requests.wrapping_add(1);
         let about = About {
             request: self.requests,
@@ -304,7 +304,7 @@ impl Chain {
         let before = usize::from(self.run(run).queue);
         self.queues[before].take(&mut self.links, run);
         self.queues[queue].push(&mut self.links, run);
-        self.odds.chain_began(class);
+        self.odds.chain_began(class, 0);
         let now = self.now;
         let run = self.run(run);
         run.queue = queue as u16;
@@ -399,7 +399,7 @@ impl EvictionPolicy for Chain {
         let age = self.age(&before);
         self.odds.chain_returned(usize::from(before.class), age, true);
         let class = odds::class(odds::turns_class(turns), 1);
-        self.odds.chain_began(class);
+        self.odds.chain_began(class, 1);
         self.requests = self.requests.wrapping_add(1);
         let request = self.requests;
         let about = About { request, at: self.now, class: class as u8, turns, ..before };

@@ -36,6 +36,8 @@ const ANY_AGE: f64 = 5.0;
 const ODDS_MAX: f64 = 0.97;
 /// Counts are halved when one reaches this: what was long ago counts less.
 const COUNT_MAX: f64 = 8192.0;
+/// Classes are valued anew for so many blocks.
+const VALUE_EVERY: usize = 8;
 
 /// How many there were and how many of them came back.
 #[derive(Clone, Copy, Default)]
@@ -89,6 +91,8 @@ pub struct Odds {
     shared_values: Vec<[f32; AGES]>,
     /// The class whose values are computed anew next.
     next: usize,
+    /// Blocks of the chains since values were computed.
+    blocks: usize,
 }
 
 impl Default for Odds {
@@ -108,6 +112,7 @@ impl Default for Odds {
             last_values: vec![[0.0; AGES]; CLASSES],
             shared_values: vec![[0.0; AGES]; SHARED],
             next: 0,
+            blocks: 0,
         };
         (0..CLASSES).for_each(|class| odds.value_chain(class));
         (0..SHARED).for_each(|level| odds.value_shared(level));
@@ -145,12 +150,18 @@ pub fn shared_class(forks: u8) -> usize {
 }
 
 impl Odds {
-    /// There is one more chain of a class.
-    pub fn chain_began(&mut self, class: usize) {
+    /// There is one more chain of a class, of so many blocks.
+    pub fn chain_began(&mut self, class: usize, blocks: usize) {
         self.chains[class].all += 1.0;
         if self.chains[class].all >= COUNT_MAX {
             self.chains[class].halve();
         }
+        // It costs some microseconds to value a class anew, so blocks that come alone share it.
+        self.blocks += blocks;
+        if self.blocks < VALUE_EVERY {
+            return;
+        }
+        self.blocks = 0;
         self.value_chain(class);
         // One more each time: all are up to date soon, and no call takes long.
         self.next = (self.next + 1) % (CLASSES + SHARED);
@@ -235,16 +246,19 @@ fn values(odds: f64, shares: &[f64; AGES], edges: &[f64; AGES + 1]) -> [f32; AGE
     let mut values = [0f32; AGES];
     let mut left = 1.0;
     for age in 0..AGES {
-        let (mut best, mut read, mut time, mut waiting) = (0f64, 0.0, 0.0, left);
+        let (mut best, mut read, mut time, mut waiting) = ((0f64, 1f64), 0.0, 0.0, left);
         for until in age..AGES {
             let back = odds * shares[until];
             // Those that come back in this span take up half of it.
             time += (waiting - back / 2.0) * (edges[until + 1] - edges[until]);
             read += back;
             waiting -= back;
-            best = best.max(read / time);
+            // A comparison of ratios without a division.
+            if read * best.1 > best.0 * time {
+                best = (read, time);
+            }
         }
-        values[age] = best as f32;
+        values[age] = (best.0 / best.1) as f32;
         left -= odds * shares[age];
     }
     for age in (1..AGES).rev() {

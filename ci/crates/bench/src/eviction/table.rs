@@ -27,7 +27,8 @@ pub fn all(comparison: &Comparison, style: Style) -> String {
     }
     let nodes = comparison.running.iter().map(|running| {
         format!(
-            "A running node with place for {} blocks and policy {}, {}: {:.4}; the model says {:.4}.",
+            "A running node with place for {} blocks and policy {}, {}: {:.4}; the model says \
+             {:.4}.",
             running.blocks, running.policy, running.workload, running.node, running.model
         )
     });
