@@ -14,8 +14,8 @@
 //! ```
 //!
 //! The class of a run says what is known about its chain: how many turns it has had and how many
-//! blocks the last turn added; whether it goes on from the middle of another chain; whether it is
-//! what was left behind then. What each class is worth, by the time it has waited, is learned
+//! blocks the last turn added, or that it is what was left behind when another chain went on from its
+//! middle. What each class is worth, by the time it has waited, is learned
 //! ([`Odds`]). The oldest run of the queue that is worth least gives the next victim.
 //!
 //! A chain whose end was evicted is remembered for a while by its last two blocks, so that its
@@ -29,7 +29,7 @@ use std::collections::BinaryHeap;
 
 use super::ghosts::Ghosts;
 use super::list::{Links, List};
-use super::odds::{self, FORKED, LEFT_BEHIND, Odds};
+use super::odds::{self, LEFT_BEHIND, Odds};
 use super::{EvictionPolicy, KeyHash, Named, Slot};
 
 /// Queues of one class: of a body, of shared blocks by their class, of a last block.
@@ -264,7 +264,7 @@ impl Chain {
 
     /// What is known of a request's chain, learning from its return.
     fn about(&mut self, chain: &[Named]) -> (About, usize, bool) {
-        let (mut turns, mut forked, mut seen) = (0, false, 0);
+        let (mut turns, mut seen) = (0, 0);
         if let Some((end, known)) = self.known(chain) {
             seen = end;
             let age = self.age(&known.about);
@@ -275,15 +275,11 @@ impl Chain {
                 turns = known.about.turns.saturating_add(1);
                 let class = usize::from(known.about.class);
                 self.odds.chain_returned(class, age, known.deeper == 0);
-            } else {
-                forked = seen > 1;
-                if !known.shared && known.run != 0 {
-                    self.leave_behind(known.run);
-                }
+            } else if !known.shared && known.run != 0 {
+                self.leave_behind(known.run);
             }
         }
-        let turns_class = if forked { FORKED } else { odds::turns_class(turns) };
-        let class = odds::class(turns_class, chain.len() - seen);
+        let class = odds::class(odds::turns_class(turns), chain.len() - seen);
         self.odds.chain_began(class, chain.len());
         self.requests = self.requests.wrapping_add(1);
         let about = About {

@@ -11,12 +11,10 @@
 //! order in which to give up on things that come back independently of each other, and it needs no
 //! parameter. A block that many chains share is read for two reasons and is worth the sum of both.
 
-/// Chains by the turns they have had: new, 1, 2, 3, 4 to 6, more; then what is no further turn.
-pub const TURNS: usize = 8;
-/// A chain that goes on from the middle of another.
-pub const FORKED: usize = 6;
+/// Chains by the turns they have had: none yet, 1, 2, 3, 4 to 6, more; then what is left behind.
+pub const TURNS: usize = 7;
 /// What is left of a chain after another went on from its middle.
-pub const LEFT_BEHIND: usize = 7;
+pub const LEFT_BEHIND: usize = 6;
 /// Chains by the blocks that their last turn added, in octaves.
 pub const ADDED: usize = 8;
 /// Classes of chains.
