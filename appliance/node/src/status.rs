@@ -243,6 +243,11 @@ impl Shared {
             ),
             ("memkv_drives_failed_total", "Drives taken offline.", s.drives_failed.get()),
             (
+                "memkv_epochs_raised_total",
+                "Times drives were told of a lost one.",
+                s.epochs_raised.get(),
+            ),
+            (
                 "memkv_placed_again_total",
                 "Extents placed again after a drive error.",
                 s.placed_again.get(),

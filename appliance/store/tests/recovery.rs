@@ -227,9 +227,9 @@ fn drives_of_different_nodes_do_not_join() {
     let mut one = machine(1);
     let other = Machine::of_node(0x41, &[4 * MIB], tiny_ring(), config());
     one.disks.push(other.disks[0].clone());
-    assert!(matches!(one.try_start(), Err(RecoverError::ForeignDrive { .. })));
+    assert!(matches!(one.try_start(), Err(RecoverError::Members(MembershipError::Foreign { .. }))));
     one.disks.clear();
-    assert!(matches!(one.try_start(), Err(RecoverError::NoDrives)));
+    assert!(matches!(one.try_start(), Err(RecoverError::Members(MembershipError::NoDrives))));
 }
 
 #[test]

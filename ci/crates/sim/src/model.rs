@@ -136,6 +136,9 @@ struct Key {
     /// The part of the floor that a kill does not lower: what was seen to be missing without an
     /// acknowledgement may be back, for its removal may not have been written yet.
     kept: u64,
+    /// The part of it that was acknowledged: what was only seen may be lost with its drive before what
+    /// it replaced is removed.
+    acked: u64,
     open_puts: u32,
     open_deletes: u32,
     vanish: u32,
@@ -163,6 +166,7 @@ impl Key {
             newest_version: None,
             floor: 0,
             kept: 0,
+            acked: 0,
             open_puts: 0,
             open_deletes: 0,
             vanish: 0,
@@ -186,7 +190,7 @@ impl Key {
     fn forget(&mut self) {
         self.doubt();
         (self.newest, self.newest_version) = (0, None);
-        (self.floor, self.kept) = (0, 0);
+        (self.floor, self.kept, self.acked) = (0, 0, 0);
         self.lease = (0, 0);
     }
 }
@@ -271,6 +275,8 @@ pub struct Model {
     failed: u32,
     /// The power was cut at some time: blocks may be found corrupt.
     power_cut: bool,
+    /// The server is starting: harm to a journal strikes at once.
+    starting: bool,
     life: u32,
     /// Counts what the model is told; shared with the oracle, which dates flushes by it.
     tick: Arc<AtomicU64>,
@@ -295,6 +301,7 @@ impl Model {
             evicted: 0,
             failed: 0,
             power_cut: false,
+            starting: true,
             life: 0,
             tick: Arc::default(),
             found_after_crash: 0,
@@ -470,6 +477,8 @@ impl Model {
         }
         self.bind(key, put.version, generation)?;
         self.seen(key, put.version, generation, put.sight.vanish, true);
+        let state = &mut self.keys[key as usize];
+        state.acked = state.acked.max(generation);
         Ok(())
     }
 
@@ -482,7 +491,12 @@ impl Model {
         crcs: &[u32],
     ) -> Result<(), Broken> {
         self.refused(put);
-        self.saw_block(&put.sight, generation, length, crcs)
+        let mut sight = put.sight;
+        if put.attempts > 1 {
+            // The block may be the one that an earlier attempt has stored.
+            sight.presence = Presence::Unsure;
+        }
+        self.saw_block(&sight, generation, length, crcs)
     }
 
     /// A conditional put was refused because the key does not hold that generation.
@@ -638,7 +652,10 @@ impl Model {
                 values.any(|value| value.expires.0 > 0 && value.expires.0 <= now.unix)
             }
             MissReason::DriveLost => self.failed != 0,
-            MissReason::Corrupt => self.power_cut || values.any(|value| value.harmed),
+            MissReason::Corrupt => {
+                // Where a removal was lost, an entry may be back whose units were used again.
+                self.power_cut || state.journal_harm || values.any(|value| value.harmed)
+            }
         };
         if fits { Ok(()) } else { broken(What::Unexplained, key, format!("missing: {reason:?}")) }
     }

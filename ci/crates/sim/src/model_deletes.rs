@@ -82,6 +82,7 @@ impl Model {
     fn keep(&mut self, key: KeyId) {
         let state = &mut self.keys[key as usize];
         state.kept = state.floor;
+        state.acked = state.floor;
     }
 
     /// A delete of one generation found another.
