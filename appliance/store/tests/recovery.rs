@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use common::{EXTENT, Machine, Node, UNIT, config, key, put, tiny_ring, without_eviction};
+use memkv_journal::MembershipError;
 use memkv_journal::{BlockId, Record, UnitRange};
 use memkv_store::{DriveId, RecoverError, ReservationGrant};
 use proptest::prelude::*;
