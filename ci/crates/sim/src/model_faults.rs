@@ -64,7 +64,12 @@ impl Model {
     pub fn started(&mut self, went_back: bool) {
         self.starting = false;
         if went_back {
-            self.keys.iter_mut().for_each(Key::forget);
+            for key in &mut self.keys {
+                key.forget();
+                key.unproven |= self.power_cut;
+            }
+            // Also what an attempt left there that was repeated elsewhere.
+            self.values.iter_mut().for_each(|value| value.again = true);
             self.by_generation.clear();
         }
     }
