@@ -39,7 +39,7 @@ fn a_missing_drive_is_given_up_on_demand_and_left_out_when_it_is_back() {
         keys.iter().filter(|key| wire.get(&key[..]).0.status == Status::Ok).collect();
     assert!(!here.is_empty() && here.len() < keys.len(), "{} are on a", here.len());
     for key in &keys {
-        wire.delete(&key[..]);
+        wire.delete(&key[..], 0);
     }
     assert_eq!(node.admin().health().status, HealthStatus::Healthy);
     node.stop().expect("an orderly stop");
