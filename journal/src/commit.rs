@@ -65,7 +65,7 @@ fn header(
         body_crc: 0,
         generation_high: shared.log.borrow().generation_high(),
         clock_high: shared.clock(),
-        epoch: shared.epoch,
+        epoch: shared.epoch.get(),
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use memkv_block::{BlockQueue, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};
 use memkv_poller::Local;
+use memkv_poller::local::Semaphore;
 use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};
@@ -25,6 +26,7 @@ use crate::commit;
 use crate::ids::{DriveUuid, UNIT, UnitRange};
 use crate::layout::Layout;
 use crate::log::{Bounds, Log, Mark, Refusal};
+use crate::membership::Membership;
 use crate::quorum::write_superblock;
 use crate::record::{Record, Usage};
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
@@ -125,7 +127,7 @@ pub(crate) struct Shared {
     pool: Pool,
     pub(crate) layout: Layout,
     pub(crate) drive: DriveUuid,
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Cell<u64>,
     pub(crate) incarnation: u64,
     pub(crate) log: RefCell<Log<Rc<Slot>>>,
     /// The one buffer frames are built in; away while one is written.
@@ -136,6 +138,8 @@ pub(crate) struct Shared {
     pub(crate) clock_high: Cell<u64>,
     allocator: RefCell<Allocator>,
     superblock: RefCell<Superblock>,
+    /// Whose turn it is to write the superblock: each names what the one before it did.
+    superblock_turn: Semaphore,
     checkpointing: Cell<bool>,
 }
 
@@ -218,7 +222,7 @@ pub async fn open(
         pool,
         layout,
         drive: superblock.identity.drive,
-        epoch: superblock.identity.epoch,
+        epoch: Cell::new(superblock.identity.epoch),
         incarnation: superblock.incarnation,
         log: RefCell::new(log),
         frame: RefCell::new(Some(frame)),
@@ -228,6 +232,7 @@ pub async fn open(
         clock_high: Cell::new(outcome.clock_high),
         allocator: RefCell::new(Allocator::new(layout.units)),
         superblock: RefCell::new(superblock),
+        superblock_turn: Semaphore::new(1),
         checkpointing: Cell::new(false),
     });
     let recovered = Recovered {
@@ -415,7 +420,7 @@ impl Journal {
             last_used: [0; 3],
             generation_high: next.generation_high,
             clock_high: next.clock_high,
-            epoch: shared.epoch,
+            epoch: shared.epoch.get(),
         };
         let (queue, pool) = (&*shared.queue, &shared.pool);
         let layout = &shared.layout;
@@ -426,16 +431,60 @@ impl Journal {
         // 2.
         memkv_block::flush(queue).await.map_err(|error| shared.fail(error))?;
         shared.check_failed()?;
-        // 3.
-        let written = write_superblock(queue, pool, &next).await;
-        written.map_err(|error| shared.fail(error))?;
-        *shared.superblock.borrow_mut() = next;
+        // 3. Made anew: the membership may have changed meanwhile, where the checkpoints lie has not.
+        let next = || {
+            let next = self.next_superblock(start.0, clean);
+            assert_eq!(next.active, area, "only a checkpoint moves the checkpoint in force");
+            next
+        };
+        self.write_superblock(next).await?;
         // 4.
         shared.log.borrow_mut().end_checkpoint(start.0, usage);
         shared.count(|stats| {
             stats.checkpoints += 1;
             stats.checkpoint_bytes += bytes;
         });
+        Ok(())
+    }
+
+    /// Names another membership in the superblock, durably, and that no generation above
+    /// `generation_high` was given out before: what lies on a drive that is lost cannot tell any
+    /// more.
+    ///
+    /// # Panics
+    /// When this drive is no member, or knows a later epoch.
+    pub async fn set_membership(
+        &self,
+        membership: &Membership,
+        generation_high: u64,
+    ) -> Result<(), JournalError> {
+        let shared = &*self.shared;
+        shared.check_failed()?;
+        shared.log.borrow_mut().raise_generation(generation_high);
+        let next = || {
+            let mut next = shared.superblock.borrow().clone();
+            membership.enter(&mut next);
+            next.revision += 1;
+            next.generation_high = shared.log.borrow().generation_high();
+            next
+        };
+        self.write_superblock(next).await?;
+        shared.epoch.set(membership.epoch);
+        Ok(())
+    }
+
+    /// Writes the superblock that `next` makes of the present one, when its turn has come.
+    async fn write_superblock(
+        &self,
+        next: impl FnOnce() -> Superblock,
+    ) -> Result<(), JournalError> {
+        let shared = &*self.shared;
+        let _turn = shared.superblock_turn.acquire(1).await;
+        shared.check_failed()?;
+        let next = next();
+        let written = write_superblock(&*shared.queue, &shared.pool, &next).await;
+        written.map_err(|error| shared.fail(error))?;
+        *shared.superblock.borrow_mut() = next;
         Ok(())
     }
 

@@ -18,7 +18,7 @@
 //!
 //! Read [`record`] for what is remembered, [`frame`] for how it lies in the ring, [`superblock`]
 //! and [`quorum`](read_superblock) for the anchor of it all, [`recovery::decision`] for what is
-//! done with a damaged log, and `docs/format.md` for the whole drawn on one page. Nothing here
+//! done with a damaged log, [`membership`] for which drives form a node, and `docs/format.md` for the whole drawn on one page. Nothing here
 //! knows the time, a random number or a thread that was not handed in, so the same code runs in the
 //! simulator.
 
@@ -38,6 +38,7 @@ mod inspect;
 mod journal;
 mod layout;
 mod log;
+pub mod membership;
 pub mod probe;
 mod quorum;
 pub mod record;
@@ -58,6 +59,7 @@ pub use layout::{
     FormatOptions, Layout, LayoutError, RING_MIN, SUPERBLOCK_BYTES, SUPERBLOCK_COPIES,
     SUPERBLOCK_STRIDE,
 };
+pub use membership::{Membership, MembershipError, Standing};
 pub use quorum::{ReadError, erase_superblock, read_copies, read_superblock};
 pub use record::{PartRef, RECORD_MAX, Record, RecordError, Usage};
 pub use recovery::{OpenError, RecoveryReport, Unusable};

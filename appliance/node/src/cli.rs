@@ -115,6 +115,10 @@ pub struct StartArgs {
     /// Where the default data file is kept
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Start although drives of the node are missing: they are given up for good, and with them what
+    /// lies on them
+    #[arg(long)]
+    pub degraded: bool,
     /// How log lines look: human or json [default: human on a terminal, else json]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -130,6 +134,7 @@ impl StartArgs {
             file: self.config.clone(),
             address: self.address.clone(),
             data_dir: self.data_dir.clone(),
+            degraded: self.degraded,
             log_format: self.log_format,
             log_level: self.log_level,
         }
@@ -161,7 +166,7 @@ mod tests {
     #[test]
     fn start_options_become_overrides() {
         let line = "memkv start --config /c.yaml --address [::1]:1 --data-dir /d --log-format json \
-                    --log-level debug";
+                    --log-level debug --degraded";
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("a good command line");
         let Command::Start(args) = cli.command else { panic!("start was asked for") };
         let overrides = args.overrides();
@@ -170,6 +175,7 @@ mod tests {
         assert_eq!(overrides.data_dir, Some(PathBuf::from("/d")));
         assert_eq!(overrides.log_format, Some(LogFormat::Json));
         assert_eq!(overrides.log_level, Some(LogLevel::Debug));
+        assert!(overrides.degraded);
     }
 
     #[test]

@@ -45,6 +45,8 @@ const FILE_MAX: u64 = 1 << 20;
 pub struct Config {
     /// The file it was read from.
     pub file: Option<PathBuf>,
+    /// Start without the drives of the node that are missing, and give them up.
+    pub degraded: bool,
     /// Where the node listens and whom it believes.
     pub network: Network,
     /// The memory pool.
@@ -309,6 +311,8 @@ pub struct Overrides {
     pub address: Option<String>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
+    /// `--degraded`.
+    pub degraded: bool,
     /// `--log-format`.
     pub log_format: Option<LogFormat>,
     /// `--log-level`.

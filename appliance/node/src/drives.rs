@@ -10,14 +10,15 @@ use memkv_admin_api::size::exact_size;
 use memkv_block::{BlockDevice, BlockQueue, IoError, OpenError, OpenOptions};
 use memkv_dma::{Class, Pool};
 use memkv_journal::{
-    FormatError, FormatOptions, Identity, NodeUuid, OpenError as JournalError, ReadError,
-    Superblock,
+    FormatError, FormatOptions, Identity, MembershipError, NodeUuid, OpenError as JournalError,
+    ReadError, Superblock, membership,
 };
 use memkv_poller::Local;
 use memkv_store::{EvictionConfig, Policy, RecoverError, RecoveredDrive, Store, StoreConfig};
 use uuid::Uuid;
 
 use crate::config::{Config, Drive, EvictionPolicy, StorageMode};
+use crate::members::{LeftOut, keep_members};
 
 /// Told how far the preallocation of a new file has come: name, bytes done, bytes in all.
 pub type Progress = Rc<dyn Fn(&str, u64, u64)>;
@@ -91,18 +92,9 @@ pub enum DrivesError {
         /// A formatted one.
         old: String,
     },
-    /// A drive of the node was not configured.
-    #[error(
-        "drive {name} belongs to a node of {members} drives, {given} are configured; name all of them under storage.drives"
-    )]
-    Missing {
-        /// A drive that is there.
-        name: String,
-        /// Drives the node has.
-        members: usize,
-        /// Drives the configuration names.
-        given: usize,
-    },
+    /// They are not the drives of one node, or not all of them.
+    #[error("the drives under storage.drives do not form a node (memkv start --degraded)")]
+    Members(#[from] MembershipError),
     /// Formatting failed.
     #[error("cannot format drive {name}")]
     Format {
@@ -152,6 +144,10 @@ pub struct Recovery {
 pub struct OpenStore {
     /// The store, on the calling reactor.
     pub store: Rc<Store>,
+    /// The drives it uses, in its order.
+    pub devices: Vec<Arc<dyn BlockDevice>>,
+    /// Those that are configured, and are members of the node no more.
+    pub left_out: Vec<LeftOut>,
     /// Per drive, in order.
     pub recoveries: Vec<Recovery>,
     /// The node's identity.
@@ -215,16 +211,18 @@ pub async fn open_store(
             .map_err(|source| DrivesError::Io { name: name.clone(), source })?;
         opened.push(Opened { name, device, queue });
     }
-    let mut superblocks = superblocks(&local, &opened, &config, &pool).await?;
-    let names: Vec<String> = opened.iter().map(|drive| drive.name.clone()).collect();
-    check_node(&names, &superblocks)?;
-    check_block_size(&names, &mut superblocks, config.storage.block_size)?;
+    let superblocks = superblocks(&local, &opened, &config, &pool).await?;
+    let found = opened.into_iter().zip(superblocks).collect();
+    let device = |drive: &Opened| drive.device.clone();
+    let (mut opened, left_out) = keep_members(found, device, config.degraded)?;
+    check_block_size(&mut opened, config.storage.block_size)?;
 
     let mut drives = Vec::with_capacity(opened.len());
     let mut recoveries = Vec::with_capacity(opened.len());
     let mut incarnation = 0;
-    let node = superblocks[0].identity.node.0;
-    for (drive, superblock) in opened.iter().zip(superblocks) {
+    let mut devices = Vec::with_capacity(opened.len());
+    let node = opened[0].1.identity.node.0;
+    for (drive, superblock) in opened {
         let began = Instant::now();
         let (journal, recovered) =
             memkv_journal::open(drive.queue.clone(), &local, pool.clone(), superblock)
@@ -245,11 +243,12 @@ pub async fn open_store(
         );
         incarnation = incarnation.max(journal.superblock().incarnation);
         recoveries.push(recovery);
+        devices.push(drive.device);
         drives.push(RecoveredDrive { journal, recovered });
     }
     let policy = policy(&config).build();
     let store = Store::recover(&local, store_config(&config), policy, drives).await?;
-    Ok(OpenStore { store, recoveries, node, incarnation })
+    Ok(OpenStore { store, devices, left_out, recoveries, node, incarnation })
 }
 
 fn policy(config: &Config) -> Policy {
@@ -362,32 +361,21 @@ async fn check_blank(drive: &Opened, pool: &Pool) -> Result<(), DrivesError> {
     Ok(())
 }
 
-/// Whether drives, of these names, are all drives of one node.
-pub(crate) fn check_node(names: &[String], superblocks: &[Superblock]) -> Result<(), DrivesError> {
-    let epoch = superblocks.iter().map(|s| s.identity.epoch).max().expect("at least one drive");
-    let newest = superblocks.iter().position(|s| s.identity.epoch == epoch).expect("just found");
-    let members = &superblocks[newest].identity.members;
-    let all_here =
-        members.iter().all(|member| superblocks.iter().any(|s| s.identity.drive == *member));
-    if !all_here || members.len() != superblocks.len() {
-        return Err(DrivesError::Missing {
-            name: names[newest].clone(),
-            members: members.len(),
-            given: names.len(),
-        });
-    }
+/// Whether drives of these superblocks are the members of one node, all of them.
+pub(crate) fn check_node(superblocks: &[Superblock]) -> Result<(), DrivesError> {
+    let identities: Vec<_> = superblocks.iter().map(|superblock| &superblock.identity).collect();
+    membership::resolve(&identities, false)?;
     Ok(())
 }
 
 /// Whether drives hold extents of the size that is configured. Where none was recorded, by an
 /// earlier version, the configured one is from now on.
 fn check_block_size(
-    names: &[String],
-    superblocks: &mut [Superblock],
+    drives: &mut [(Opened, Superblock)],
     configured: u64,
 ) -> Result<(), DrivesError> {
     let unit = memkv_dma::UNIT as u64;
-    for (name, superblock) in names.iter().zip(superblocks) {
+    for (Opened { name, .. }, superblock) in drives {
         let formatted = u64::from(superblock.layout.extent_units) * unit;
         if formatted == 0 {
             superblock.layout.extent_units = (configured / unit) as u16;

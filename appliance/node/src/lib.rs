@@ -3,8 +3,8 @@
 //! * [`cli`] reads the command line, [`config`] the file, the environment and the machine
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
-//! * [`node`] wires pollers to cores, [`drives`] opens the store, [`status`] tells how it is
-//!   and `listing` what it stores.
+//! * [`node`] wires pollers to cores, [`drives`] opens the store on those of them that are
+//!   [`members`], [`status`] tells how it is and `listing` what it stores.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
 //!   drive`, which work on drives that no server has.
 
@@ -17,6 +17,7 @@ pub mod drives;
 pub mod hugepages;
 mod listing;
 pub mod logging;
+pub mod members;
 pub mod node;
 pub mod offline;
 pub mod paths;

@@ -31,7 +31,7 @@ use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
 use crate::hugepages::{Reserved, TooFew};
 use crate::listing::ListPiece;
-use crate::status::Shared;
+use crate::status::{DrivesAtStart, Shared};
 
 /// Messages under way from other reactors to the store.
 const STORE_CALLS: usize = 4096;
@@ -114,6 +114,8 @@ pub struct Node {
 struct Ready {
     store: RemoteStore,
     shared: Arc<Shared>,
+    /// The drives in use.
+    devices: Vec<Arc<dyn BlockDevice>>,
 }
 
 /// Everything a reactor's thread is given; all of it can cross threads.
@@ -146,7 +148,7 @@ impl Node {
             Listener::bind(address).map_err(|source| StartError::Listen { address, source })?;
         let devices = drives::open_devices(&config, &pool, progress)?;
         let count = config.reactors.max(1);
-        let parts = Parts { config, pool, devices, stop: StopFlag::new() };
+        let mut parts = Parts { config, pool, devices, stop: StopFlag::new() };
 
         let (controls, mut inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| channel::inbox(CONTROL)).unzip();
@@ -155,10 +157,11 @@ impl Node {
         let mut threads = Vec::with_capacity(count);
         let (given, all) = (parts.clone(), controls.clone());
         threads.push(spawn(0, move || first_reactor(&given, listener, all, first, &ready_tx))?);
-        let Ready { store, shared } = match ready.recv() {
+        let Ready { store, shared, devices } = match ready.recv() {
             Ok(ready) => ready?,
             Err(_) => return Err(StartError::ReactorEnded),
         };
+        parts.devices = devices;
         let mut node = Self { shared, controls, threads, stop: parts.stop.clone() };
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (given, shared, store) = (parts.clone(), node.shared.clone(), store.clone());
@@ -285,14 +288,14 @@ fn first_reactor(
         Ok(opened) => opened,
         Err(error) => return drop(ready.send(Err(error.into()))),
     };
-    let OpenStore { store, recoveries, node, incarnation } = opened;
+    let OpenStore { store, devices, left_out, recoveries, node, incarnation } = opened;
+    let parts = &Parts { devices, ..parts.clone() };
     let shared = Shared::new(
         &parts.config,
         listener.local_addr(),
         parts.pool.clone(),
-        parts.devices.clone(),
+        DrivesAtStart { devices: parts.devices.clone(), recoveries, left_out },
         store.counters(),
-        recoveries,
         Identity { server: *node.as_bytes(), incarnation },
         controls.clone(),
     );
@@ -308,7 +311,7 @@ fn first_reactor(
     }
     local.spawn(accept(listener, local.clone(), shared.clone(), controls));
     let store = StorePort::open(&store, STORE_CALLS, STORE_ENDS);
-    let _ = ready.send(Ok(Ready { store, shared }));
+    let _ = ready.send(Ok(Ready { store, shared, devices: parts.devices.clone() }));
     reactor.run(&parts.stop);
 }
 

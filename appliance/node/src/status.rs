@@ -19,10 +19,27 @@ use memkv_wire::StatId;
 
 use crate::config::Config;
 use crate::drives::Recovery;
+use crate::members::LeftOut;
 use crate::node::{Control, order};
 
 /// How long the admin endpoint waits for reactor 0.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
+
+/// What became of the configured drives when the node started.
+pub(crate) struct DrivesAtStart {
+    /// Those in use.
+    pub(crate) devices: Vec<Arc<dyn BlockDevice>>,
+    /// What was found on each of them.
+    pub(crate) recoveries: Vec<Recovery>,
+    /// Those that the node has lost.
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+impl DrivesAtStart {
+    fn count(&self) -> usize {
+        self.devices.len() + self.left_out.len()
+    }
+}
 
 /// What the node's threads share.
 pub struct Shared {
@@ -33,8 +50,7 @@ pub struct Shared {
     pub(crate) store: Arc<StoreCounters>,
     sessions: Vec<Arc<SessionCounters>>,
     reactors: Mutex<Vec<(usize, Arc<ReactorStats>)>>,
-    devices: Vec<Arc<dyn BlockDevice>>,
-    recoveries: Vec<Recovery>,
+    at_start: DrivesAtStart,
     controls: Vec<InboxSender<Control>>,
     started: Instant,
     closed: AtomicBool,
@@ -48,9 +64,8 @@ impl Shared {
         config: &Config,
         address: SocketAddr,
         pool: Pool,
-        devices: Vec<Arc<dyn BlockDevice>>,
+        at_start: DrivesAtStart,
         store: Arc<StoreCounters>,
-        recoveries: Vec<Recovery>,
         identity: Identity,
         controls: Vec<InboxSender<Control>>,
     ) -> Arc<Self> {
@@ -62,8 +77,7 @@ impl Shared {
             store,
             sessions: controls.iter().map(|_| Arc::default()).collect(),
             reactors: Mutex::default(),
-            devices,
-            recoveries,
+            at_start,
             controls,
             started: Instant::now(),
             closed: AtomicBool::new(false),
@@ -141,8 +155,8 @@ impl Shared {
 
     fn drive_rows(&self, drives: &[DriveStatus]) -> Vec<api::DriveStatus> {
         let unit = memkv_dma::UNIT as u64;
-        let rows = drives.iter().zip(&self.devices).zip(&self.recoveries);
-        rows.map(|((drive, device), recovery)| api::DriveStatus {
+        let rows = drives.iter().zip(&self.at_start.devices).zip(&self.at_start.recoveries);
+        let rows = rows.map(|((drive, device), recovery)| api::DriveStatus {
             path: device.name().to_owned(),
             driver: device.kind().name().to_owned(),
             driver_reason: device.reason().to_owned(),
@@ -164,8 +178,8 @@ impl Shared {
                 torn_tail: recovery.report.torn_tail,
                 milliseconds: recovery.took.as_millis() as u64,
             },
-        })
-        .collect()
+        });
+        rows.chain(self.at_start.left_out.iter().map(left_out_row)).collect()
     }
 
     fn memory_row(&self) -> api::MemoryStatus {
@@ -243,6 +257,11 @@ impl Shared {
             ),
             ("memkv_drives_failed_total", "Drives taken offline.", s.drives_failed.get()),
             (
+                "memkv_epochs_raised_total",
+                "Times drives were told of a lost one.",
+                s.epochs_raised.get(),
+            ),
+            (
                 "memkv_placed_again_total",
                 "Extents placed again after a drive error.",
                 s.placed_again.get(),
@@ -318,7 +337,7 @@ impl Shared {
 
 impl api::NodeAdmin for Shared {
     fn health(&self) -> api::Health {
-        let total = self.devices.len() as u32;
+        let total = self.at_start.count() as u32;
         let online = self.drives().map_or(0, |drives| {
             drives.iter().filter(|d| d.state == DriveState::Online).count() as u32
         });
@@ -401,7 +420,7 @@ impl api::NodeAdmin for Shared {
             ("memkv_storage_usable_bytes", "Bytes of all drives' units.", total as f64),
             ("memkv_storage_used_bytes", "Bytes of units in use.", (total - free) as f64),
             ("memkv_drives_online", "Drives that serve.", online as f64),
-            ("memkv_drives", "Drives of the node.", self.devices.len() as f64),
+            ("memkv_drives", "Drives configured.", self.at_start.count() as f64),
             ("memkv_connections", "Connections open.", self.sum(|c| c.connections.get()) as f64),
             ("memkv_pool_bytes", "Bytes of the memory pool.", self.pool.stats().size as f64),
         ] {
@@ -422,6 +441,22 @@ impl api::NodeAdmin for Shared {
 
     fn keys(&self, request: &api::KeysRequest) -> Result<api::KeysPage, api::NoAnswer> {
         self.keys_page(request)
+    }
+}
+
+/// The row of a drive that is not used.
+fn left_out_row(drive: &LeftOut) -> api::DriveStatus {
+    api::DriveStatus {
+        path: drive.device.name().to_owned(),
+        driver: drive.device.kind().name().to_owned(),
+        driver_reason: drive.device.reason().to_owned(),
+        uuid: drive.uuid.to_string(),
+        state: api::DriveState::Offline,
+        offline_reason: Some(drive.reason.clone()),
+        raw_bytes: drive.device.geometry().capacity,
+        usable_bytes: 0,
+        used_bytes: 0,
+        recovery: api::RecoveryStatus::default(),
     }
 }
 

@@ -9,16 +9,13 @@ use crate::drives::Drive;
 use crate::{DriveId, Store};
 
 impl Store {
-    /// The checkpointer's task: writes a checkpoint of each drive whose journal wants one.
-    pub(crate) async fn checkpointer(self: Rc<Self>) {
+    /// The task of each drive: writes a checkpoint whenever its journal wants one. A drive that
+    /// hangs keeps none of the others waiting.
+    pub(crate) async fn checkpointer(self: Rc<Self>, id: DriveId) {
         loop {
             // First look, then listen: whoever told us before we listened is not asked to repeat
-            // it. A drive may have come to want one while another's was written.
-            let mut written = 0;
-            for index in 0..self.drives.len() {
-                written += u32::from(self.checkpoint_if_wanted(&self.drives[index]).await);
-            }
-            if written == 0 {
+            // it. The drive may have come to want another while one was written.
+            if !self.checkpoint_if_wanted(self.drive(id)).await {
                 self.checkpoint_now.listen().await;
             }
         }
@@ -32,7 +29,7 @@ impl Store {
         if !wanted() {
             return false;
         }
-        let _one = self.checkpointing.acquire(1).await;
+        let _one = drive.checkpointing.acquire(1).await;
         if !wanted() {
             return false;
         }
@@ -46,14 +43,14 @@ impl Store {
     /// before the start is in the copy, every later one is replayed. A block that was unpublished
     /// but whose removal is not durable yet is left out, which is that removal.
     pub(crate) async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
-        let _one = self.checkpointing.acquire(1).await;
+        let _one = self.drive(id).checkpointing.acquire(1).await;
         self.checkpoint_alone(id, clean).await;
     }
 
     /// Writes one drive's checkpoint unless one was completed since `seen` of them were.
     pub(crate) async fn checkpoint_unless(self: &Rc<Self>, id: DriveId, seen: u64) {
-        let _one = self.checkpointing.acquire(1).await;
         let drive = self.drive(id);
+        let _one = drive.checkpointing.acquire(1).await;
         if drive.online() && drive.journal.stats().checkpoints == seen {
             self.checkpoint_alone(id, false).await;
         }
@@ -100,5 +97,7 @@ impl Store {
                 self.checkpoint(self.drives[index].id, true).await;
             }
         }
+        // Also of a drive that failed just now: the next start should not have to be told.
+        self.membership_settles().await;
     }
 }

@@ -40,17 +40,19 @@ impl Store {
     /// 2. all durable: take the older block out of the index, publish this one;
     /// 3. append the removal of an older block on other drives, and wait: otherwise a later delete
     ///    and a crash would bring it back;
-    /// 4. remember the outcome for retries, unlock the key, answer.
+    /// 4. when a drive was lost meanwhile, wait until the others know that it is out: it may hold
+    ///    the older block;
+    /// 5. remember the outcome for retries, unlock the key, answer.
     ///
     /// # Errors
-    /// [`CommitError`] when a journal fails; nothing is visible then.
+    /// [`CommitError`] when a journal fails; nothing is visible then, or no drive serves.
     pub async fn commit(self: &Rc<Self>, id: u64, crcs: &[u32]) -> Result<Stored, CommitError> {
         let pending = self.settle(id);
         assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
         let caller = pending.request.caller;
         let (block, guard) = self.block_of(pending, crcs);
         let key = block.hash();
-        let generation = block.id.generation;
+        let (generation, drive) = (block.id.generation, block.extents[0].drive);
         let began = self.local.now();
 
         let mut plan = records_of(&block, |d| self.drive(d).uuid);
@@ -78,6 +80,9 @@ impl Store {
             // it.
             Some(older) => drop(self.remove_durably(older).await),
             None => {}
+        }
+        if !self.membership_settles().await {
+            return Err(CommitError::DriveFailed { drive });
         }
         let (now, outcome) = (self.local.now(), Outcome::Stored { generation });
         self.remembered.borrow_mut().insert(now, caller, key, outcome);

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use memkv_journal::{DriveUuid, Journal, UnitRange};
 use memkv_poller::Local;
+use memkv_poller::local::Semaphore;
 
 /// A drive's place in the node's list.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -26,6 +27,10 @@ pub(crate) struct Drive {
     pub journal: Rc<Journal>,
     pub state: Cell<DriveState>,
     pub why_offline: RefCell<Option<String>>,
+    /// The other drives know, durably, that it is out.
+    pub out: Cell<bool>,
+    /// One checkpoint at a time.
+    pub checkpointing: Semaphore,
 }
 
 /// A drive in status reports.

@@ -36,6 +36,7 @@ pub mod handle;
 mod lease;
 mod list;
 pub mod locks;
+mod membership;
 pub mod metrics;
 mod policy;
 mod recover;

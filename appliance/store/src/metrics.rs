@@ -126,6 +126,8 @@ pub struct StoreCounters {
     pub placed_again: Counter,
     /// Drives taken offline since start.
     pub drives_failed: Counter,
+    /// Times the drives that stay were told, durably, of one that is out.
+    pub epochs_raised: Counter,
     /// Checkpoints completed.
     pub checkpoints: Counter,
     /// From a commit's arrival to its records being durable.

@@ -21,13 +21,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use memkv_journal::{
-    BlockId, DriveUuid, Journal, KeyBytes, NodeUuid, PartRef, Record, Recovered, UnitRange,
+    BlockId, DriveUuid, Journal, JournalError, KeyBytes, Membership, MembershipError, PartRef,
+    Record, Recovered, Standing, UnitRange, membership,
 };
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Local, channel};
 
 use crate::block::{Block, Extent, KeyHash, Slab, UNVERIFIED};
 use crate::drives::{Drive, DriveState};
+use crate::membership::Members;
 use crate::policy::EvictionPolicy;
 use crate::remember::Remembered;
 use crate::store::{Gone, KeyHasher};
@@ -44,24 +46,31 @@ pub struct RecoveredDrive {
 /// Drives that cannot form one node, or that failed while they were joined.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// No drives at all.
-    #[error("a store needs at least one drive")]
-    NoDrives,
-    /// Two drives of different nodes.
-    #[error("drive {drive} belongs to node {found}, the others to node {expected}")]
-    ForeignDrive {
-        /// The drive that does not fit.
+    /// They are not the members of one node.
+    #[error(transparent)]
+    Members(#[from] MembershipError),
+    /// A drive that the node has lost: it may not be opened.
+    #[error("drive {drive} was lost in epoch {epoch}; what is on it may be out of date")]
+    Lost {
+        /// The drive.
         drive: DriveUuid,
-        /// Its node.
-        found: NodeUuid,
-        /// The node of the first drive.
-        expected: NodeUuid,
+        /// The last epoch it knows.
+        epoch: u64,
     },
     /// A journal failed while leftovers were removed.
     #[error("drive {drive} failed while leftovers of the last run were removed")]
     Cleaning {
         /// Which drive.
         drive: DriveUuid,
+    },
+    /// A journal failed while it was told who the members are.
+    #[error("drive {drive} failed while it was told of the other drives")]
+    Telling {
+        /// Which drive.
+        drive: DriveUuid,
+        /// Why.
+        #[source]
+        source: JournalError,
     },
 }
 
@@ -116,23 +125,28 @@ struct Findings {
 }
 
 impl Store {
-    /// Joins the drives and starts the store's tasks on this reactor.
+    /// Joins the drives and starts the store's tasks on this reactor. They are the members of one
+    /// node, all of them: what [`membership::resolve`] found out before they were opened.
     ///
     /// # Errors
-    /// [`RecoverError`] when the drives are not of one node or fail.
+    /// [`RecoverError`] when the drives are not the members of one node or fail.
     pub async fn recover(
         local: &Local,
         config: StoreConfig,
         policy: Box<dyn EvictionPolicy>,
         opened: Vec<RecoveredDrive>,
     ) -> Result<Rc<Self>, RecoverError> {
-        let (drives, recovered) = check_members(opened)?;
+        let members = check_members(&opened)?;
+        let (drives, recovered) = split(opened);
         let mut findings = read_findings(&drives, recovered);
         join_heads(&drives, &mut findings);
-        let store = Rc::new(Self::empty(local, config, policy, drives, &findings));
+        let store = Rc::new(Self::empty(local, config, policy, drives, members, &findings));
         store.fill(&mut findings);
-        // The checkpointer first: cleaning up may need room in a ring.
-        local.spawn(store.clone().checkpointer());
+        store.tell_start().await?;
+        // The checkpointers first: cleaning up may need room in a ring.
+        for drive in &store.drives {
+            local.spawn(store.clone().checkpointer(drive.id));
+        }
         store.clean_up(findings.dropped).await?;
         // Records the journal dropped for later ones of the same units are forgotten as well: else
         // the removal of a later one would bring back the record whose bytes it has overwritten.
@@ -149,6 +163,7 @@ impl Store {
         config: StoreConfig,
         policy: Box<dyn EvictionPolicy>,
         drives: Vec<Drive>,
+        members: Membership,
         findings: &Findings,
     ) -> Self {
         let hasher = KeyHasher::new(&drives[0].journal.superblock().identity.secret);
@@ -175,11 +190,26 @@ impl Store {
             evict_blocks: Cell::new(0),
             leaving: Cell::new(0),
             checkpoint_now: Event::default(),
-            checkpointing: Semaphore::new(1),
+            members: Members::new(members),
             draining: Cell::new(false),
             gathering: channel::inbox(1),
             counters: std::sync::Arc::default(),
         }
+    }
+
+    /// Tells the drives that lag who the members are, and all of them which generations are given
+    /// out from now on: whoever is lost in this run cannot tell the next one.
+    async fn tell_start(&self) -> Result<(), RecoverError> {
+        let (members, generation) = (self.membership(), self.generation.get());
+        for drive in &self.drives {
+            let superblock = drive.journal.superblock();
+            let lags = superblock.identity.epoch < members.epoch;
+            if lags || superblock.generation_high < generation {
+                let told = drive.journal.set_membership(&members, generation).await;
+                told.map_err(|source| RecoverError::Telling { drive: drive.uuid, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Publishes the newest block of every key. Newest first, so that of two blocks that share a
@@ -250,32 +280,32 @@ impl Store {
     }
 }
 
-fn check_members(
-    opened: Vec<RecoveredDrive>,
-) -> Result<(Vec<Drive>, Vec<Recovered>), RecoverError> {
-    let expected = opened.first().ok_or(RecoverError::NoDrives)?.journal.superblock().identity.node;
-    let mut drives = Vec::with_capacity(opened.len());
-    let mut recovered = Vec::with_capacity(opened.len());
-    for (index, drive) in opened.into_iter().enumerate() {
-        let superblock = drive.journal.superblock();
-        let uuid = superblock.identity.drive;
-        if superblock.identity.node != expected {
-            return Err(RecoverError::ForeignDrive {
-                drive: uuid,
-                found: superblock.identity.node,
-                expected,
-            });
+fn check_members(opened: &[RecoveredDrive]) -> Result<Membership, RecoverError> {
+    let superblocks: Vec<_> = opened.iter().map(|drive| drive.journal.superblock()).collect();
+    let identities: Vec<_> = superblocks.iter().map(|superblock| &superblock.identity).collect();
+    let resolved = membership::resolve(&identities, false)?;
+    for (identity, standing) in identities.iter().zip(&resolved.standings) {
+        if let Standing::Lost { epoch } = *standing {
+            return Err(RecoverError::Lost { drive: identity.drive, epoch });
         }
-        drives.push(Drive {
+    }
+    Ok(resolved.membership)
+}
+
+fn split(opened: Vec<RecoveredDrive>) -> (Vec<Drive>, Vec<Recovered>) {
+    let drive = |(index, RecoveredDrive { journal, recovered })| {
+        let drive = Drive {
             id: DriveId(index as u16),
-            uuid,
-            journal: drive.journal.clone(),
+            uuid: Journal::drive(&journal),
+            journal,
             state: Cell::new(DriveState::Online),
             why_offline: RefCell::new(None),
-        });
-        recovered.push(drive.recovered);
-    }
-    Ok((drives, recovered))
+            out: Cell::new(false),
+            checkpointing: Semaphore::new(1),
+        };
+        (drive, recovered)
+    };
+    opened.into_iter().enumerate().map(drive).unzip()
 }
 
 fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {

@@ -31,7 +31,7 @@ pub enum Deleted {
         /// A hint.
         retry_ms: u32,
     },
-    /// The removal did not become durable: its drive failed and is offline.
+    /// The removal is not durable: no drive is left that could remember it.
     DriveFailed,
 }
 
@@ -64,8 +64,13 @@ impl Store {
         }
         // A block that cannot be read (expired, drive lost) is a miss, and its space is given back.
         let readable = self.find(key);
-        let Some(&slot) = self.index.borrow().get(&key) else {
-            return Deleted::Missing(readable.err().unwrap_or(MissReason::Never));
+        let slot = self.index.borrow().get(&key).copied();
+        let Some(slot) = slot else {
+            // It may be missing because its drive was lost, which could bring it back.
+            return match self.membership_settles().await {
+                true => Deleted::Missing(readable.err().unwrap_or(MissReason::Never)),
+                false => Deleted::DriveFailed,
+            };
         };
         let held = self.blocks.borrow().get(slot).id.generation;
         if generation != 0 && generation != held {
@@ -75,7 +80,9 @@ impl Store {
             };
         }
         self.unpublish(slot, readable.err().unwrap_or(MissReason::Deleted));
-        if !self.remove_durably(slot).await {
+        // Where the removal is not durable the drive has failed, and is out before we say so.
+        self.remove_durably(slot).await;
+        if !self.membership_settles().await {
             return Deleted::DriveFailed;
         }
         if let Err(reason) = readable {
@@ -158,7 +165,8 @@ impl Store {
         self.release_units(&block.extents);
     }
 
-    /// Takes a drive offline: its blocks are misses from now on, the node serves on.
+    /// Takes a drive offline: its blocks are misses from now on, the node serves on. It is out for
+    /// good: the epoch is raised on the other drives before the next put or delete is acknowledged.
     pub fn drive_failed(self: &Rc<Self>, id: DriveId, why: &dyn std::fmt::Display) {
         let drive = self.drive(id);
         if !drive.online() {
@@ -168,7 +176,7 @@ impl Store {
         drive.state.set(DriveState::Offline);
         *drive.why_offline.borrow_mut() = Some(why.to_string());
         self.counters.drives_failed.bump();
-        // Removals that wait for room on it wait no longer.
+        self.raise_epoch();
         let store = self.clone();
         self.local.spawn(async move { store.sweep_lost(id).await });
     }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use memkv_journal::KeyBytes;
 use memkv_poller::channel::{InboxReceiver, InboxSender};
-use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::local::Event;
 use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::block::{Block, Extent, KeyHash, MissReason, Slab, Slot};
 use crate::drives::Drive;
 use crate::locks::KeyLocks;
+use crate::membership::Members;
 use crate::metrics::StoreCounters;
 use crate::policy::EvictionPolicy;
 use crate::remember::Remembered;
@@ -131,8 +132,7 @@ pub struct Store {
     /// Units of blocks that left the index and wait for their readers.
     pub(crate) leaving: Cell<u64>,
     pub(crate) checkpoint_now: Event,
-    /// One checkpoint at a time.
-    pub(crate) checkpointing: Semaphore,
+    pub(crate) members: Members,
     pub(crate) draining: Cell<bool>,
     /// One place: whose turn it is to gather memory. The receiver only keeps it open.
     pub(crate) gathering: (InboxSender<()>, InboxReceiver<()>),

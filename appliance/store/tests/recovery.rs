@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use common::{EXTENT, Machine, Node, UNIT, config, key, put, tiny_ring, without_eviction};
+use memkv_journal::MembershipError;
 use memkv_journal::{BlockId, Record, UnitRange};
 use memkv_store::{DriveId, RecoverError, ReservationGrant};
 use proptest::prelude::*;
@@ -227,9 +228,9 @@ fn drives_of_different_nodes_do_not_join() {
     let mut one = machine(1);
     let other = Machine::of_node(0x41, &[4 * MIB], tiny_ring(), config());
     one.disks.push(other.disks[0].clone());
-    assert!(matches!(one.try_start(), Err(RecoverError::ForeignDrive { .. })));
+    assert!(matches!(one.try_start(), Err(RecoverError::Members(MembershipError::Foreign { .. }))));
     one.disks.clear();
-    assert!(matches!(one.try_start(), Err(RecoverError::NoDrives)));
+    assert!(matches!(one.try_start(), Err(RecoverError::Members(MembershipError::NoDrives))));
 }
 
 #[test]

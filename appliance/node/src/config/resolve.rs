@@ -64,6 +64,7 @@ pub fn resolve(
     let cores = machine.cores().clamp(1, REACTORS_DEFAULT_MAX);
     Config {
         file: overrides.file.clone(),
+        degraded: overrides.degraded,
         network: Network { address, keys },
         memory,
         storage,

@@ -91,8 +91,7 @@ fn judge(sights: &[Sight], args: &SetupArgs) -> Result<Option<Vec<Superblock>>, 
         .iter()
         .filter_map(|sight| sight.inspection.superblock.as_ref().ok().cloned())
         .collect();
-    let names: Vec<String> = sights.iter().map(|sight| sight.path.display().to_string()).collect();
-    drives::check_node(&names, &superblocks)?;
+    drives::check_node(&superblocks)?;
     Ok(Some(superblocks))
 }
 

@@ -25,7 +25,13 @@ pub fn node(yaml: &str) -> Node {
 }
 
 pub fn try_node(yaml: &str) -> Result<Node, StartError> {
-    let overrides = Overrides { address: Some("127.0.0.1:0".into()), ..Overrides::default() };
+    try_node_as(yaml, false)
+}
+
+/// The same; `degraded`: although drives are missing.
+pub fn try_node_as(yaml: &str, degraded: bool) -> Result<Node, StartError> {
+    let address = Some("127.0.0.1:0".into());
+    let overrides = Overrides { address, degraded, ..Overrides::default() };
     let config = Config::parse(yaml, &overrides, &ThisMachine).expect("a good configuration");
     let quiet: memkv_node::drives::Progress = Rc::new(|_, _, _| {});
     Node::start(config, &quiet)

@@ -14,7 +14,9 @@ use memkv_block::{
     BlockQueue, Completer, Completion, Done, Geometry, Io, IoBuf, IoError, Op, completion,
 };
 use memkv_dma::{Hugepages, Pool, PoolConfig};
-use memkv_journal::{DriveUuid, FormatOptions, Identity, Journal, KeyBytes, NodeUuid};
+use memkv_journal::{
+    DriveUuid, FormatOptions, Identity, Journal, KeyBytes, NodeUuid, Standing, membership,
+};
 use memkv_poller::{Clock, Instant, Local, Reactor, ReactorConfig, ReactorId, Rng, SystemClock};
 use memkv_store::{
     Caller, CommitError, EvictionConfig, KeyHash, Lru, Mode, RecoverError, RecoveredDrive, Refusal,
@@ -97,6 +99,11 @@ impl Disk {
     /// Every command fails from now on, or works again.
     pub fn set_broken(&self, broken: bool) {
         self.medium().broken = broken;
+    }
+
+    /// The bytes at an offset.
+    pub fn peek(&self, offset: usize, len: usize) -> Vec<u8> {
+        self.medium().image[offset..offset + len].to_vec()
     }
 
     pub fn writes(&self) -> u64 {
@@ -244,18 +251,36 @@ impl Machine {
     }
 
     pub fn try_start(&self) -> Result<Node, RecoverError> {
+        self.start_on(self.disks.clone(), false)
+    }
+
+    /// Starts on these disks; `degraded`: without those that are missing.
+    pub fn start_on(&self, disks: Vec<Disk>, degraded: bool) -> Result<Node, RecoverError> {
         let mut reactor = self.reactor(0);
         let (local, pool) = (reactor.local(), self.pool.clone());
-        let (disks, config) = (self.disks.clone(), self.config.clone());
+        let config = self.config.clone();
         let store = reactor.block_on(async move {
-            let mut drives = Vec::new();
-            for disk in disks {
-                let (queue, geometry) = (Rc::new(disk.clone()), disk.geometry());
-                let superblock = memkv_journal::read_superblock(&disk, &geometry, &pool)
+            let mut superblocks = Vec::new();
+            for disk in &disks {
+                let superblock = memkv_journal::read_superblock(disk, &disk.geometry(), &pool)
                     .await
                     .expect("a formatted drive");
+                superblocks.push(superblock);
+            }
+            let identities: Vec<_> = superblocks.iter().map(|s| &s.identity).collect();
+            let resolved = membership::resolve(&identities, degraded)?;
+            let mut drives = Vec::new();
+            for ((disk, mut superblock), standing) in
+                disks.into_iter().zip(superblocks).zip(&resolved.standings)
+            {
+                if *standing != Standing::Member {
+                    continue;
+                }
+                if degraded {
+                    resolved.membership.enter(&mut superblock);
+                }
                 let (journal, recovered) =
-                    memkv_journal::open(queue, &local, pool.clone(), superblock)
+                    memkv_journal::open(Rc::new(disk), &local, pool.clone(), superblock)
                         .await
                         .expect("the journal opens");
                 drives.push(RecoveredDrive { journal, recovered });

@@ -282,6 +282,9 @@ impl Client {
         if stage.verbose {
             eprintln!("client {} sends request {}: {}", self.index, request.id, request.work);
         }
+        if let Work::Release(keys) = &request.work {
+            keys.iter().for_each(|&key| stage.model.release_begins(key));
+        }
         request.sent = stage.now().nanos;
         stage.send(link, &mut request);
         self.requests.push(request);
@@ -315,6 +318,10 @@ impl Client {
             stage.model.released(key);
         }
         for request in std::mem::take(&mut self.requests) {
+            if let Work::Release(keys) = &request.work {
+                let now = stage.now().nanos;
+                keys.iter().for_each(|&key| stage.model.release_ends(key, now));
+            }
             if !request.work.changes() {
                 continue;
             }

@@ -137,7 +137,6 @@ impl Run {
         let safe = self.oracle.safe();
         self.oracle.crashed();
         self.stage.model.crashed(kind, safe);
-        self.still_dead();
         self.world.start();
         self.schedule_boot();
         Ok(())
@@ -160,19 +159,9 @@ impl Run {
         }
         self.oracle.crashed();
         self.stage.model.stopped();
-        self.still_dead();
         self.world.start();
         self.schedule_boot();
         Ok(())
-    }
-
-    /// A disk that died stays dead: what was on it is unsure in every life to come.
-    fn still_dead(&mut self) {
-        for number in 0..self.disks.len() {
-            if self.disks[number].is_dead() {
-                self.stage.model.disk_failed(number as u32);
-            }
-        }
     }
 
     fn power_off(&mut self, kind: CrashKind) -> Result<(u64, u64), Failure> {
@@ -197,7 +186,7 @@ impl Run {
     /// Adds up what the server counted in this life.
     fn count_server(&mut self) {
         let (Power::On(server) | Power::Stopping(server, _)) = &self.power else { return };
-        let counted = server.store.counters();
+        let (store, counted) = (server.store.clone(), server.store.counters());
         let (reserve, append, offers) = server.losses();
         let counters = &mut self.stage.counters;
         counters.add(Count::Evictions, counted.evictions.get());
@@ -206,11 +195,13 @@ impl Run {
         counters.add(Count::RetriesRemembered, counted.retries_remembered.get());
         counters.add(Count::PlacedAgain, counted.placed_again.get());
         counters.add(Count::DrivesFailed, counted.drives_failed.get());
+        counters.add(Count::EpochsRaised, counted.epochs_raised.get());
         counters.add(Count::Checkpoints, counted.checkpoints.get());
         counters.add(Count::LostAfterReserve, reserve);
         counters.add(Count::LostAfterAppend, append);
         counters.add(Count::OffersExpired, offers);
         self.evictions += counted.evictions.get();
+        self.note_members(&store);
     }
 
     /// The last requests are answered: one more crash, then every key is read, then perhaps deleted.
@@ -287,12 +278,13 @@ impl Run {
         if self.clients.len() < SPACES.len() {
             return Ok(());
         }
-        // What was evicted at the same time may still be on its way out.
+        // What was evicted at the same time may still be on its way out, and an offer whose bytes never
+        // came has its deadline.
         for _ in 0..20 {
             if self.leak().is_none() {
                 return Ok(());
             }
-            self.rest(Duration::from_millis(50))?;
+            self.rest(Duration::from_secs(1))?;
         }
         self.leak().map_or(Ok(()), Err)
     }

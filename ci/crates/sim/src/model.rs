@@ -136,6 +136,9 @@ struct Key {
     /// The part of the floor that a kill does not lower: what was seen to be missing without an
     /// acknowledgement may be back, for its removal may not have been written yet.
     kept: u64,
+    /// The part of it that was acknowledged: what was only seen may be lost with its drive before what
+    /// it replaced is removed.
+    acked: u64,
     open_puts: u32,
     open_deletes: u32,
     vanish: u32,
@@ -150,6 +153,9 @@ struct Key {
     deleted: bool,
     /// No eviction of this generation before this moment (nanoseconds).
     lease: (u64, u64),
+    /// Releases on their way, and when the last one ended (nanoseconds).
+    releases: u32,
+    release_ended: u64,
     versions: Vec<Version>,
     /// The tick of the last change: a flush that began later makes it survive a power cut.
     changed: u64,
@@ -163,6 +169,7 @@ impl Key {
             newest_version: None,
             floor: 0,
             kept: 0,
+            acked: 0,
             open_puts: 0,
             open_deletes: 0,
             vanish: 0,
@@ -172,6 +179,8 @@ impl Key {
             unproven: false,
             deleted: false,
             lease: (0, 0),
+            releases: 0,
+            release_ended: 0,
             versions: Vec::new(),
             changed: 0,
         }
@@ -186,7 +195,7 @@ impl Key {
     fn forget(&mut self) {
         self.doubt();
         (self.newest, self.newest_version) = (0, None);
-        (self.floor, self.kept) = (0, 0);
+        (self.floor, self.kept, self.acked) = (0, 0, 0);
         self.lease = (0, 0);
     }
 }
@@ -271,6 +280,8 @@ pub struct Model {
     failed: u32,
     /// The power was cut at some time: blocks may be found corrupt.
     power_cut: bool,
+    /// The server is starting: harm to a journal strikes at once.
+    starting: bool,
     life: u32,
     /// Counts what the model is told; shared with the oracle, which dates flushes by it.
     tick: Arc<AtomicU64>,
@@ -295,6 +306,7 @@ impl Model {
             evicted: 0,
             failed: 0,
             power_cut: false,
+            starting: true,
             life: 0,
             tick: Arc::default(),
             found_after_crash: 0,
@@ -385,6 +397,11 @@ impl Model {
         self.values[version as usize].crcs
     }
 
+    /// Whether it is certain which version a generation is.
+    pub fn knows(&self, generation: u64) -> bool {
+        self.by_generation.contains_key(&generation)
+    }
+
     /// The versions that the bytes of this generation may be, the likeliest first.
     pub fn candidates(&self, key: KeyId, generation: u64) -> impl Iterator<Item = Version> + '_ {
         let known = self.by_generation.get(&generation).copied();
@@ -470,6 +487,8 @@ impl Model {
         }
         self.bind(key, put.version, generation)?;
         self.seen(key, put.version, generation, put.sight.vanish, true);
+        let state = &mut self.keys[key as usize];
+        state.acked = state.acked.max(generation);
         Ok(())
     }
 
@@ -482,7 +501,12 @@ impl Model {
         crcs: &[u32],
     ) -> Result<(), Broken> {
         self.refused(put);
-        self.saw_block(&put.sight, generation, length, crcs)
+        let mut sight = put.sight;
+        if put.attempts > 1 {
+            // The block may be the one that an earlier attempt has stored.
+            sight.presence = Presence::Unsure;
+        }
+        self.saw_block(&sight, generation, length, crcs)
     }
 
     /// A conditional put was refused because the key does not hold that generation.
@@ -613,101 +637,6 @@ impl Model {
         Ok(())
     }
 
-    /// A key was seen to be missing.
-    pub fn saw_miss(&mut self, sight: &Sight, reason: MissReason, now: Now) -> Result<(), Broken> {
-        self.check_reason(sight.key, reason, now)?;
-        if self.still_present(sight) {
-            self.excuse_eviction(sight, reason, now, "a miss")?;
-        }
-        if reason == MissReason::DriveLost {
-            return Ok(());
-        }
-        self.seen_absent(sight);
-        Ok(())
-    }
-
-    /// A reason that is given must have happened.
-    fn check_reason(&self, key: KeyId, reason: MissReason, now: Now) -> Result<(), Broken> {
-        let state = &self.keys[key as usize];
-        let mut values = state.versions.iter().map(|&version| &self.values[version as usize]);
-        let fits = match reason {
-            MissReason::Never => true,
-            MissReason::Evicted => self.evicting,
-            MissReason::Deleted => state.deleted,
-            MissReason::Expired => {
-                values.any(|value| value.expires.0 > 0 && value.expires.0 <= now.unix)
-            }
-            MissReason::DriveLost => self.failed != 0,
-            MissReason::Corrupt => self.power_cut || values.any(|value| value.harmed),
-        };
-        if fits { Ok(()) } else { broken(What::Unexplained, key, format!("missing: {reason:?}")) }
-    }
-
-    /// A key was seen to be missing, for a reason that was not given.
-    pub fn saw_unreasoned_miss(&mut self, sight: &Sight, now: Now) -> Result<(), Broken> {
-        if self.still_present(sight) {
-            self.excuse_eviction(sight, MissReason::Never, now, "a miss without a reason")?;
-        }
-        if self.failed == 0 {
-            self.seen_absent(sight);
-        }
-        Ok(())
-    }
-
-    /// The key was present when the request began, and nothing has happened since.
-    fn still_present(&self, sight: &Sight) -> bool {
-        sight.presence == Presence::Present
-            && self.keys[sight.key as usize].vanish == sight.vanish + sight.own.0
-    }
-
-    fn excuse_eviction(
-        &mut self,
-        sight: &Sight,
-        reason: MissReason,
-        now: Now,
-        how: &str,
-    ) -> Result<(), Broken> {
-        let state = &self.keys[sight.key as usize];
-        // A lease holds one generation: a put under way may have replaced it by one without.
-        let leased = state.lease.0 == sight.newest
-            && now.nanos < state.lease.1
-            && sight.open_puts == 0
-            && state.appear == sight.appear + sight.own.1;
-        // A power cut may bring back the entry of an evicted block whose units were used again.
-        let fits = matches!(reason, MissReason::Evicted | MissReason::Never)
-            || (reason == MissReason::Corrupt && self.power_cut);
-        if self.evicting && !leased && fits {
-            self.evicted += 1;
-            // Others that began before see the same eviction, not one more.
-            self.keys[sight.key as usize].vanish += 1;
-            return Ok(());
-        }
-        let detail = format!(
-            "{how} ({reason:?}); generation {} (version {:?}) was there, leased: {leased}",
-            sight.newest, state.newest_version
-        );
-        broken(What::Missing, sight.key, detail)
-    }
-
-    /// At some moment since the request began there was nothing.
-    fn seen_absent(&mut self, sight: &Sight) {
-        let life = self.life;
-        let state = &mut self.keys[sight.key as usize];
-        if sight.life != life {
-            return;
-        }
-        state.floor = state.floor.max(sight.newest + 1);
-        if state.presence != Presence::Absent {
-            // What removed it may not be written yet, least of all an eviction.
-            state.changed = u64::MAX;
-        }
-        if state.newest <= sight.newest || state.presence != Presence::Present {
-            let quiet = sight.open_puts + state.open_puts == 0
-                && state.appear == sight.appear + sight.own.1;
-            state.presence = if quiet { Presence::Absent } else { Presence::Unsure };
-        }
-    }
-
     /// At some moment since the request began, at which `vanish` was what is given, this was there.
     /// `proof`: all of its bytes were.
     fn seen(&mut self, key: KeyId, version: Version, generation: u64, vanish: u32, proof: bool) {
@@ -781,6 +710,8 @@ impl Model {
 mod deletes;
 #[path = "model_faults.rs"]
 mod faults;
+#[path = "model_misses.rs"]
+mod misses;
 
 #[cfg(test)]
 #[path = "model_tests.rs"]

@@ -82,6 +82,7 @@ impl Model {
     fn keep(&mut self, key: KeyId) {
         let state = &mut self.keys[key as usize];
         state.kept = state.floor;
+        state.acked = state.floor;
     }
 
     /// A delete of one generation found another.
@@ -114,9 +115,27 @@ impl Model {
         }
     }
 
-    /// A lease of a generation was granted, until `until` nanoseconds.
-    pub fn leased(&mut self, key: KeyId, generation: u64, until: u64) {
-        self.keys[key as usize].lease = (generation, until);
+    /// A lease of a generation was granted that was asked for at `since`, until `until` nanoseconds.
+    pub fn leased(&mut self, key: KeyId, generation: u64, since: u64, until: u64) {
+        let state = &mut self.keys[key as usize];
+        // A release that was on its way at the same time may have come after it, in whatever order both
+        // are answered.
+        if state.releases == 0 && state.release_ended < since {
+            state.lease = (generation, until);
+        }
+    }
+
+    /// A release is sent: the lease may end from now on.
+    pub fn release_begins(&mut self, key: KeyId) {
+        self.released(key);
+        self.keys[key as usize].releases += 1;
+    }
+
+    /// A release was answered, or its connection is gone and the lease with it.
+    pub fn release_ends(&mut self, key: KeyId, nanos: u64) {
+        let state = &mut self.keys[key as usize];
+        state.releases -= 1;
+        state.release_ended = nanos;
     }
 
     /// Leases of a key may have ended.

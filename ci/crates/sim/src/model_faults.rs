@@ -7,6 +7,7 @@ impl Model {
     /// to the tick `safe` was flushed: not even a power cut may take it.
     pub fn crashed(&mut self, kind: CrashKind, safe: u64) {
         self.life += 1;
+        self.starting = true;
         let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
         let failed = std::mem::take(&mut self.failed);
         if kind == CrashKind::PowerCut {
@@ -27,9 +28,20 @@ impl Model {
             if kind == CrashKind::PowerCut && safe && key.changed > 0 {
                 self.held_through_cuts += 1;
             }
-            if (kind == CrashKind::PowerCut && !safe) || key.journal_harm || on_failed {
+            if (kind == CrashKind::PowerCut && !safe) || key.journal_harm {
                 key.forget();
                 key.unproven |= kind == CrashKind::PowerCut;
+                key.changed = tick;
+            } else if on_failed && key.open_puts > 0 {
+                // A value that was seen, but not acknowledged, may be lost with its drive before what
+                // it replaced was removed from another.
+                key.doubt();
+                (key.newest, key.newest_version) = (0, None);
+                (key.floor, key.kept, key.changed) = (key.acked, key.acked, tick);
+            } else if on_failed && key.presence == Presence::Present {
+                // Lost with its drive, or not. What it replaced stays gone either way: the drive was out
+                // before anything was acknowledged that it has missed.
+                key.doubt();
                 key.changed = tick;
             } else if key.open_deletes > 0 || key.open_puts > 0 {
                 let presence = key.presence;
@@ -47,6 +59,21 @@ impl Model {
         }
     }
 
+    /// The server has started; `went_back`: from drives that had been lost before, because all others are
+    /// gone. Then anything may be back that ever was.
+    pub fn started(&mut self, went_back: bool) {
+        self.starting = false;
+        if went_back {
+            for key in &mut self.keys {
+                key.forget();
+                key.unproven |= self.power_cut;
+            }
+            // Also what an attempt left there that was repeated elsewhere.
+            self.values.iter_mut().for_each(|value| value.again = true);
+            self.by_generation.clear();
+        }
+    }
+
     /// The server was stopped in peace: as a kill, with nothing open.
     pub fn stopped(&mut self) {
         self.crashed(CrashKind::Kill, 0);
@@ -54,10 +81,11 @@ impl Model {
 
     /// A fault touched what a whole disk hangs on: its keys are certain only until the next start.
     pub fn anchor_harmed(&mut self, disk: u32) {
-        for key in &mut self.keys {
-            let mut versions = key.versions.iter();
-            key.journal_harm |=
-                versions.any(|&version| self.values[version as usize].disks & 1 << disk != 0);
+        for key in 0..self.keys() {
+            let mut versions = self.keys[key as usize].versions.iter();
+            if versions.any(|&version| self.values[version as usize].disks & 1 << disk != 0) {
+                self.journal_harmed(key);
+            }
         }
     }
 
@@ -92,7 +120,11 @@ impl Model {
 
     /// A fault touched a journal frame that names the key.
     pub fn journal_harmed(&mut self, key: KeyId) {
-        self.keys[key as usize].journal_harm = true;
+        let key = &mut self.keys[key as usize];
+        key.journal_harm = true;
+        if self.starting {
+            key.forget();
+        }
     }
 
     /// A fault made a disk fail commands: the server may stop using it until the next start.

@@ -5,7 +5,9 @@ use super::*;
 const NOW: Now = Now { nanos: 1_000, unix: 1_000 };
 
 fn model() -> Model {
-    Model::new(4, false)
+    let mut model = Model::new(4, false);
+    model.started(false);
+    model
 }
 
 fn begin(model: &mut Model, key: KeyId, mode: Mode) -> Put {
@@ -155,7 +157,7 @@ fn evictions_are_counted_where_they_may_happen_and_never_of_leased_blocks() {
     model.saw_miss(&sight, MissReason::Evicted, NOW).unwrap();
     assert_eq!(model.evicted, 1);
     stored(&mut model, 1, 6);
-    model.leased(1, 6, NOW.nanos + 10);
+    model.leased(1, 6, NOW.nanos, NOW.nanos + 10);
     let sight = model.look(1, NOW);
     assert_eq!(what(model.saw_miss(&sight, MissReason::Evicted, NOW)), What::Missing);
     let later = Now { nanos: NOW.nanos + 10, ..NOW };
@@ -190,6 +192,66 @@ fn a_harmed_frame_matters_from_the_next_start_on() {
     model.crashed(CrashKind::Kill, 0);
     let sight = model.look(0, NOW);
     model.saw_value(&sight, 5, first.version, 100, true).unwrap();
+}
+
+/// Drive 0 holds the older value of key 0, and of key 1 what is deleted, and is lost.
+fn with_a_lost_drive() -> (Model, Put, Put) {
+    let mut model = model();
+    let older = stored(&mut model, 0, 5);
+    let deleted = stored(&mut model, 1, 6);
+    let kept = stored(&mut model, 2, 7);
+    for put in [older, deleted, kept] {
+        model.lies_on(put.version, 0);
+    }
+    model.disk_failed(0);
+    let newer = stored(&mut model, 0, 8);
+    model.lies_on(newer.version, 1);
+    let delete = model.delete_begins(1, 0, NOW);
+    model.delete_missing(&delete, MissReason::DriveLost, NOW).unwrap();
+    let delete = model.delete_begins(1, 0, NOW);
+    model.delete_gone(&delete, 6).unwrap();
+    model.crashed(CrashKind::Kill, 0);
+    (model, older, deleted)
+}
+
+#[test]
+fn what_a_lost_drive_has_missed_may_not_come_back_with_it() {
+    let (mut model, older, deleted) = with_a_lost_drive();
+    model.started(false);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 5, older.version, 100, true)), What::Stale);
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_value(&sight, 6, deleted.version, 100, true)), What::Stale);
+    // What lay on it may be lost.
+    let sight = model.look(2, NOW);
+    model.saw_miss(&sight, MissReason::Never, NOW).unwrap();
+}
+
+#[test]
+fn who_starts_from_a_lost_drive_alone_gives_up_what_it_has_missed() {
+    let (mut model, older, deleted) = with_a_lost_drive();
+    model.started(true);
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, older.version, 100, true).unwrap();
+    let sight = model.look(1, NOW);
+    model.saw_value(&sight, 6, deleted.version, 100, true).unwrap();
+}
+
+#[test]
+fn a_release_under_way_ends_every_lease_of_its_key() {
+    let mut model = Model::new(4, true);
+    model.started(false);
+    stored(&mut model, 0, 5);
+    let at = NOW.nanos;
+    model.leased(0, 5, at, at + 100);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Evicted, NOW)), What::Missing);
+    model.release_begins(0);
+    // Asked for meanwhile, and answered later: the release may have come after it.
+    model.release_ends(0, at + 2);
+    model.leased(0, 5, at + 1, at + 100);
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Evicted, NOW).unwrap();
 }
 
 #[test]

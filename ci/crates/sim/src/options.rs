@@ -266,7 +266,7 @@ fn draw_rates(rng: &mut Rng, faults: FaultMode) -> FaultRates {
         FaultMode::Errors => FaultRates {
             read_error: one(6_000),
             write_error: one(5_000),
-            dead: one(1_200),
+            dead: one(2_400),
             bit_flip: one(500),
             slow,
             ..FaultRates::default()

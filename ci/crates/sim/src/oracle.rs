@@ -225,8 +225,11 @@ impl Notes {
                     }
                 }
             }
+            // What was being written is not acknowledged, and what lay there is not needed any more.
+            _ if kind == FaultKind::WriteError => {}
+            // Frames that cannot be read are as good as gone.
             Zone::Ring => self.note_ring_harm(number, offset..offset + len),
-            // A read that fails harms nothing that is stored.
+            // There are others of these.
             _ if kind == FaultKind::ReadError => {}
             Zone::Superblock | Zone::Checkpoint => self.news.push(News::Anchor(number)),
         }

@@ -41,6 +41,10 @@ impl Stage {
         payload: &[u8],
     ) -> Result<Then, Broken> {
         self.bump(Count::Replies);
+        if let Work::Release(keys) = &request.work {
+            let now = self.now().nanos;
+            keys.iter().for_each(|&key| self.model.release_ends(key, now));
+        }
         if header.status() != Status::Ok {
             return self.take_refusal(request, header.status());
         }
@@ -51,10 +55,7 @@ impl Stage {
             Work::Exists(sights) => self.take_exists(sights, meta),
             Work::Match(sights, first) => self.take_match(sights, *first, meta),
             Work::Lease { sights, ms, since } => self.take_lease(sights, *ms, *since, meta),
-            Work::Release(keys) => {
-                keys.iter().for_each(|&key| self.model.released(key));
-                Ok(Then::Done)
-            }
+            Work::Release(_) => Ok(Then::Done),
             Work::Delete(deletes) => self.take_delete(deletes, meta),
             Work::Suspect { sight, generation } => self.take_suspect(sight, *generation, meta),
         }
@@ -322,8 +323,22 @@ impl Stage {
             return Err(Broken { what: What::WrongBytes, key, detail });
         };
         let whole = payload.len() as u64 == reply.length;
+        if !whole && !self.model.knows(reply.generation) && self.is_ambiguous(get, reply, payload) {
+            self.model.saw_block(&get.sight, reply.generation, reply.length, &[])?;
+            return Ok(None);
+        }
         self.model.saw_value(&get.sight, reply.generation, version, reply.length, whole)?;
         Ok(None)
+    }
+
+    /// A few bytes of a value may be those of several.
+    fn is_ambiguous(&self, get: &GetWork, reply: &ItemReply, payload: &[u8]) -> bool {
+        let key = get.sight.key;
+        let fits = |version: &u32| {
+            self.model.length(*version) == reply.length
+                && values::matches(key, *version, get.offset, payload)
+        };
+        self.model.candidates(key, reply.generation).filter(fits).nth(1).is_some()
     }
 
     /// One CRC for each extent that the bytes touch, over the bytes that are sent of it.
@@ -388,7 +403,7 @@ impl Stage {
             if reply.status == Status::Ok {
                 self.bump(Count::LeasesGranted);
                 let until = since + u64::from(ms) * 1_000_000;
-                self.model.leased(sight.key, reply.generation, until);
+                self.model.leased(sight.key, reply.generation, since, until);
             }
         }
         Ok(Then::Done)

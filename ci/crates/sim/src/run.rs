@@ -168,6 +168,8 @@ pub struct Run {
     pub(crate) busy: bool,
     pub(crate) rng: Rng,
     pub(crate) evictions: u64,
+    /// The members of the node as it was told last, one bit for each disk.
+    pub(crate) members: u32,
     turns: u64,
     rested: bool,
     /// Every disk is dead: there is nothing left to ask.
@@ -216,7 +218,7 @@ impl Run {
         world.add_source(Rc::new(net.clone()));
         world.add_source(Rc::clone(&timers) as Rc<dyn Source>);
         let stage = Stage::new(Rc::clone(&options), clock, rng.fork(), verbose);
-        let keep_frames = options.faults == FaultMode::Journal;
+        let keep_frames = matches!(options.faults, FaultMode::Journal | FaultMode::Errors);
         let keep_places = options.faults != FaultMode::None;
         let oracle = Oracle::new(options.keys, keep_frames, keep_places, stage.model.tick());
         Run {
@@ -229,6 +231,7 @@ impl Run {
             trap: None,
             busy: true,
             evictions: 0,
+            members: u32::MAX,
             turns: 0,
             rested: false,
             over: false,
@@ -285,8 +288,8 @@ impl Run {
             FaultMode::None => Vec::new(),
             FaultMode::Values => vec![data, 0..0],
             FaultMode::Journal => vec![data, ring],
-            // From the ring on, whatever is there: commands fail anywhere but at the superblocks.
-            FaultMode::Errors => vec![self.layout.ring_offset..self.layout.capacity, 0..0],
+            // Commands fail anywhere, also at the superblocks.
+            FaultMode::Errors => vec![0..self.layout.capacity, 0..0],
         }
     }
 
@@ -365,17 +368,19 @@ impl Run {
         Ok(())
     }
 
-    /// Starts the server on the disks that live.
+    /// Starts the server on the disks that live. The dead ones are given up.
     pub(crate) fn boot(&mut self) {
         let alive: Vec<SimDisk> =
             self.disks.iter().filter(|disk| !disk.is_dead()).cloned().collect();
-        if alive.len() < self.disks.len() {
+        let degraded = alive.len() < self.disks.len();
+        if degraded {
             self.stage.bump(Count::StartsWithoutADisk);
         }
         let starting: Starting = Rc::default();
         let slot = Rc::clone(&starting);
         let local = self.world.local(self.options.store_reactor);
-        let open = server::open(local.clone(), self.options.clone(), alive, self.pool.clone());
+        let options = self.options.clone();
+        let open = server::open(local.clone(), options, alive, degraded, self.pool.clone());
         local.spawn(async move {
             let outcome = open.await;
             *slot.borrow_mut() = Some(outcome);
@@ -404,9 +409,16 @@ impl Run {
         self.stage.bump(Count::Starts);
         let hashes = server::hashes(&opened.store, &self.stage);
         hashes.into_iter().for_each(|(hash, key)| self.oracle.learn_hash(hash, key));
-        let alive: Vec<SimDisk> =
-            self.disks.iter().filter(|disk| !disk.is_dead()).cloned().collect();
-        match Server::start(&self.world, &self.options, &alive, &self.pool, opened) {
+        self.stage.counters.add(Count::LostDrivesLeftOut, opened.left_out);
+        self.stage.counters.add(Count::MembersGivenUp, opened.given_up);
+        self.hear_news();
+        let before = self.members;
+        self.note_members(&opened.store);
+        // Every drive that the node went on with is gone: an operator who starts it from what had
+        // been lost before gives up what happened since.
+        let went_back = self.members & before == 0;
+        self.stage.model.started(went_back);
+        match Server::start(&self.world, &self.options, &self.pool, opened) {
             Ok(server) => self.power = Power::On(server),
             Err(_) => self.crash_now(memkv_sim::CrashKind::Kill)?,
         }
@@ -415,6 +427,13 @@ impl Run {
             self.client_turn(client)?;
         }
         Ok(())
+    }
+
+    /// Remembers who the members are.
+    pub(crate) fn note_members(&mut self, store: &memkv_store::Store) {
+        let members = store.membership().members;
+        let is_in = |disk: &usize| members.contains(&server::drive_uuid(self.options.seed, *disk));
+        self.members = (0..self.disks.len()).filter(is_in).map(|disk| 1 << disk).sum();
     }
 
     /// Only where commands fail or frames are harmed may a start be refused.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use memkv_block::{BlockDevice, IoError};
 use memkv_dma::Pool;
 use memkv_journal::{
-    DriveUuid, FormatError, FormatOptions, Identity, KeyBytes, Layout, NodeUuid, OpenError,
-    ReadError, Superblock, format, read_superblock,
+    DriveUuid, FormatError, FormatOptions, Identity, KeyBytes, Layout, MembershipError, NodeUuid,
+    OpenError, ReadError, Standing, Superblock, format, membership, read_superblock,
 };
 use memkv_net::Connection;
 use memkv_poller::{Local, Rng};
@@ -30,6 +30,7 @@ pub enum StartError {
     Io(IoError),
     Superblock(ReadError),
     Journal(OpenError),
+    Members(MembershipError),
     Join(RecoverError),
 }
 
@@ -37,6 +38,12 @@ pub enum StartError {
 pub struct Opened {
     pub store: Rc<Store>,
     pub incarnation: u64,
+    /// Its drives, in its order.
+    pub disks: Vec<SimDisk>,
+    /// Drives that were at hand and are members no more.
+    pub left_out: u64,
+    /// Members that were not at hand, and were given up.
+    pub given_up: u64,
 }
 
 /// A running server.
@@ -56,6 +63,11 @@ pub fn layout(options: &Options, disk: &SimDisk) -> Layout {
     Layout::plan(&disk.geometry(), &format_options(options)).expect("the disk is large enough")
 }
 
+/// The drive of a disk.
+pub fn drive_uuid(seed: u64, disk: usize) -> DriveUuid {
+    DriveUuid(uuid(seed, disk as u64 + 1))
+}
+
 fn uuid(seed: u64, number: u64) -> uuid::Uuid {
     let mut rng = Rng::seeded(seed ^ number << 32 ^ 0x1d);
     uuid::Uuid::from_u64_pair(rng.next_u64(), rng.next_u64())
@@ -68,8 +80,7 @@ pub async fn format_all(
     disks: Vec<SimDisk>,
     pool: Pool,
 ) -> Result<(), FormatError> {
-    let members: Vec<_> =
-        (0..disks.len()).map(|n| DriveUuid(uuid(options.seed, n as u64 + 1))).collect();
+    let members: Vec<_> = (0..disks.len()).map(|n| drive_uuid(options.seed, n)).collect();
     let mut secret = [0; 32];
     secret[..8].copy_from_slice(&options.seed.to_le_bytes());
     for (disk, &drive) in disks.iter().zip(&members) {
@@ -87,26 +98,40 @@ pub async fn format_all(
     Ok(())
 }
 
-/// Opens the journals and joins them into a store on this reactor.
+/// Opens the journals of the members among `at_hand` and joins them into a store on this reactor. With
+/// `degraded` members that are missing are given up.
 pub async fn open(
     local: Local,
     options: Rc<Options>,
-    disks: Vec<SimDisk>,
+    at_hand: Vec<SimDisk>,
+    degraded: bool,
     pool: Pool,
 ) -> Result<Opened, StartError> {
-    let mut drives = Vec::with_capacity(disks.len());
-    let mut incarnation = 0;
-    for disk in &disks {
+    let mut found = Vec::with_capacity(at_hand.len());
+    for disk in &at_hand {
         let queue = disk.open_queue(&local).map_err(StartError::Io)?;
         let superblock = read_superblock(&*queue, &disk.geometry(), &pool)
             .await
             .map_err(StartError::Superblock)?;
+        found.push((disk.clone(), queue, superblock));
+    }
+    let identities: Vec<_> = found.iter().map(|(_, _, superblock)| &superblock.identity).collect();
+    let resolved = membership::resolve(&identities, degraded).map_err(StartError::Members)?;
+    let (mut drives, mut disks, mut incarnation) = (Vec::new(), Vec::new(), 0);
+    for ((disk, queue, mut superblock), standing) in found.into_iter().zip(&resolved.standings) {
+        if *standing != Standing::Member {
+            continue;
+        }
+        resolved.membership.enter(&mut superblock);
         let (journal, recovered) = memkv_journal::open(queue, &local, pool.clone(), superblock)
             .await
             .map_err(StartError::Journal)?;
         incarnation = incarnation.max(journal.superblock().incarnation);
         drives.push(RecoveredDrive { journal, recovered });
+        disks.push(disk);
     }
+    let left_out = (at_hand.len() - disks.len()) as u64;
+    let given_up = resolved.given_up.len() as u64;
     let config = StoreConfig {
         extent_bytes: options.extent,
         eviction: options.evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
@@ -118,7 +143,7 @@ pub async fn open(
     let store = Store::recover(&local, config, options.policy.build(), drives)
         .await
         .map_err(StartError::Join)?;
-    Ok(Opened { store, incarnation })
+    Ok(Opened { store, incarnation, disks, left_out, given_up })
 }
 
 /// Tells the oracle how the store hashes the keys of the run.
@@ -138,18 +163,17 @@ impl Server {
     pub fn start(
         world: &World,
         options: &Options,
-        disks: &[SimDisk],
         pool: &Pool,
         opened: Opened,
     ) -> Result<Server, IoError> {
-        let Opened { store, incarnation } = opened;
+        let Opened { store, incarnation, disks, .. } = opened;
         let remote = StorePort::open(&store, 256, 4096);
         let mut contexts = Vec::new();
         let mut locals = Vec::new();
         for reactor in 0..world.reactors() {
             let local = world.local(reactor);
             let mut drives = Vec::with_capacity(disks.len());
-            for disk in disks {
+            for disk in &disks {
                 let queue = disk.open_queue(&local)?;
                 drives.push(DriveIo { device: Arc::new(disk.clone()), queue });
             }
