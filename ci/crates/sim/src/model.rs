@@ -147,7 +147,8 @@ struct Key {
     journal_harm: bool,
     /// It was put with a time to live: never certainly present.
     mortal: bool,
-    /// The power was cut since its bytes were last seen: an index entry proves nothing about them.
+    /// The power was cut, or a removal may have been lost, since its bytes were last seen: an index entry
+    /// proves nothing about them.
     unproven: bool,
     /// It was deleted at some time, answered or not.
     deleted: bool,

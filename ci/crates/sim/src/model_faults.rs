@@ -30,7 +30,9 @@ impl Model {
             }
             if (kind == CrashKind::PowerCut && !safe) || key.journal_harm {
                 key.forget();
-                key.unproven |= kind == CrashKind::PowerCut;
+                // Where a removal was lost, its units may have been used again: an entry that is back
+                // proves nothing about the bytes.
+                key.unproven |= kind == CrashKind::PowerCut || key.journal_harm;
                 key.changed = tick;
             } else if on_failed && key.open_puts > 0 {
                 // A value that was seen, but not acknowledged, may be lost with its drive before what
