@@ -112,8 +112,6 @@ impl Outbox {
         connection: Rc<dyn Connection>,
         mut sealer: Sealer,
     ) {
-        // It may be the last that reads from a drive.
-        let _work = context.work();
         let mut head = Vec::new();
         loop {
             while self.is_empty() && !self.closed.get() {
@@ -127,7 +125,10 @@ impl Outbox {
             }
             head.clear();
             let batch = self.gather(&mut sealer, head);
+            // It may still be reading from drives when the connection is gone.
+            let work = context.work();
             let sent = send(&context, &*connection, batch).await;
+            drop(work);
             let Ok(used) = sent else {
                 self.close(&context);
                 connection.shutdown();
