@@ -2,7 +2,7 @@
 
 use crate::blocks::say;
 use crate::cli::{BenchArgs, DepthBy, Global, Op};
-use crate::connect::client;
+use crate::connect::{client, wait_for_servers};
 use crate::error::{CtlError, Exit, is_lost};
 use crate::progress;
 use crate::table::{microseconds, plain_table};
@@ -19,6 +19,7 @@ pub fn run(global: &Global, args: &BenchArgs) -> Result<Exit, CtlError> {
     };
     let connections = args.connections.get().saturating_mul(per_connection);
     let (client, servers) = client(global, Some(connections))?;
+    wait_for_servers(&client, &servers, args.wait)?;
     let spinner = progress::spinner();
     let mut reports = Vec::new();
     for size in &args.sizes {

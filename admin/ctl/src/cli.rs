@@ -235,6 +235,9 @@ pub struct BenchArgs {
     /// Check every byte that comes back; the cost shows in the client's CPU time
     #[arg(long)]
     pub verify: bool,
+    /// How long to wait for a server that does not answer yet: it may just be starting
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "15s")]
+    pub wait: Duration,
     /// What the keys begin with
     #[arg(long, value_name = "TEXT", default_value = "bench")]
     pub label: String,
@@ -263,6 +266,9 @@ pub struct ReplayArgs {
     /// Requests served side by side, each on a connection of its own
     #[arg(long, value_name = "N", default_value = "4")]
     pub connections: NonZeroUsize,
+    /// How long to wait for a server that does not answer yet: it may just be starting
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "15s")]
+    pub wait: Duration,
     /// What the keys begin with; equal labels find each other's blocks
     #[arg(long, value_name = "TEXT", default_value = "replay")]
     pub label: String,

@@ -2,9 +2,12 @@
 
 use crate::cli::Global;
 use crate::error::CtlError;
+use crate::progress;
 use memkv_client::{Client, Config, ConfigError};
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The client configuration: the file, then variables, then the options. The options take the place
 /// of the variables they override, so one set of checks holds for all.
@@ -33,6 +36,42 @@ pub fn config(
 /// The configuration of this process.
 pub fn own_config(global: &Global, connections: Option<usize>) -> Result<Config, CtlError> {
     config(global, connections, |name| std::env::var(name).ok())
+}
+
+/// How often a server that does not answer yet is asked.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Waits until a server of the client answers. A replay or a bench of servers that are not there would
+/// end at once, with nothing but failures.
+///
+/// # Errors
+/// What the first server said last, when none answered in time or all refuse.
+pub fn wait_for_servers(
+    client: &Client,
+    servers: &[String],
+    patience: Duration,
+) -> Result<(), CtlError> {
+    let until = Instant::now() + patience;
+    let spinner = progress::spinner();
+    spinner.set_message(format!("waiting for {}", servers.join(", ")));
+    loop {
+        let mut last = None;
+        let mut lost = true;
+        for (_, answer) in client.server_stats() {
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    lost &= error.is_server_lost();
+                    last = last.or(Some(error));
+                }
+            }
+        }
+        let now = Instant::now();
+        if let Some(error) = last.filter(|_| !lost || now >= until) {
+            return Err(error.into());
+        }
+        thread::sleep(AGAIN.min(until.saturating_duration_since(now)));
+    }
 }
 
 /// A client, and the servers it talks to.

@@ -2,7 +2,7 @@
 
 use crate::blocks::say;
 use crate::cli::{Global, ReplayArgs};
-use crate::connect::client;
+use crate::connect::{client, wait_for_servers};
 use crate::error::{CtlError, Exit, is_lost};
 use crate::faults;
 use crate::progress;
@@ -30,6 +30,7 @@ pub fn run(global: &Global, args: &ReplayArgs) -> Result<Exit, CtlError> {
     };
     // Reading ahead finds a bad line before anything is stored, and the bar gets its length.
     let total = count(&args.trace, args.until)?;
+    wait_for_servers(&client, &servers, args.wait)?;
     let bar = progress::bar(total);
     let trace = TraceReader::open(&args.trace)?;
     let mut show = |report: &ReplayReport| {

@@ -201,6 +201,21 @@ fn a_server_that_is_not_there_is_unreachable() {
 }
 
 #[test]
+fn long_work_does_not_begin_on_servers_that_are_not_there() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("trace");
+    let line = r#"{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [1]}"#;
+    std::fs::write(&path, line).expect("room for a line");
+    let path = path.to_str().expect("a plain path");
+    for command in [&["bench"][..], &["replay", path]] {
+        let output = memkvctl(&[command, &["--server", NOBODY, "--wait", "0s"]].concat());
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{command:?}: {told}");
+        assert!(told.contains(NOBODY) && output.stdout.is_empty(), "{told}");
+    }
+}
+
+#[test]
 fn a_trace_that_is_not_one_is_named() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("trace");

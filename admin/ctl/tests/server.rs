@@ -194,6 +194,27 @@ fn bench_and_replay_measure_a_real_server() {
 }
 
 #[test]
+fn a_bench_waits_for_a_server_that_is_just_starting() {
+    // An address where nobody is yet: that of a node which has just stopped.
+    let server = serve();
+    let address: std::net::SocketAddr = server.data.parse().expect("an address");
+    server.node.stop().expect("an orderly stop");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memkvctl"));
+    command.args(["--server", &address.to_string(), "bench", "--sizes", "64KiB", "--ops", "put"]);
+    command.args(["--seconds", "10ms", "--stored", "1MiB", "--memory", "1MiB", "--wait", "60s"]);
+    let bench = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let bench = bench.expect("the binary runs");
+    let text = CONFIG.replace("127.0.0.1:0", &address.to_string());
+    let config = Config::parse(&text, &Overrides::default(), &ThisMachine);
+    let config = config.unwrap_or_else(|error| panic!("{error}"));
+    let node = Node::start(config, &(Rc::new(|_: &str, _, _| ()) as _)).expect("a node starts");
+    let output = bench.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    node.stop().expect("an orderly stop");
+}
+
+#[test]
 fn status_counts_what_was_done() {
     let server = serve();
     assert!(server.run_with(&["put", "k"], b"value").status.success());
