@@ -109,6 +109,9 @@ pub struct Storage {
     pub block_size: u64,
     /// The drives, at least one.
     pub drives: Vec<Drive>,
+    /// Where the drive is that nobody named: this folder is made when it is not there. Folders that
+    /// are named are not, for their file system may just not be mounted.
+    pub data_directory: Option<PathBuf>,
     /// What happens when they fill.
     pub eviction: Eviction,
     /// What an acknowledgement promises.

@@ -1,7 +1,10 @@
 //! From configured drives to an open store: choose a driver each, format what is new, recover what
 //! is not, and refuse what does not belong together.
 
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,6 +98,15 @@ pub enum DrivesError {
     /// They are not the drives of one node, or not all of them.
     #[error("the drives under storage.drives do not form a node (memkv start --degraded)")]
     Members(#[from] MembershipError),
+    /// The folder of the drive that nobody named cannot be made.
+    #[error("cannot make the folder {}; give another one with --data-dir", path.display())]
+    Folder {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Formatting failed.
     #[error("cannot format drive {name}")]
     Format {
@@ -166,6 +178,9 @@ pub fn open_devices(
     pool: &Pool,
     progress: &Progress,
 ) -> Result<Vec<Arc<dyn BlockDevice>>, DrivesError> {
+    if let Some(path) = &config.storage.data_directory {
+        make_folder(path)?;
+    }
     let hugepages = config.memory.hugepages.into();
     let open = |media: &PathBuf, size: Option<u64>| {
         let name = media.display().to_string();
@@ -183,6 +198,12 @@ pub fn open_devices(
             .map_err(|source| DrivesError::Memory { size: *size, source }),
     });
     drives.collect()
+}
+
+/// Makes a folder with all above it, for nobody else's eyes: the XDG Base Directory Specification.
+fn make_folder(path: &Path) -> Result<(), DrivesError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| DrivesError::Folder { path: path.to_owned(), source })
 }
 
 /// A drive that was claimed, with a queue of this reactor.
@@ -395,4 +416,27 @@ fn new_uuid() -> Uuid {
 /// Fills with bytes nobody can guess.
 pub fn random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the kernel gives random bytes");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_folder_of_the_unnamed_drive_is_made_with_all_above_it() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let folder = home.path().join("not/yet/made");
+        for _ in 0..2 {
+            make_folder(&folder).expect("it can be made, and may be there");
+            let mode = folder.metadata().expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700);
+        }
+        let file = home.path().join("file");
+        std::fs::write(&file, "in the way").expect("room for a file");
+        let error = make_folder(&file.join("memkv")).expect_err("a file is no folder");
+        let told = error.to_string();
+        assert!(told.contains("file/memkv") && told.contains("--data-dir"), "{told}");
+    }
 }

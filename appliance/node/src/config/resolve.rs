@@ -182,6 +182,9 @@ fn storage(
 ) -> Storage {
     let path = Path::default().key("storage");
     let mode = set.mode.unwrap_or(StorageMode::File);
+    let unnamed = mode == StorageMode::File && set.drives.is_none();
+    let data_directory = overrides.data_dir.clone().or_else(|| machine.data_directory());
+    let data_directory = data_directory.filter(|_| unnamed).map(|folder| absolute(&folder));
     let eviction = Eviction {
         enabled: set.eviction.unwrap_or(true),
         high: set.high.unwrap_or(95),
@@ -200,12 +203,13 @@ fn storage(
     }
     let drives = match set.drives {
         Some(drives) => configured_drives(mode, drives, machine, report),
-        None => default_drives(mode, overrides, machine, report),
+        None => default_drives(mode, data_directory.as_deref(), overrides, machine, report),
     };
     Storage {
         mode,
         block_size: set.block_size.unwrap_or(4 * MIB),
         drives,
+        data_directory,
         eviction,
         durability: set.durability.unwrap_or(Durability::Process),
     }
@@ -264,6 +268,7 @@ fn absolute(path: &std::path::Path) -> PathBuf {
 
 fn default_drives(
     mode: StorageMode,
+    data_directory: Option<&std::path::Path>,
     overrides: &Overrides,
     machine: &dyn Machine,
     report: &Report<'_>,
@@ -279,8 +284,7 @@ fn default_drives(
             vec![Drive::Memory { size: size / MIB * MIB }]
         }
         StorageMode::File => {
-            let directory = overrides.data_dir.clone().or_else(|| machine.data_directory());
-            let Some(directory) = directory else {
+            let Some(directory) = data_directory else {
                 report.key(&drives, ProblemKind::NoDataDirectory);
                 return Vec::new();
             };
@@ -288,7 +292,7 @@ fn default_drives(
                 Some(_) => Origin::Option("--data-dir"),
                 None => Origin::Key(drives.to_string()),
             };
-            let media = absolute(&directory).join(DATA_FILE);
+            let media = directory.join(DATA_FILE);
             file_drive(media, None, origin, machine, report).into_iter().collect()
         }
     }
