@@ -138,6 +138,16 @@ impl Allocator {
         self.free += u32::from(range.count);
     }
 
+    /// Takes free units out of reach for a while; [`Allocator::release`] brings them back.
+    ///
+    /// # Panics
+    /// When a unit of the range is not free: somebody has it.
+    pub fn withhold(&mut self, range: UnitRange) {
+        assert!(range.count > 0 && range.end() <= u64::from(self.units), "{range:?} is not here");
+        assert!(self.all(range, 0), "{range:?} is taken, at least in part");
+        self.take(range);
+    }
+
     /// First unit of a free run of `count`, searched from the cursor and round.
     fn find(&mut self, count: u32) -> Option<u32> {
         let first = (self.cursor / REGION) as usize;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use memkv_block::{BlockQueue, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};
 use memkv_poller::Local;
-use memkv_poller::local::Semaphore;
+use memkv_poller::local::{Event, Semaphore};
 use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};
@@ -31,6 +31,7 @@ use crate::quorum::write_superblock;
 use crate::record::{Record, Usage};
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
 use crate::superblock::{CheckpointRef, STARTS_MAX, Start, Superblock};
+use crate::trim::Trim;
 
 /// Why the journal did not do what it was asked.
 #[derive(Clone, Debug, Error)]
@@ -136,7 +137,10 @@ pub(crate) struct Shared {
     pub(crate) failure: RefCell<Option<Arc<IoError>>>,
     pub(crate) stats: Cell<JournalStats>,
     pub(crate) clock_high: Cell<u64>,
-    allocator: RefCell<Allocator>,
+    pub(crate) allocator: RefCell<Allocator>,
+    pub(crate) trim: RefCell<Trim>,
+    /// Told when the device has answered a command of the trimmer.
+    pub(crate) trimmed: Event,
     superblock: RefCell<Superblock>,
     /// Whose turn it is to write the superblock: each names what the one before it did.
     superblock_turn: Semaphore,
@@ -181,7 +185,7 @@ impl Shared {
 
 /// The journal of one drive; see the [crate's introduction](crate).
 pub struct Journal {
-    shared: Rc<Shared>,
+    pub(crate) shared: Rc<Shared>,
 }
 
 /// Opens a drive's journal: reads the checkpoint and the log after it, then, before anything can be
@@ -231,6 +235,8 @@ pub async fn open(
         stats: Cell::new(JournalStats::default()),
         clock_high: Cell::new(outcome.clock_high),
         allocator: RefCell::new(Allocator::new(layout.units)),
+        trim: RefCell::default(),
+        trimmed: Event::new(),
         superblock: RefCell::new(superblock),
         superblock_turn: Semaphore::new(1),
         checkpointing: Cell::new(false),
@@ -302,12 +308,16 @@ impl Journal {
     /// Takes `units` contiguous units, 1 to 256, or `None` when no run is that long. Nothing is
     /// recorded: the units are the caller's until it releases them.
     pub fn allocate(&self, units: u16) -> Option<UnitRange> {
-        self.shared.allocator.borrow_mut().allocate(units)
+        let range = self.shared.allocator.borrow_mut().allocate(units)?;
+        self.shared.trim.borrow_mut().allocated(range);
+        Some(range)
     }
 
-    /// Gives units back. Panics when one of them is free already.
+    /// Gives units back, once no durable record names them and nobody reads them: the device may be
+    /// told that they are empty. Panics when one of them is free already.
     pub fn release(&self, range: UnitRange) {
         self.shared.allocator.borrow_mut().release(range);
+        self.shared.trim.borrow_mut().freed(range, &self.shared.local);
     }
 
     /// Takes the units that a recovered record names.
@@ -315,9 +325,9 @@ impl Journal {
         self.shared.allocator.borrow_mut().mark(range)
     }
 
-    /// Units that are free.
+    /// Units that are free, those withheld for a moment while they are trimmed included.
     pub fn free_units(&self) -> u32 {
-        self.shared.allocator.borrow().free_units()
+        self.shared.allocator.borrow().free_units() + self.shared.trim.borrow().in_flight()
     }
 
     /// Units of the drive.

@@ -44,6 +44,7 @@ mod quorum;
 pub mod record;
 pub mod recovery;
 pub mod superblock;
+mod trim;
 
 pub use allocator::MarkError;
 pub use append::{Append, Applied};
@@ -64,3 +65,4 @@ pub use quorum::{ReadError, erase_superblock, read_copies, read_superblock};
 pub use record::{PartRef, RECORD_MAX, Record, RecordError, Usage};
 pub use recovery::{OpenError, RecoveryReport, Unusable};
 pub use superblock::{Identity, MEMBERS_MAX, Superblock, SuperblockError};
+pub use trim::{TrimConfig, TrimStats};

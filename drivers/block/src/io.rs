@@ -13,7 +13,8 @@ pub enum Op {
     Write,
     /// Make every write that has completed durable.
     Flush,
-    /// The range holds nothing any more; what a read of it returns afterwards is not defined.
+    /// The range holds nothing any more; what a read of it returns afterwards is not defined. Where
+    /// the device or file system cannot do it, the answer is [`IoError::Unsupported`].
     Deallocate,
 }
 
@@ -182,6 +183,12 @@ pub enum IoError {
         wanted: u64,
         /// Bytes moved.
         got: u64,
+    },
+    /// The device cannot do this at all; only a deallocation is answered so.
+    #[error("the device knows no {op:?}")]
+    Unsupported {
+        /// The command.
+        op: Op,
     },
     /// The system refused.
     #[error("the system refused the transfer")]

@@ -15,7 +15,6 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Once;
 
 use crate::device::MEMORY_GRAIN;
 use crate::open::{OpenError, OpenOptions};
@@ -34,7 +33,6 @@ pub(crate) struct Medium {
     pub block_device: bool,
     /// Grain of addresses in memory; [`MEMORY_GRAIN`] unless the device asks for more.
     memory_grain: u32,
-    no_holes: Once,
 }
 
 impl Medium {
@@ -79,7 +77,6 @@ impl Medium {
             direct,
             block_device,
             memory_grain: memory_grain.max(MEMORY_GRAIN),
-            no_holes: Once::new(),
         })
     }
 
@@ -144,14 +141,11 @@ impl Medium {
         if stuck && got < wanted { Err(IoError::Short { wanted, got }) } else { Ok(got) }
     }
 
-    /// Deallocation is a hint: that the medium cannot do it is said once and is no error.
+    /// What the system's answer to a deallocation means: that it cannot do it is no failure.
     pub fn deallocated(&self, result: io::Result<()>) -> Result<(), IoError> {
         match result {
             Err(error) if is_unsupported(&error) => {
-                self.no_holes.call_once(|| {
-                    tracing::info!(drive = self.name, %error, "cannot deallocate, going without");
-                });
-                Ok(())
+                Err(IoError::Unsupported { op: Op::Deallocate })
             }
             result => result.map_err(IoError::Os),
         }

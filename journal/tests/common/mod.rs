@@ -2,9 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses what it needs")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use memkv_block::{
     BlockQueue, Completer, Completion, Done, Geometry, Io, IoBuf, IoError, Op, completion,
@@ -38,6 +39,10 @@ pub struct Medium {
     /// Commands wait until they are let go.
     pub held: Option<VecDeque<(Io, Completer)>>,
     pub writes: usize,
+    /// Ranges that were deallocated: first byte, bytes.
+    pub trims: Vec<(u64, u64)>,
+    /// What deallocating ends with, if not well.
+    pub trim_error: Option<fn() -> IoError>,
 }
 
 /// The drive: a clone is the same one.
@@ -117,6 +122,13 @@ impl Disk {
                 medium.writes += 1;
             }
             (Op::Flush, _) => medium.log.push(Entry::Flush),
+            (Op::Deallocate, _) => {
+                medium.trims.push((io.offset, io.len));
+                if let Some(error) = medium.trim_error {
+                    return Err(error());
+                }
+                medium.image[offset..offset + len].fill(0xDA);
+            }
             (op, _) => panic!("the journal does not use {op:?} like this"),
         }
         Ok(())
@@ -140,12 +152,12 @@ impl BlockQueue for Disk {
     }
 }
 
-/// Stands still, so that every run writes the same bytes.
-struct StoppedClock;
+/// Stands still until it is moved, so that every run writes the same bytes.
+struct StoppedClock(Rc<Cell<u64>>);
 
 impl Clock for StoppedClock {
     fn now(&self) -> Instant {
-        Instant::from_nanos(0)
+        Instant::from_nanos(self.0.get())
     }
 
     fn unix_seconds(&self) -> u64 {
@@ -157,14 +169,23 @@ impl Clock for StoppedClock {
 pub struct Bench {
     pub reactor: Reactor,
     pub pool: Pool,
+    nanos: Rc<Cell<u64>>,
 }
 
 impl Bench {
     pub fn new() -> Bench {
         let config = PoolConfig { size: 32 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
         let pool = Pool::new(config).expect("a pool of ordinary pages");
-        let reactor = Reactor::new(ReactorConfig::default(), Rc::new(StoppedClock), Rng::seeded(1));
-        Bench { reactor, pool }
+        let nanos = Rc::new(Cell::new(0));
+        let clock = Rc::new(StoppedClock(Rc::clone(&nanos)));
+        let reactor = Reactor::new(ReactorConfig::default(), clock, Rng::seeded(1));
+        Bench { reactor, pool, nanos }
+    }
+
+    /// Lets time pass, and whoever waited for it have its turn.
+    pub fn pass(&mut self, time: Duration) {
+        self.nanos.set(self.nanos.get() + time.as_nanos() as u64);
+        self.settle();
     }
 
     pub fn local(&self) -> Local {
