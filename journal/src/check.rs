@@ -2,16 +2,18 @@
 //!
 //! [`read_contents`] is a recovery that stops before its last step: it gives what lives on the
 //! drive and what was met on the way, and leaves the drive as it is. [`verify_extent`] holds the
-//! bytes of one extent against the CRC its record promised.
+//! bytes of one extent against the CRC its record promised. [`Journal::scrub_extent`] does the same on
+//! a drive that serves, gently.
 
 use memkv_block::{BlockQueue, IoError};
-use memkv_dma::{Class, Pool};
+use memkv_dma::{Class, DmaBuf, Pool};
 use memkv_poller::Local;
 use thiserror::Error;
 
 use crate::checkpoint::read::{LoadError, Source, read_area};
-use crate::crc::crc32c;
+use crate::crc::{Pieces, crc32c};
 use crate::ids::{UNIT, UnitRange};
+use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::record::Record;
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
@@ -88,4 +90,41 @@ pub async fn verify_extent(
     result?;
     let found = crc32c(&buf.as_slice()[..length as usize]);
     if found == expected { Ok(()) } else { Err(ExtentFault::Crc { expected, found }) }
+}
+
+/// Bytes of one read of a scrub at most.
+const SCRUB_READ: usize = 1 << 20;
+
+impl Journal {
+    /// Memory to scrub an extent of so many bytes with, or `None` when there is none to spare:
+    /// requests come first, so nobody waits for it.
+    pub fn scrub_buffer(&self, length: u32) -> Option<DmaBuf> {
+        let bytes = (length as usize).next_multiple_of(UNIT).min(SCRUB_READ);
+        self.shared.pool.allocate(Class::Scrub, bytes).ok()
+    }
+
+    /// Reads an extent, one read of at most 1 MiB after the other, and holds it against its CRC.
+    /// The caller keeps its units from being used again meanwhile.
+    ///
+    /// # Errors
+    /// [`ExtentFault`].
+    pub async fn scrub_extent(
+        &self,
+        (extent, length, expected): (UnitRange, u32, u32),
+        mut buf: DmaBuf,
+    ) -> Result<(), ExtentFault> {
+        let offset = self.data_offset(extent.start);
+        let (length, mut at, mut crc) = (length as usize, 0, Pieces::new());
+        while at < length {
+            let bytes = (length - at).next_multiple_of(UNIT).min(buf.len());
+            let queue = &*self.shared.queue;
+            let (result, back) = memkv_block::read(queue, offset + at as u64, bytes, buf).await;
+            result?;
+            buf = back;
+            crc.add(&buf.as_slice()[..bytes.min(length - at)]);
+            at += bytes;
+        }
+        let found = crc.crc();
+        if found == expected { Ok(()) } else { Err(ExtentFault::Crc { expected, found }) }
+    }
 }

@@ -125,7 +125,7 @@ pub struct JournalStats {
 pub(crate) struct Shared {
     pub(crate) queue: Rc<dyn BlockQueue>,
     pub(crate) local: Local,
-    pool: Pool,
+    pub(crate) pool: Pool,
     pub(crate) layout: Layout,
     pub(crate) drive: DriveUuid,
     pub(crate) epoch: Cell<u64>,

@@ -152,6 +152,12 @@ impl Slab {
         (block.id.generation == generation).then_some(block)
     }
 
+    /// The slot of a place below [`Slab::places`].
+    pub fn slot_at(place: usize) -> Slot {
+        let number = u32::try_from(place + 1).expect("fewer than 2^32 blocks");
+        Slot(NonZeroU32::new(number).expect("slots count from one"))
+    }
+
     /// Places for blocks, in use or not.
     pub fn places(&self) -> usize {
         self.slots.len()

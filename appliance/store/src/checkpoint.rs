@@ -85,6 +85,7 @@ impl Store {
     /// last unclean start. Sessions are drained before.
     pub async fn shutdown(self: &Rc<Self>) {
         self.draining.set(true);
+        self.drives.iter().for_each(|drive| drive.journal.stop_trim());
         // The last aborts of sessions on other reactors may still be on their way here.
         while !self.pending.borrow().is_empty() {
             self.settled.listen().await;
@@ -94,6 +95,7 @@ impl Store {
         self.locks.all_free().await;
         for index in 0..self.drives.len() {
             if self.drives[index].online() {
+                self.drives[index].journal.trim_settled().await;
                 self.checkpoint(self.drives[index].id, true).await;
             }
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use memkv_journal::TrimConfig;
+
 /// Settings of one store.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -9,6 +11,10 @@ pub struct StoreConfig {
     pub extent_bytes: u32,
     /// `None`: a full store answers `Full`.
     pub eviction: Option<EvictionConfig>,
+    /// When what was freed is given to the devices; `None`: never.
+    pub trim: Option<TrimConfig>,
+    /// How blocks that nobody reads are checked; `None`: they are not.
+    pub scrub: Option<ScrubConfig>,
     /// The longest lease a client may hold.
     pub lease_max: Duration,
     /// How long a put waits for another put of the same key when it names no deadline.
@@ -24,11 +30,29 @@ impl Default for StoreConfig {
         Self {
             extent_bytes: 4 << 20,
             eviction: Some(EvictionConfig::default()),
+            trim: None,
+            scrub: None,
             lease_max: Duration::from_secs(60),
             default_deadline: Duration::from_secs(10),
             remember: Duration::from_secs(60),
             remember_max: 65_536,
         }
+    }
+}
+
+/// How the scrubber works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScrubConfig {
+    /// Bytes it reads a second at most, over all drives; not 0.
+    pub bytes_per_second: u64,
+    /// How long it rests between two passes over all blocks.
+    pub rest: Duration,
+}
+
+impl Default for ScrubConfig {
+    /// 16 MiB a second, and an hour of rest.
+    fn default() -> Self {
+        Self { bytes_per_second: 16 << 20, rest: Duration::from_secs(3600) }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct DriveStatus {
     pub units_total: u64,
     /// Units free for new extents.
     pub units_free: u64,
+    /// What of its free units the device was told.
+    pub trim: memkv_journal::TrimStats,
     /// Counters of its journal.
     pub journal: memkv_journal::JournalStats,
 }
@@ -70,6 +72,7 @@ impl Drive {
             why_offline: self.why_offline.borrow().clone(),
             units_total: u64::from(self.journal.total_units()),
             units_free: u64::from(self.journal.free_units()),
+            trim: self.journal.trim_stats(),
             journal: self.journal.stats(),
         }
     }

@@ -79,8 +79,8 @@ impl Store {
             self.evict_for.set(0);
             return false;
         }
-        // Nor does anybody go for a place that a checkpoint brings: the put comes again.
-        !self.checkpoint_due() && self.units_of(length) > self.leaving.get()
+        // Nor does anybody go for a place that a checkpoint or the trimmer brings: the put comes again.
+        !self.checkpoint_due() && self.units_of(length) > self.leaving.get() + self.trimming()
     }
 
     /// Evicts up to a batch of blocks, about `units` worth; returns how many.

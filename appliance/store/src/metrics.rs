@@ -5,6 +5,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::scrub::ScrubCounters;
+
 /// A counter with one writing thread.
 #[derive(Default, Debug)]
 pub struct Counter(AtomicU64);
@@ -130,6 +132,8 @@ pub struct StoreCounters {
     pub epochs_raised: Counter,
     /// Checkpoints completed.
     pub checkpoints: Counter,
+    /// What the scrubber counts.
+    pub scrub: ScrubCounters,
     /// From a commit's arrival to its records being durable.
     pub commit_wait: Histogram,
     /// How long a put waited for its key.

@@ -154,6 +154,11 @@ impl Store {
             store.checkpoint(drive, false).await;
         }
         local.spawn(store.clone().evictor());
+        if let Some(trim) = store.config.trim {
+            let online = store.drives.iter().filter(|drive| drive.online());
+            online.for_each(|drive| drive.journal.start_trim(trim));
+        }
+        local.spawn(store.clone().scrubber());
         store.watch_space();
         Ok(store)
     }

@@ -236,6 +236,10 @@ impl Store {
             && self.leaving.get() == 0
             && self.pending.borrow().is_empty();
         if self.config.eviction.is_none() || nothing_leaves || self.units_of(length) > total {
+            if self.trimming() > 0 && self.units_of(length) <= total {
+                // What is free is withheld until the device has answered.
+                return self.busy(1);
+            }
             self.counters.full.bump();
             return Refusal::Full;
         }
@@ -245,6 +249,12 @@ impl Store {
         }
         self.evict_now.notify_all();
         self.busy(5)
+    }
+
+    /// Units that are free but withheld while they are trimmed.
+    pub(crate) fn trimming(&self) -> u64 {
+        let online = self.drives.iter().filter(|drive| drive.online());
+        online.map(|drive| drive.journal.trim_stats().units_in_flight).sum()
     }
 
     /// Places the extents of a reservation that lay on a failed drive somewhere else. The old units

@@ -37,6 +37,9 @@ struct Medium {
     held_from: u64,
     broken: bool,
     writes: u64,
+    trims: Vec<(u64, u64)>,
+    /// A byte that cannot be read.
+    bad: Option<u64>,
 }
 
 /// A drive: clones are the same one.
@@ -106,6 +109,21 @@ impl Disk {
         self.medium().image[offset..offset + len].to_vec()
     }
 
+    /// Changes bytes behind everybody's back.
+    pub fn set_bytes(&self, offset: u64, bytes: &[u8]) {
+        self.medium().image[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// This byte cannot be read from now on.
+    pub fn set_bad(&self, offset: u64) {
+        self.medium().bad = Some(offset);
+    }
+
+    /// Ranges that were deallocated: first byte, bytes.
+    pub fn trims(&self) -> Vec<(u64, u64)> {
+        self.medium().trims.clone()
+    }
+
     pub fn writes(&self) -> u64 {
         self.medium().writes
     }
@@ -123,6 +141,10 @@ impl Medium {
             return Err(IoError::Injected("the drive is broken"));
         }
         let (offset, len, at) = (io.offset as usize, io.len as usize, io.buf_at);
+        let touches = |bad: u64| (io.offset..io.offset + io.len).contains(&bad);
+        if io.op == Op::Read && self.bad.is_some_and(touches) {
+            return Err(IoError::Injected("a bad sector"));
+        }
         match (io.op, &mut io.buf) {
             (Op::Read, Some(IoBuf::Exclusive(buf))) => {
                 buf.as_mut_slice()[at..at + len].copy_from_slice(&self.image[offset..offset + len]);
@@ -130,6 +152,10 @@ impl Medium {
             (Op::Write, Some(buf)) => {
                 self.image[offset..offset + len].copy_from_slice(&buf.as_slice()[at..at + len]);
                 self.writes += 1;
+            }
+            (Op::Deallocate, _) => {
+                self.image[offset..offset + len].fill(0xDA);
+                self.trims.push((io.offset, io.len));
             }
             _ => {}
         }
