@@ -35,7 +35,8 @@ pub use metrics::{
 };
 pub use status::{
     ConnectionStatus, DriveState, DriveStatus, EvictionStatus, MemoryStatus, NodeStatus,
-    PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, StorageStatus,
+    PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, ScrubStatus, StorageStatus,
+    TrimStatus,
 };
 pub use version::{VERSION_TEXT, Version, version};
 

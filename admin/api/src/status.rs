@@ -36,6 +36,9 @@ pub struct NodeStatus {
     pub connections: ConnectionStatus,
     /// What happens when the drives fill.
     pub eviction: EvictionStatus,
+    /// Reading what nobody reads.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
     /// The store's counters by name (`put`, `get`, `hit`, `miss_evicted`, …), since the start.
     pub counters: BTreeMap<String, u64>,
     /// The process as the operating system sees it.
@@ -116,6 +119,52 @@ pub struct DriveStatus {
     pub used_bytes: u64,
     /// What was found at start.
     pub recovery: RecoveryStatus,
+    /// What of its free space the device was told.
+    #[serde(default)]
+    pub trim: TrimStatus,
+}
+
+/// Telling a drive what is free, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrimStatus {
+    /// Whether it is told: configured, and the device can.
+    pub on: bool,
+    /// Extents that were freed.
+    pub extents_freed_total: u64,
+    /// Commands given to the device.
+    pub ranges_total: u64,
+    /// Freed extents in the ranges that the device gave up; by `ranges_total` it is what joining
+    /// neighbours saves.
+    pub extents_total: u64,
+    /// Bytes in them.
+    pub bytes_total: u64,
+    /// Bytes that were taken again before.
+    pub reused_bytes_total: u64,
+    /// Bytes that were dropped when it was stopped, or for want of a place.
+    pub dropped_bytes_total: u64,
+    /// Commands that failed.
+    pub failed_total: u64,
+    /// Bytes that wait.
+    pub pending_bytes: u64,
+}
+
+/// The scrubber: reads what nobody reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// The rate it keeps to; 0 is off.
+    pub bytes_per_second: u64,
+    /// How far the pass under way is, in slots of the index.
+    pub position: u64,
+    /// Slots of the index.
+    pub slots: u64,
+    /// Passes completed since the start.
+    pub passes_total: u64,
+    /// Unix second at which the last of them ended; 0 before the first.
+    pub last_pass: u64,
+    /// Bytes found right since the start.
+    pub bytes_total: u64,
+    /// Blocks dropped because their bytes were wrong or could not be read.
+    pub dropped_total: u64,
 }
 
 /// What the start found on a drive.

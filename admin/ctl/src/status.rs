@@ -4,7 +4,9 @@ use crate::error::CtlError;
 use crate::http::{self, HttpError};
 use crate::table::{percent, plain_table, seconds};
 use memkv_admin_api::size::short_size;
-use memkv_admin_api::{DriveState, DriveStatus, Health, HealthStatus, NodeStatus, PoolBacking};
+use memkv_admin_api::{
+    DriveState, DriveStatus, Health, HealthStatus, NodeStatus, PoolBacking, ScrubStatus, TrimStatus,
+};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -139,6 +141,8 @@ fn node(text: &mut String, server: &str, health: &Health, status: &NodeStatus) {
     };
     line(text, "eviction", &eviction);
     line(text, "durability", &status.durability);
+    line(text, "trim", &trim(&status.drives));
+    line(text, "scrub", &scrub(&status.scrub));
     line(text, "memory", &memory(status));
     let connections = &status.connections;
     let open = format!("{} of {} open", connections.open, connections.max);
@@ -151,6 +155,39 @@ fn node(text: &mut String, server: &str, health: &Health, status: &NodeStatus) {
     counters(text, status);
     drive_table(text, &status.drives);
     reactor_table(text, status);
+}
+
+/// What all drives together were told.
+fn trim(drives: &[DriveStatus]) -> String {
+    let on = drives.iter().filter(|drive| drive.trim.on).count();
+    let sum = |of: fn(&TrimStatus) -> u64| drives.iter().map(|drive| of(&drive.trim)).sum::<u64>();
+    if on == 0 && sum(|t| t.ranges_total) == 0 {
+        return "off".to_owned();
+    }
+    let (ranges, extents) = (sum(|t| t.ranges_total), sum(|t| t.extents_total));
+    format!(
+        "on {on} of {} drives, {} in {ranges} ranges of {:.1} extents, {} pending, {} failed",
+        drives.len(),
+        short_size(sum(|t| t.bytes_total)),
+        extents as f64 / ranges.max(1) as f64,
+        short_size(sum(|t| t.pending_bytes)),
+        sum(|t| t.failed_total)
+    )
+}
+
+fn scrub(scrub: &ScrubStatus) -> String {
+    if scrub.bytes_per_second == 0 {
+        return "off".to_owned();
+    }
+    format!(
+        "{}/s, {} of {} slots, {} passes, {} read, {} blocks dropped",
+        short_size(scrub.bytes_per_second),
+        scrub.position,
+        scrub.slots,
+        scrub.passes_total,
+        short_size(scrub.bytes_total),
+        scrub.dropped_total
+    )
 }
 
 fn memory(status: &NodeStatus) -> String {

@@ -58,6 +58,7 @@ impl NodeAdmin for Fake {
                 tasks_spawned: 40,
             }],
             connections: ConnectionStatus { open: 7, max: 1024, ..ConnectionStatus::default() },
+            scrub: ScrubStatus::default(),
             eviction: EvictionStatus {
                 enabled: true,
                 policy: "lru".into(),
@@ -94,6 +95,7 @@ fn drive() -> DriveStatus {
         usable_bytes: 4 << 30,
         used_bytes: 1 << 30,
         recovery: RecoveryStatus { blocks: 256, milliseconds: 31, ..RecoveryStatus::default() },
+        trim: TrimStatus::default(),
     }
 }
 

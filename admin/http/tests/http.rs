@@ -120,6 +120,7 @@ fn status() -> NodeStatus {
         drives: vec![],
         reactors: vec![],
         connections: ConnectionStatus::default(),
+        scrub: ScrubStatus::default(),
         eviction: EvictionStatus {
             enabled: true,
             policy: "lru".into(),

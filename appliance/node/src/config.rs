@@ -116,6 +116,21 @@ pub struct Storage {
     pub eviction: Eviction,
     /// What an acknowledgement promises.
     pub durability: Durability,
+    /// Telling drives what is free.
+    pub trim: Trim,
+    /// Bytes a second that are read to find rotten ones; 0 is none.
+    pub scrub_bytes_per_second: u64,
+}
+
+/// Telling drives what is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trim {
+    /// Whether they are told.
+    pub enabled: bool,
+    /// At the latest so long after it was freed, in milliseconds.
+    pub interval_ms: u64,
+    /// At once when so many freed extents wait.
+    pub extents: u32,
 }
 
 /// One drive.

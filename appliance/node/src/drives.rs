@@ -14,10 +14,12 @@ use memkv_block::{BlockDevice, BlockQueue, IoError, OpenError, OpenOptions};
 use memkv_dma::{Class, Pool};
 use memkv_journal::{
     FormatError, FormatOptions, Identity, MembershipError, NodeUuid, OpenError as JournalError,
-    ReadError, Superblock, membership,
+    ReadError, Superblock, TrimConfig, membership,
 };
 use memkv_poller::Local;
-use memkv_store::{EvictionConfig, Policy, RecoverError, RecoveredDrive, Store, StoreConfig};
+use memkv_store::{
+    EvictionConfig, Policy, RecoverError, RecoveredDrive, ScrubConfig, Store, StoreConfig,
+};
 use uuid::Uuid;
 
 use crate::config::{Config, Drive, EvictionPolicy, StorageMode};
@@ -281,6 +283,7 @@ fn policy(config: &Config) -> Policy {
 }
 
 fn store_config(config: &Config) -> StoreConfig {
+    let (trim, scrub) = (config.storage.trim, config.storage.scrub_bytes_per_second);
     let eviction = config.storage.eviction;
     let share = |percent: u8| f64::from(percent) / 100.0;
     StoreConfig {
@@ -288,6 +291,12 @@ fn store_config(config: &Config) -> StoreConfig {
         eviction: eviction
             .enabled
             .then(|| EvictionConfig { high: share(eviction.high), low: share(eviction.low) }),
+        trim: trim.enabled.then(|| TrimConfig {
+            interval: Duration::from_millis(trim.interval_ms),
+            extents: trim.extents,
+        }),
+        scrub: (scrub > 0)
+            .then(|| ScrubConfig { bytes_per_second: scrub, ..ScrubConfig::default() }),
         lease_max: Duration::from_millis(u64::from(config.limits.lease_ms)),
         default_deadline: Duration::from_millis(u64::from(config.limits.request_timeout_ms)),
         ..StoreConfig::default()

@@ -178,8 +178,22 @@ impl Shared {
                 torn_tail: recovery.report.torn_tail,
                 milliseconds: recovery.took.as_millis() as u64,
             },
+            trim: trim_row(&drive.trim),
         });
         rows.chain(self.at_start.left_out.iter().map(left_out_row)).collect()
+    }
+
+    fn scrub_row(&self) -> api::ScrubStatus {
+        let scrub = &self.store.scrub;
+        api::ScrubStatus {
+            bytes_per_second: self.config.storage.scrub_bytes_per_second,
+            position: scrub.position.get(),
+            slots: scrub.slots.get(),
+            passes_total: scrub.passes.get(),
+            last_pass: scrub.last_pass.get(),
+            bytes_total: scrub.bytes.get(),
+            dropped_total: scrub.corrupt.get() + scrub.unreadable.get(),
+        }
     }
 
     fn memory_row(&self) -> api::MemoryStatus {
@@ -249,6 +263,18 @@ impl Shared {
                 "memkv_corrupt_dropped_total",
                 "Blocks dropped for a bad CRC.",
                 s.corrupt_dropped.get(),
+            ),
+            ("memkv_scrub_bytes_total", "Bytes the scrubber found right.", s.scrub.bytes.get()),
+            ("memkv_scrub_passes_total", "Passes of the scrubber.", s.scrub.passes.get()),
+            (
+                "memkv_scrub_corrupt_total",
+                "Blocks the scrubber found with other bytes.",
+                s.scrub.corrupt.get(),
+            ),
+            (
+                "memkv_scrub_unreadable_total",
+                "Blocks the scrubber could not read.",
+                s.scrub.unreadable.get(),
             ),
             (
                 "memkv_crc_refused_total",
@@ -384,6 +410,7 @@ impl api::NodeAdmin for Shared {
                 high_percent: eviction.high,
                 low_percent: eviction.low,
             },
+            scrub: self.scrub_row(),
             counters: self.counter_rows().map(|(name, _, n)| (name.to_owned(), n)).collect(),
             process: api::ProcessStatus {
                 pid: std::process::id(),
@@ -426,6 +453,7 @@ impl api::NodeAdmin for Shared {
         ] {
             snapshot.gauge(name, help, Vec::new(), value);
         }
+        trim_metrics(&mut snapshot, &drives);
         for class in Class::ALL {
             let labels = vec![("class", class.name().to_owned())];
             let used = self.pool.stats().used[class.index()] as f64;
@@ -444,6 +472,40 @@ impl api::NodeAdmin for Shared {
     }
 }
 
+fn trim_row(trim: &memkv_journal::TrimStats) -> api::TrimStatus {
+    let unit = memkv_dma::UNIT as u64;
+    api::TrimStatus {
+        on: trim.on,
+        extents_freed_total: trim.extents_freed,
+        ranges_total: trim.ranges,
+        extents_total: trim.extents_trimmed,
+        bytes_total: trim.units_trimmed * unit,
+        reused_bytes_total: trim.units_reused * unit,
+        dropped_bytes_total: trim.units_dropped * unit,
+        failed_total: trim.ranges_failed,
+        pending_bytes: trim.units_pending * unit,
+    }
+}
+
+/// Sums over all drives.
+fn trim_metrics(snapshot: &mut api::MetricsSnapshot, drives: &[DriveStatus]) {
+    let rows: Vec<_> = drives.iter().map(|drive| trim_row(&drive.trim)).collect();
+    let sum = |of: fn(&api::TrimStatus) -> u64| rows.iter().map(of).sum::<u64>();
+    for (name, help, value) in [
+        ("memkv_trim_ranges_total", "Ranges given up.", sum(|t| t.ranges_total)),
+        ("memkv_trim_extents_total", "Extents in those ranges.", sum(|t| t.extents_total)),
+        ("memkv_trim_bytes_total", "Bytes in those ranges.", sum(|t| t.bytes_total)),
+        ("memkv_trim_freed_total", "Extents freed.", sum(|t| t.extents_freed_total)),
+        ("memkv_trim_reused_bytes_total", "Taken again before.", sum(|t| t.reused_bytes_total)),
+        ("memkv_trim_dropped_bytes_total", "Never given up.", sum(|t| t.dropped_bytes_total)),
+        ("memkv_trim_failed_total", "Ranges that failed.", sum(|t| t.failed_total)),
+    ] {
+        snapshot.counter(name, help, Vec::new(), value);
+    }
+    let pending = sum(|t| t.pending_bytes) as f64;
+    snapshot.gauge("memkv_trim_pending_bytes", "Bytes that wait.", Vec::new(), pending);
+}
+
 /// The row of a drive that is not used.
 fn left_out_row(drive: &LeftOut) -> api::DriveStatus {
     api::DriveStatus {
@@ -457,6 +519,7 @@ fn left_out_row(drive: &LeftOut) -> api::DriveStatus {
         usable_bytes: 0,
         used_bytes: 0,
         recovery: api::RecoveryStatus::default(),
+        trim: api::TrimStatus::default(),
     }
 }
 

@@ -614,6 +614,12 @@ impl State {
         for last in (1..slots.len()).rev() {
             slots.swap(last, self.rng.below(last as u64 + 1) as usize);
         }
+        // Nor does anybody know whether the drive had begun to give up a range.
+        for slot in slots.iter().filter(|slot| slot.op == Op::Deallocate && slot.io.is_some()) {
+            if self.rng.below(2) == 0 {
+                self.medium.zero(slot.offset, slot.len as usize);
+            }
+        }
         let mut writes = 0;
         for slot in slots.iter().filter(|slot| slot.op == Op::Write && slot.lot == Lot::Fine) {
             let Some(io) = &slot.io else { continue };

@@ -95,6 +95,14 @@ pub struct FileStorage {
     pub policy: Option<EvictionPolicy>,
     /// `durability`.
     pub durability: Option<Durability>,
+    /// `trim.enabled`.
+    pub trim: Option<bool>,
+    /// `trim.interval_ms`.
+    pub trim_interval_ms: Option<u64>,
+    /// `trim.extents`.
+    pub trim_extents: Option<u64>,
+    /// `scrub.bytes_per_second`.
+    pub scrub: Option<u64>,
 }
 
 /// One of `storage.drives`.
@@ -215,6 +223,12 @@ fn storage(section: &Section<'_>, storage: &mut FileStorage) {
     storage.high = eviction.item("high").and_then(|i| i.percent(2..=100));
     storage.low = eviction.item("low").and_then(|i| i.percent(1..=99));
     storage.policy = eviction.item("policy").and_then(|i| i.choice(&EvictionPolicy::WORDS));
+    let trim = section.section("trim", schema::TRIM);
+    storage.trim = trim.item("enabled").and_then(|i| i.boolean());
+    storage.trim_interval_ms = trim.item("interval_ms").and_then(|i| i.integer(10..=3_600_000));
+    storage.trim_extents = trim.item("extents").and_then(|i| i.integer(1..=65_536));
+    let scrub = section.section("scrub", schema::SCRUB);
+    storage.scrub = scrub.item("bytes_per_second").and_then(|i| i.size(0..=1 << 40));
 }
 
 fn drive(section: &Section<'_>) -> FileDrive {

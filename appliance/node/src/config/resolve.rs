@@ -8,7 +8,7 @@ use super::problem::{Origin, Problem, ProblemKind, Warning};
 use super::tree::{Path, Report};
 use super::{
     Config, DEFAULT_TENANT, Drive, Durability, Eviction, EvictionPolicy, HugepageUse, IdlePolicy,
-    KeyEntry, Limits, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode,
+    KeyEntry, Limits, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode, Trim,
 };
 use crate::paths::Machine;
 use memkv_wire::SharedKey;
@@ -195,6 +195,11 @@ fn storage(
         let kind = ProblemKind::MarksCrossed { low: eviction.low, high: eviction.high };
         report.key(&path.key("eviction").key("low"), kind);
     }
+    if mode == StorageMode::Memory && set.trim == Some(true) {
+        let kind =
+            ProblemKind::Refused("memory is not trimmed; remove the key, or set storage.mode");
+        report.key(&path.key("trim").key("enabled"), kind);
+    }
     if overrides.data_dir.is_some() && (set.drives.is_some() || mode != StorageMode::File) {
         let kind = ProblemKind::Refused(
             "there is no default data file to place: the configuration names the drives",
@@ -212,6 +217,16 @@ fn storage(
         data_directory,
         eviction,
         durability: set.durability.unwrap_or(Durability::Process),
+        trim: Trim {
+            // Holes in a file give up the space that was reserved for it.
+            enabled: set.trim.unwrap_or(mode == StorageMode::Direct),
+            interval_ms: set.trim_interval_ms.unwrap_or(5_000),
+            extents: set.trim_extents.map_or(1_024, |extents| extents as u32),
+        },
+        scrub_bytes_per_second: match mode {
+            StorageMode::Memory => 0,
+            StorageMode::Direct | StorageMode::File => set.scrub.unwrap_or(16 * MIB),
+        },
     }
 }
 

@@ -4,7 +4,7 @@
 //! that no key is undocumented.
 
 /// Sections by path; a list's items are under its name with `[]`.
-pub const SCHEMA: [(&str, &[&str]); 11] = [
+pub const SCHEMA: [(&str, &[&str]); 13] = [
     ("", ROOT),
     ("network", NETWORK),
     ("network.keys[]", KEY),
@@ -12,6 +12,8 @@ pub const SCHEMA: [(&str, &[&str]); 11] = [
     ("storage", STORAGE),
     ("storage.drives[]", DRIVE),
     ("storage.eviction", EVICTION),
+    ("storage.trim", TRIM),
+    ("storage.scrub", SCRUB),
     ("rdma", RDMA),
     ("node", NODE),
     ("limits", LIMITS),
@@ -27,11 +29,16 @@ pub const KEY: &[&str] = &["id", "key", "tenant"];
 /// The memory pool.
 pub const MEMORY: &[&str] = &["block_size", "max_size", "hugepages"];
 /// What is stored where.
-pub const STORAGE: &[&str] = &["mode", "block_size", "drives", "eviction", "durability"];
+pub const STORAGE: &[&str] =
+    &["mode", "block_size", "drives", "eviction", "durability", "trim", "scrub"];
 /// One drive.
 pub const DRIVE: &[&str] = &["media", "max_size"];
 /// What happens when drives fill.
 pub const EVICTION: &[&str] = &["enabled", "high", "low", "policy"];
+/// Telling drives what is free.
+pub const TRIM: &[&str] = &["enabled", "interval_ms", "extents"];
+/// Reading what nobody reads.
+pub const SCRUB: &[&str] = &["bytes_per_second"];
 /// The RDMA carrier.
 pub const RDMA: &[&str] = &["device", "devices", "num_dcis", "num_worker_threads"];
 /// How the process runs.

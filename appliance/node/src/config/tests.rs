@@ -85,6 +85,10 @@ fn nothing_set_serves_a_laptop() {
     assert_eq!(config.storage.drives, [Drive::File { media: default_file(), size: Some(4 * GIB) }]);
     let eviction = Eviction { enabled: true, high: 95, low: 92, policy: EvictionPolicy::Chain };
     assert_eq!(config.storage.eviction, eviction);
+    // A file keeps the space that was reserved for it.
+    let trim = Trim { enabled: false, interval_ms: 5_000, extents: 1_024 };
+    assert_eq!(config.storage.trim, trim);
+    assert_eq!(config.storage.scrub_bytes_per_second, 16 * MIB);
     assert_eq!(config.reactors, 4);
     assert_eq!(config.idle, IdlePolicy::Adaptive);
     assert_eq!(config.limits, Limits::default());
@@ -120,6 +124,12 @@ storage:
     low: 60
     policy: lru
   durability: process
+  trim:
+    enabled: true
+    interval_ms: 250
+    extents: 64
+  scrub:
+    bytes_per_second: 0
 rdma:
 node:
   reactors: 2
@@ -147,6 +157,8 @@ fn a_whole_file_is_read() {
     assert_eq!(config.storage.block_size, MIB);
     let eviction = Eviction { enabled: false, high: 70, low: 60, policy: EvictionPolicy::Lru };
     assert_eq!(config.storage.eviction, eviction);
+    let trim = Trim { enabled: true, interval_ms: 250, extents: 64 };
+    assert_eq!((config.storage.trim, config.storage.scrub_bytes_per_second), (trim, 0));
     assert_eq!((config.reactors, config.idle), (2, IdlePolicy::Busy));
     assert_eq!((config.limits.max_connections, config.limits.max_value), (10, 8 * MIB));
     assert_eq!(config.log.format, Some(LogFormat::Json));

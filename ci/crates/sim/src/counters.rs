@@ -50,6 +50,7 @@ pub enum Count {
     CrashWithCheckpointWrite,
     CrashWithSuperblockWrite,
     CrashWithFlush,
+    CrashWithTrim,
     CrashInRecovery,
     CrashBeforeReply,
     Starts,
@@ -73,6 +74,10 @@ pub enum Count {
     DrivesFailed,
     KeysHeldThroughPowerCuts,
     Sweeps,
+    RangesTrimmed,
+    UnitsTakenBeforeTrim,
+    ExtentsScrubbed,
+    CorruptByScrub,
 }
 
 use Count::*;
@@ -107,6 +112,7 @@ pub const LEAST: &[(Count, u64)] = &[
     (CrashWithCheckpointWrite, 100),
     (CrashWithSuperblockWrite, 100),
     (CrashWithFlush, 100),
+    (CrashWithTrim, 100),
     (CrashInRecovery, 100),
     (CrashBeforeReply, 100),
     (Checkpoints, 100),
@@ -124,6 +130,10 @@ pub const LEAST: &[(Count, u64)] = &[
     (EpochsRaised, 100),
     (KeysHeldThroughPowerCuts, 100),
     (Sweeps, 100),
+    (RangesTrimmed, 10_000),
+    (UnitsTakenBeforeTrim, 1_000),
+    (ExtentsScrubbed, 10_000),
+    (CorruptByScrub, 100),
 ];
 
 /// Counts of one seed, or of many.

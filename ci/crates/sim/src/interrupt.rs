@@ -90,10 +90,11 @@ impl Run {
     }
 
     fn count_crash_point(&mut self) {
-        let mut met = [false; 5];
+        let mut met = [false; 6];
         for disk in &self.disks {
             disk.for_each_outstanding(|op, offset, _| match (op, zone_of(&self.layout, offset)) {
                 (Op::Flush, _) => met[0] = true,
+                (Op::Deallocate, _) => met[5] = true,
                 (Op::Write, Zone::Data) => met[1] = true,
                 (Op::Write, Zone::Ring) => met[2] = true,
                 (Op::Write, Zone::Checkpoint) => met[3] = true,
@@ -107,6 +108,7 @@ impl Run {
             Count::CrashWithFrameWrite,
             Count::CrashWithCheckpointWrite,
             Count::CrashWithSuperblockWrite,
+            Count::CrashWithTrim,
         ];
         for (met, count) in met.into_iter().zip(counts) {
             if met {
@@ -200,6 +202,12 @@ impl Run {
         counters.add(Count::LostAfterReserve, reserve);
         counters.add(Count::LostAfterAppend, append);
         counters.add(Count::OffersExpired, offers);
+        counters.add(Count::ExtentsScrubbed, counted.scrub.extents.get());
+        counters.add(Count::CorruptByScrub, counted.scrub.corrupt.get());
+        for drive in server.store.drives() {
+            counters.add(Count::RangesTrimmed, drive.trim.ranges);
+            counters.add(Count::UnitsTakenBeforeTrim, drive.trim.units_reused);
+        }
         self.evictions += counted.evictions.get();
         self.note_members(&store);
     }

@@ -120,6 +120,10 @@ pub struct Options {
     pub hot: u32,
     pub hot_keys: u32,
     pub evicting: bool,
+    /// When what was freed is trimmed: after so many microseconds, or so many extents.
+    pub trim: Option<(u64, u32)>,
+    /// Bytes that the scrubber reads a second; 0 for no scrubber.
+    pub scrub: u64,
     pub policy: Policy,
     pub ttl: bool,
     pub faults: FaultMode,
@@ -187,6 +191,8 @@ impl Options {
             hot: pick(rng, &[0, 100, 300, 600]),
             hot_keys: 1 + rng.below(3) as u32,
             evicting,
+            trim: draw_trim(seed),
+            scrub: draw_scrub(seed),
             // Not drawn: the other options of a seed stay as they were.
             policy: Policy::ALL[(seed % Policy::ALL.len() as u64) as usize],
             ttl: chance(rng, 3),
@@ -234,6 +240,18 @@ impl Options {
             }
         }
     }
+}
+
+/// Of a sequence of its own, as all that came later: what else a seed means does not hang on it.
+fn draw_trim(seed: u64) -> Option<(u64, u32)> {
+    let mut rng = Rng::seeded(seed ^ 0x7219_0000);
+    let trim = (pick(&mut rng, &[200, 2_000, 20_000]), pick(&mut rng, &[1, 4, 1024]));
+    (rng.below(4) > 0).then_some(trim)
+}
+
+fn draw_scrub(seed: u64) -> u64 {
+    let mut rng = Rng::seeded(seed ^ 0x5c20_b000);
+    pick(&mut rng, &[0, MIB, 8 * MIB])
 }
 
 fn draw_mix(rng: &mut Rng) -> Mix {

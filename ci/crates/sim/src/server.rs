@@ -9,15 +9,15 @@ use memkv_block::{BlockDevice, IoError};
 use memkv_dma::Pool;
 use memkv_journal::{
     DriveUuid, FormatError, FormatOptions, Identity, KeyBytes, Layout, MembershipError, NodeUuid,
-    OpenError, ReadError, Standing, Superblock, format, membership, read_superblock,
+    OpenError, ReadError, Standing, Superblock, TrimConfig, format, membership, read_superblock,
 };
 use memkv_net::Connection;
 use memkv_poller::{Local, Rng};
 use memkv_session::{Context, ContextParts, DriveIo, KeyRing, SessionLimits, serve};
 use memkv_sim::{SimDisk, World};
 use memkv_store::{
-    EvictionConfig, RecoverError, RecoveredDrive, RemoteStore, Store, StoreConfig, StoreHandle,
-    StorePort,
+    EvictionConfig, RecoverError, RecoveredDrive, RemoteStore, ScrubConfig, Store, StoreConfig,
+    StoreHandle, StorePort,
 };
 
 use crate::options::{Options, SPACES};
@@ -135,6 +135,14 @@ pub async fn open(
     let config = StoreConfig {
         extent_bytes: options.extent,
         eviction: options.evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
+        trim: options.trim.map(|(interval, extents)| TrimConfig {
+            interval: Duration::from_micros(interval),
+            extents,
+        }),
+        scrub: (options.scrub > 0).then_some(ScrubConfig {
+            bytes_per_second: options.scrub,
+            rest: Duration::from_millis(20),
+        }),
         lease_max: Duration::from_secs(60),
         default_deadline: Duration::from_secs(10),
         remember: Duration::from_secs(60),
