@@ -9,6 +9,8 @@ pub struct StoreConfig {
     pub extent_bytes: u32,
     /// `None`: a full store answers `Full`.
     pub eviction: Option<EvictionConfig>,
+    /// What an acknowledged put or delete survives.
+    pub durability: Durability,
     /// The longest lease a client may hold.
     pub lease_max: Duration,
     /// How long a put waits for another put of the same key when it names no deadline.
@@ -24,12 +26,26 @@ impl Default for StoreConfig {
         Self {
             extent_bytes: 4 << 20,
             eviction: Some(EvictionConfig::default()),
+            durability: Durability::Process,
             lease_max: Duration::from_secs(60),
             default_deadline: Duration::from_secs(10),
             remember: Duration::from_secs(60),
             remember_max: 65_536,
         }
     }
+}
+
+/// What an acknowledged put or delete survives. A put may ask for more than its store promises to
+/// all ([`ReserveRequest::durable`](crate::ReserveRequest::durable)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// Not even the end of the process: the drives are memory. A put cannot ask for more either.
+    Memory,
+    /// A killed process: its records are written. A power cut may forget it.
+    Process,
+    /// A power cut: its data and records are flushed on every drive that holds some of them, before
+    /// anybody sees it. So are removals, before units are used again.
+    Power,
 }
 
 /// When eviction starts and how far it goes, as shares of all units.
