@@ -44,6 +44,7 @@ pub enum Count {
     Expired,
     Kills,
     PowerCuts,
+    PowerCutsUnderPower,
     CleanStops,
     CrashWithValueWrite,
     CrashWithFrameWrite,
@@ -72,6 +73,9 @@ pub enum Count {
     PlacedAgain,
     DrivesFailed,
     KeysHeldThroughPowerCuts,
+    KeysHeldUnderPower,
+    DurablePutsHeld,
+    FlushesShared,
     Sweeps,
 }
 
@@ -101,6 +105,7 @@ pub const LEAST: &[(Count, u64)] = &[
     (Expired, 100),
     (Kills, 100),
     (PowerCuts, 100),
+    (PowerCutsUnderPower, 100),
     (CleanStops, 100),
     (CrashWithValueWrite, 100),
     (CrashWithFrameWrite, 100),
@@ -123,6 +128,9 @@ pub const LEAST: &[(Count, u64)] = &[
     (LostDrivesLeftOut, 100),
     (EpochsRaised, 100),
     (KeysHeldThroughPowerCuts, 100),
+    (KeysHeldUnderPower, 100),
+    (DurablePutsHeld, 100),
+    (FlushesShared, 100),
     (Sweeps, 100),
 ];
 

@@ -135,6 +135,7 @@ pub async fn open(
     let config = StoreConfig {
         extent_bytes: options.extent,
         eviction: options.evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
+        durability: options.durability,
         lease_max: Duration::from_secs(60),
         default_deadline: Duration::from_secs(10),
         remember: Duration::from_secs(60),
