@@ -20,7 +20,7 @@ use memkv_poller::Local;
 use memkv_store::{EvictionConfig, Policy, RecoverError, RecoveredDrive, Store, StoreConfig};
 use uuid::Uuid;
 
-use crate::config::{Config, Drive, EvictionPolicy, StorageMode};
+use crate::config::{Config, Drive, Durability, EvictionPolicy, StorageMode};
 use crate::members::{LeftOut, keep_members};
 
 /// Told how far the preallocation of a new file has come: name, bytes done, bytes in all.
@@ -283,7 +283,13 @@ fn policy(config: &Config) -> Policy {
 fn store_config(config: &Config) -> StoreConfig {
     let eviction = config.storage.eviction;
     let share = |percent: u8| f64::from(percent) / 100.0;
+    let durability = match (config.storage.mode, config.storage.durability) {
+        (StorageMode::Memory, _) => memkv_store::Durability::Memory,
+        (_, Durability::Process) => memkv_store::Durability::Process,
+        (_, Durability::Power) => memkv_store::Durability::Power,
+    };
     StoreConfig {
+        durability,
         extent_bytes: config.storage.block_size as u32,
         eviction: eviction
             .enabled

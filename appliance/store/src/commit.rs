@@ -62,14 +62,14 @@ impl Store {
 
         let mut plan = records_of(&block, |d| self.drive(d).uuid);
         let leaving = self.joins_frame(&block, &mut plan);
-        let applied =
-            match self.append_all(plan, flush).await.and_then(|a| self.still_served(&block, a)) {
-                Ok(applied) => applied,
-                Err(error) => {
-                    self.undo(block).await;
-                    return Err(error);
-                }
-            };
+        let appended = self.append_all(plan, flush).await;
+        let applied = match appended.and_then(|a| self.still_served(&block, a)) {
+            Ok(applied) => applied,
+            Err(error) => {
+                self.undo(block).await;
+                return Err(error);
+            }
+        };
         self.counters.commit_wait.record(self.local.now().saturating_duration_since(began));
 
         let older = self.index.borrow().get(&block.hash()).copied();

@@ -195,6 +195,12 @@ fn storage(
         let kind = ProblemKind::MarksCrossed { low: eviction.low, high: eviction.high };
         report.key(&path.key("eviction").key("low"), kind);
     }
+    if mode == StorageMode::Memory && set.durability == Some(Durability::Power) {
+        let kind = ProblemKind::Refused(
+            "what is in memory survives no power cut; remove the key, or set storage.mode",
+        );
+        report.key(&path.key("durability"), kind);
+    }
     if overrides.data_dir.is_some() && (set.drives.is_some() || mode != StorageMode::File) {
         let kind = ProblemKind::Refused(
             "there is no default data file to place: the configuration names the drives",
