@@ -23,6 +23,7 @@ use crate::append::{Append, Slot};
 use crate::checkpoint::codec::AreaHeader;
 use crate::checkpoint::write::{Target, write_area};
 use crate::commit;
+use crate::flush::{self, Flushes};
 use crate::ids::{DriveUuid, UNIT, UnitRange};
 use crate::layout::Layout;
 use crate::log::{Bounds, Log, Mark, Refusal};
@@ -105,8 +106,10 @@ pub struct JournalStats {
     pub checkpoints: u64,
     /// Bytes of them.
     pub checkpoint_bytes: u64,
-    /// Flushes asked for by [`Journal::flush`].
+    /// Flushes done for [`Journal::flush`].
     pub flushes: u64,
+    /// Calls of [`Journal::flush`]: those that wait at one time share one.
+    pub flush_calls: u64,
     /// Ring bytes from the last checkpoint's start to the head.
     pub ring_used: u64,
     /// Ring bytes in all.
@@ -134,6 +137,7 @@ pub(crate) struct Shared {
     /// The one buffer frames are built in; away while one is written.
     pub(crate) frame: RefCell<Option<DmaBuf>>,
     pub(crate) committing: Cell<bool>,
+    pub(crate) flushes: Flushes,
     pub(crate) failure: RefCell<Option<Arc<IoError>>>,
     pub(crate) stats: Cell<JournalStats>,
     pub(crate) clock_high: Cell<u64>,
@@ -231,6 +235,7 @@ pub async fn open(
         log: RefCell::new(log),
         frame: RefCell::new(Some(frame)),
         committing: Cell::new(false),
+        flushes: Flushes::default(),
         failure: RefCell::new(None),
         stats: Cell::new(JournalStats::default()),
         clock_high: Cell::new(outcome.clock_high),
@@ -522,13 +527,14 @@ impl Journal {
         next
     }
 
-    /// Makes every append that has resolved survive a power cut.
-    pub async fn flush(&self) -> Result<(), JournalError> {
-        self.shared.check_failed()?;
-        let flushed = memkv_block::flush(&*self.shared.queue).await;
-        flushed.map_err(|error| self.shared.fail(error))?;
-        self.shared.count(|stats| stats.flushes += 1);
-        Ok(())
+    /// Makes every append that has resolved, and every write to the drive that has completed, by
+    /// whatever queue, survive a power cut. The flush is asked for when this returns, whatever
+    /// becomes of the future; all who wait at one time share one.
+    ///
+    /// # Errors
+    /// [`JournalError::Failed`]: nothing is known of what was not flushed before.
+    pub fn flush(&self) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        flush::ask(&self.shared)
     }
 
     /// Whether the drive failed; then every append fails, and only reading is left.

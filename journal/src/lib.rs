@@ -31,6 +31,7 @@ mod check;
 pub mod checkpoint;
 mod commit;
 mod crc;
+mod flush;
 mod format;
 pub mod frame;
 mod ids;

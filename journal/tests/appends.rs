@@ -356,3 +356,54 @@ fn on_the_memory_device_the_journal_is_that_of_any_drive() {
     });
     assert_eq!(live.len(), 6);
 }
+
+/// Asks for a flush; the outcome is in the cell when it is there.
+fn ask(bench: &Bench, journal: &memkv_journal::Journal) -> Rc<RefCell<Option<bool>>> {
+    let done = Rc::new(RefCell::new(None));
+    let (flush, said) = (journal.flush(), Rc::clone(&done));
+    bench.local().spawn(async move { *said.borrow_mut() = Some(flush.await.is_ok()) });
+    done
+}
+
+#[test]
+fn all_who_wait_share_one_flush_and_nobody_joins_one_that_is_on_its_way() {
+    let mut bench = Bench::new();
+    let (disk, journal) = opened(&mut bench);
+    disk.hold();
+    let first = ask(&bench, &journal);
+    bench.settle();
+    assert_eq!(disk.outstanding(), 1, "the first does not wait for company");
+    let later: Vec<_> = (0..8).map(|_| ask(&bench, &journal)).collect();
+    bench.settle();
+    assert_eq!(disk.outstanding(), 1, "one flush in flight");
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!(*first.borrow(), Some(true));
+    // What they wait for may have been written after the first flush was submitted.
+    assert!(later.iter().all(|done| done.borrow().is_none()));
+    assert!(disk.let_one_go() && !disk.let_one_go());
+    bench.settle();
+    assert!(later.iter().all(|done| *done.borrow() == Some(true)));
+    let stats = journal.stats();
+    assert_eq!((stats.flushes, stats.flush_calls), (2, 9));
+    assert_eq!(disk.outstanding(), 0, "nobody waits: nothing is flushed");
+}
+
+#[test]
+fn a_flush_that_fails_fails_all_who_wait_and_the_journal() {
+    let mut bench = Bench::new();
+    let (disk, journal) = opened(&mut bench);
+    disk.hold();
+    let first = ask(&bench, &journal);
+    bench.settle();
+    let second = ask(&bench, &journal);
+    disk.0.borrow_mut().offline = true;
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!((*first.borrow(), *second.borrow()), (Some(false), Some(false)));
+    assert!(journal.failed());
+    let third = ask(&bench, &journal);
+    bench.settle();
+    assert_eq!(*third.borrow(), Some(false), "nobody waits for a drive that has failed");
+    assert_eq!(disk.outstanding(), 0);
+}

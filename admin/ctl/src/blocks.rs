@@ -28,7 +28,8 @@ pub fn put(global: &Global, args: &PutArgs) -> Result<Exit, CtlError> {
     let value = read_value(&args.file)?;
     let mode = if args.replace { PutMode::Replace } else { PutMode::Absent };
     let ttl_seconds = args.ttl.map_or(0, ttl_seconds);
-    let options = PutOptions { mode, ttl_seconds, ..PutOptions::default() };
+    let durable = args.durable;
+    let options = PutOptions { mode, ttl_seconds, durable, ..PutOptions::default() };
     let outcome = client.put(args.key.as_bytes(), &value, &options)?;
     let key = shown(&args.key);
     let (word, generation) = match outcome {

@@ -140,6 +140,9 @@ pub struct PutArgs {
     /// Forget the block after this time
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
+    /// Answer when the block survives a power cut, whatever the server promises to others
+    #[arg(long)]
+    pub durable: bool,
 }
 
 /// Options of `get`.

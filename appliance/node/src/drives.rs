@@ -22,7 +22,7 @@ use memkv_store::{
 };
 use uuid::Uuid;
 
-use crate::config::{Config, Drive, EvictionPolicy, StorageMode};
+use crate::config::{Config, Drive, Durability, EvictionPolicy, StorageMode};
 use crate::members::{LeftOut, keep_members};
 
 /// Told how far the preallocation of a new file has come: name, bytes done, bytes in all.
@@ -286,7 +286,13 @@ fn store_config(config: &Config) -> StoreConfig {
     let (trim, scrub) = (config.storage.trim, config.storage.scrub_bytes_per_second);
     let eviction = config.storage.eviction;
     let share = |percent: u8| f64::from(percent) / 100.0;
+    let durability = match (config.storage.mode, config.storage.durability) {
+        (StorageMode::Memory, _) => memkv_store::Durability::Memory,
+        (_, Durability::Process) => memkv_store::Durability::Process,
+        (_, Durability::Power) => memkv_store::Durability::Power,
+    };
     StoreConfig {
+        durability,
         extent_bytes: config.storage.block_size as u32,
         eviction: eviction
             .enabled

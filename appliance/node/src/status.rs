@@ -442,6 +442,14 @@ impl api::NodeAdmin for Shared {
         let total: u64 = drives.iter().map(|d| d.units_total * unit).sum();
         let free: u64 = drives.iter().map(|d| d.units_free * unit).sum();
         let online = drives.iter().filter(|d| d.state == DriveState::Online).count();
+        let flushes: u64 = drives.iter().map(|d| d.journal.flushes).sum();
+        let waits: u64 = drives.iter().map(|d| d.journal.flush_calls).sum();
+        for (name, help, value) in [
+            ("memkv_flushes_total", "Flushes of drives for puts and removals.", flushes),
+            ("memkv_flush_waits_total", "Waits for them; many share one.", waits),
+        ] {
+            snapshot.counter(name, help, Vec::new(), value);
+        }
         for (name, help, value) in [
             ("memkv_blocks_total", "Blocks stored now.", s.blocks.get() as f64),
             ("memkv_storage_usable_bytes", "Bytes of all drives' units.", total as f64),

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use memkv_dma::{Class, DmaBuf};
 use memkv_poller::Instant;
-use memkv_store::{CommitError, KeyHash, Mode, Refusal, ReserveRequest};
+use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, ReserveRequest};
 use memkv_wire as wire;
 use memkv_wire::{
     CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_INLINE, MetaError, Opener,
@@ -202,7 +202,8 @@ impl Session {
         index: usize,
         item: &PutItem<'_>,
     ) -> Result<ReserveRequest, Status> {
-        if item.durable {
+        // What is in memory only survives nothing.
+        if item.durable && self.context.store.config().durability == Durability::Memory {
             return Err(Status::Unsupported);
         }
         let key = self.full_key(item.key).map_err(|_| Status::BadRequest)?;
@@ -216,6 +217,7 @@ impl Session {
                 PutMode::Generation(generation) => Mode::Generation(generation),
             },
             ttl_seconds: item.ttl_seconds,
+            durable: item.durable,
             deadline: self.deadline(header),
             caller: self.caller(header, index),
         })

@@ -7,7 +7,7 @@ use memkv_journal::{Applied, BlockId, DriveUuid, JournalError, PartRef, Record};
 use crate::block::{Block, MissReason, Slot};
 use crate::remember::Outcome;
 use crate::reserve::Pending;
-use crate::{DriveId, Refusal, Store};
+use crate::{DriveId, Durability, Refusal, Store};
 
 /// A put that is durable and visible.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -36,8 +36,12 @@ impl Store {
     /// step:
     ///
     /// 1. append the block's records to the journals of its drives, all together; a block of the
-    ///    same key that lies on that one drive leaves in the same frame;
-    /// 2. all durable: take the older block out of the index, publish this one;
+    ///    same key that lies on that one drive leaves in the same frame. Where the put is to survive
+    ///    a power cut, flush the drives before, for its data, and again after, for its records. One
+    ///    flush for both would not do: of what is not flushed a power cut may keep the records and
+    ///    lose the data, and with it the acknowledged block that the records have replaced;
+    /// 2. all durable: take the older block out of the index, publish this one. Not before the
+    ///    flush, or a reader would see what a power cut takes back;
     /// 3. append the removal of an older block on other drives, and wait: otherwise a later delete
     ///    and a crash would bring it back;
     /// 4. when a drive was lost meanwhile, wait until the others know that it is out: it may hold
@@ -50,6 +54,7 @@ impl Store {
         let pending = self.settle(id);
         assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
         let caller = pending.request.caller;
+        let flush = pending.request.durable || self.config.durability == Durability::Power;
         let (block, guard) = self.block_of(pending, crcs);
         let key = block.hash();
         let (generation, drive) = (block.id.generation, block.extents[0].drive);
@@ -57,7 +62,8 @@ impl Store {
 
         let mut plan = records_of(&block, |d| self.drive(d).uuid);
         let leaving = self.joins_frame(&block, &mut plan);
-        let applied = match self.append_all(plan).await.and_then(|a| self.still_served(&block, a)) {
+        let appended = self.append_all(plan, flush).await;
+        let applied = match appended.and_then(|a| self.still_served(&block, a)) {
             Ok(applied) => applied,
             Err(error) => {
                 self.undo(block).await;
@@ -129,9 +135,17 @@ impl Store {
         Some(older)
     }
 
-    /// Appends a put's records to all journals at once and waits for all. A drive whose journal
-    /// fails goes offline.
-    async fn append_all(self: &Rc<Self>, plan: Plan) -> Result<Vec<Applied>, CommitError> {
+    /// Appends a put's records to all journals at once and waits for all; with `flush`, the drives
+    /// are flushed before and after. A drive whose journal fails goes offline.
+    async fn append_all(
+        self: &Rc<Self>,
+        plan: Plan,
+        flush: bool,
+    ) -> Result<Vec<Applied>, CommitError> {
+        if flush {
+            self.flush_all(plan.iter().map(|(drive, _)| *drive)).await?;
+        }
+        let drives: Vec<DriveId> = plan.iter().map(|(drive, _)| *drive).collect();
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
             self.counters.appends.bump();
@@ -146,7 +160,31 @@ impl Store {
             }
             self.watch_ring(drive);
         }
-        failed.map_or(Ok(applied), Err)
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if flush {
+            self.flush_all(drives.into_iter()).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Flushes drives, all at once: what was written there survives a power cut. A drive that fails
+    /// goes offline.
+    pub(crate) async fn flush_all(
+        self: &Rc<Self>,
+        drives: impl Iterator<Item = DriveId>,
+    ) -> Result<(), CommitError> {
+        let under_way: Vec<_> =
+            drives.map(|drive| (drive, self.drive(drive).journal.flush())).collect();
+        let mut failed = None;
+        for (drive, flushed) in under_way {
+            if let Err(error) = flushed.await {
+                self.drive_failed(drive, &error);
+                failed = Some(CommitError::DriveFailed { drive });
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// Refuses to publish a block one of whose drives went offline while it was on its way: its
@@ -187,9 +225,9 @@ impl Store {
         }
     }
 
-    /// Appends removals to all journals at once and waits until each is durable or its drive is
-    /// offline; says whether all are durable. Removals have a reserve in the ring; when even that
-    /// is used up they wait for a checkpoint.
+    /// Appends removals to all journals at once and waits until each is durable as configured or
+    /// its drive is offline; says whether all are durable. Removals have a reserve in the ring; when
+    /// even that is used up they wait for a checkpoint.
     pub(crate) async fn append_removals(self: &Rc<Self>, plan: Plan) -> bool {
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
@@ -197,12 +235,16 @@ impl Store {
             let wait = self.drive(drive).journal.append(records.clone());
             waits.push((drive, records, wait));
         }
+        let mut written = Vec::with_capacity(waits.len());
         let mut durable = true;
         for (drive, records, mut wait) in waits {
             let journal = &self.drive(drive).journal;
             loop {
                 match wait.await {
-                    Ok(_) => break,
+                    Ok(_) => {
+                        written.push(drive);
+                        break;
+                    }
                     Err(JournalError::Failed(error)) => {
                         self.drive_failed(drive, &error);
                         durable = false;
@@ -223,6 +265,9 @@ impl Store {
                 }
             }
             self.watch_ring(drive);
+        }
+        if self.config.durability == Durability::Power {
+            durable &= self.flush_all(written.into_iter()).await.is_ok();
         }
         durable
     }

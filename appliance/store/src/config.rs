@@ -15,6 +15,8 @@ pub struct StoreConfig {
     pub trim: Option<TrimConfig>,
     /// How blocks that nobody reads are checked; `None`: they are not.
     pub scrub: Option<ScrubConfig>,
+    /// What an acknowledged put or delete survives.
+    pub durability: Durability,
     /// The longest lease a client may hold.
     pub lease_max: Duration,
     /// How long a put waits for another put of the same key when it names no deadline.
@@ -32,6 +34,7 @@ impl Default for StoreConfig {
             eviction: Some(EvictionConfig::default()),
             trim: None,
             scrub: None,
+            durability: Durability::Process,
             lease_max: Duration::from_secs(60),
             default_deadline: Duration::from_secs(10),
             remember: Duration::from_secs(60),
@@ -54,6 +57,19 @@ impl Default for ScrubConfig {
     fn default() -> Self {
         Self { bytes_per_second: 16 << 20, rest: Duration::from_secs(3600) }
     }
+}
+
+/// What an acknowledged put or delete survives. A put may ask for more than its store promises to
+/// all ([`ReserveRequest::durable`](crate::ReserveRequest::durable)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// Not even the end of the process: the drives are memory. A put cannot ask for more either.
+    Memory,
+    /// A killed process: its records are written. A power cut may forget it.
+    Process,
+    /// A power cut: its data and records are flushed on every drive that holds some of them, before
+    /// anybody sees it. So are removals, before units are used again.
+    Power,
 }
 
 /// When eviction starts and how far it goes, as shares of all units.

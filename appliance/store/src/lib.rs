@@ -17,9 +17,10 @@
 //!
 //! Three rules carry the promise that an acknowledged block is byte-exact or missing with a cause:
 //!
-//! 1. A block is published only after its records are durable, and answered only after that.
-//! 2. Removal runs unpublish → removal record durable and readers gone → units free. No unit is
-//!    reused while a reader, a writer or an older record names it.
+//! 1. A block is published only after its records are durable as configured ([`Durability`]), and
+//!    answered only after that.
+//! 2. Removal runs unpublish → removal record durable as configured and readers gone → units free.
+//!    No unit is reused while a reader, a writer or an older record names it.
 //! 3. One key has one writer at a time ([`locks`]); a delete or a second put orders after it.
 //!
 //! Sessions on the store's own reactor call it directly; others through messages whose reply and
@@ -48,7 +49,7 @@ mod store;
 
 pub use block::{Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};
-pub use config::{EvictionConfig, ScrubConfig, StoreConfig};
+pub use config::{Durability, EvictionConfig, ScrubConfig, StoreConfig};
 pub use drives::{DriveId, DriveState, DriveStatus};
 pub use handle::{ReadLease, RemoteStore, Reservation, StoreHandle, StorePort, Turn};
 pub use lease::{Existing, LeaseGrant, Miss};

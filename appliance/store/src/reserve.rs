@@ -1,5 +1,6 @@
 //! Taking a place for a new block.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use memkv_journal::KeyBytes;
@@ -10,7 +11,7 @@ use crate::drives::{Drive, place};
 use crate::lease::Existing;
 use crate::locks::KeyGuard;
 use crate::remember::{Caller, Outcome};
-use crate::{DriveId, Store};
+use crate::{DriveId, Durability, Store};
 
 /// What a put demands of the key's present state.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -36,6 +37,8 @@ pub struct ReserveRequest {
     pub mode: Mode,
     /// Seconds to live; 0 is for ever.
     pub ttl_seconds: u32,
+    /// The answer must survive a power cut, whatever the store promises to others.
+    pub durable: bool,
     /// When to give up waiting for the key.
     pub deadline: Instant,
     /// Who asks.
@@ -108,7 +111,7 @@ impl Store {
         // may be on its way out, but then this put orders before that.
         if request.mode == Mode::Absent && self.remembered(&request.caller, request.hash).is_none()
         {
-            self.refuse_by_state(&request)?;
+            self.refuse(&request).await?;
         }
         if self.locks.is_held(request.hash) {
             self.counters.put_put.bump();
@@ -118,7 +121,7 @@ impl Store {
             self.counters.retries_remembered.bump();
             return Err(Refusal::Done(outcome));
         }
-        self.refuse_by_state(&request)?;
+        self.refuse(&request).await?;
         let extents = self.take_units(request.length)?;
         let id = self.next_pending.get();
         self.next_pending.set(id + 1);
@@ -148,6 +151,22 @@ impl Store {
     pub(crate) fn busy(&self, retry_ms: u32) -> Refusal {
         self.counters.busy.bump();
         Refusal::Busy { retry_ms }
+    }
+
+    /// Refuses a put by what its key holds. That the key is present acknowledges what is stored as
+    /// the put itself would have been: flushed, where it asks for that and the block may not be.
+    async fn refuse(self: &Rc<Self>, request: &ReserveRequest) -> Result<(), Refusal> {
+        let state = self.refuse_by_state(request);
+        let flushed = !request.durable || self.config.durability == Durability::Power;
+        if flushed || !matches!(state, Err(Refusal::Present(_))) {
+            return state;
+        }
+        let slot = *self.index.borrow().get(&request.hash).expect("it is present");
+        let extents = self.blocks.borrow().get(slot).extents.clone();
+        let drives: BTreeSet<DriveId> = extents.iter().map(|extent| extent.drive).collect();
+        // A drive that fails takes the block with it: the put comes again.
+        self.flush_all(drives.into_iter()).await.map_err(|_| self.busy(10))?;
+        state
     }
 
     fn refuse_by_state(&self, request: &ReserveRequest) -> Result<(), Refusal> {

@@ -206,16 +206,7 @@ fn memory(section: &Section<'_>, file: &mut FileConfig) {
 fn storage(section: &Section<'_>, storage: &mut FileStorage) {
     storage.mode = section.item("mode").and_then(|i| i.choice(&StorageMode::WORDS));
     storage.block_size = section.item("block_size").and_then(|i| i.power_of_two(EXTENT));
-    storage.durability = section.item("durability").and_then(|item| {
-        let durability = item.choice(&Durability::WORDS)?;
-        if durability == Durability::Power {
-            item.problem(ProblemKind::Refused(
-                "`power` (flushed before the reply) comes with a later release; use `process`, \
-                 which survives a killed process",
-            ));
-        }
-        Some(durability)
-    });
+    storage.durability = section.item("durability").and_then(|i| i.choice(&Durability::WORDS));
     let drives = section.sections("drives", schema::DRIVE, 1..=DRIVES_MAX);
     storage.drives = drives.map(|drives| drives.iter().map(drive).collect());
     let eviction = section.section("eviction", schema::EVICTION);

@@ -200,6 +200,12 @@ fn storage(
             ProblemKind::Refused("memory is not trimmed; remove the key, or set storage.mode");
         report.key(&path.key("trim").key("enabled"), kind);
     }
+    if mode == StorageMode::Memory && set.durability == Some(Durability::Power) {
+        let kind = ProblemKind::Refused(
+            "what is in memory survives no power cut; remove the key, or set storage.mode",
+        );
+        report.key(&path.key("durability"), kind);
+    }
     if overrides.data_dir.is_some() && (set.drives.is_some() || mode != StorageMode::File) {
         let kind = ProblemKind::Refused(
             "there is no default data file to place: the configuration names the drives",

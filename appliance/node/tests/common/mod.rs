@@ -166,7 +166,11 @@ impl Wire {
         mode: PutMode,
         crcs: CrcList,
     ) -> ItemReply {
-        let item = put_item(key, value.len(), mode, crcs);
+        self.put_as(put_item(key, value.len(), mode, crcs), value)
+    }
+
+    /// Puts one value, with these options.
+    pub fn put_as(&mut self, item: PutItem<'_>, value: &[u8]) -> ItemReply {
         let mut meta = Vec::new();
         PutItems { items: vec![item] }.encode(&mut meta);
         let header = self.request(Opcode::Put);

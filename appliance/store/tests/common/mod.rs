@@ -35,6 +35,8 @@ struct Medium {
     held: Option<VecDeque<(Io, Completer)>>,
     /// Only those from this offset on.
     held_from: u64,
+    /// Only flushes.
+    held_flushes: bool,
     broken: bool,
     writes: u64,
     trims: Vec<(u64, u64)>,
@@ -70,7 +72,13 @@ impl Disk {
     pub fn hold_from(&self, offset: u64) {
         let mut medium = self.medium();
         medium.held.get_or_insert_default();
-        medium.held_from = offset;
+        (medium.held_from, medium.held_flushes) = (offset, false);
+    }
+
+    /// From now on flushes wait, and nothing else.
+    pub fn hold_flushes(&self) {
+        self.hold_from(0);
+        self.medium().held_flushes = true;
     }
 
     /// How many wait.
@@ -168,6 +176,7 @@ impl BlockQueue for Disk {
         let (completer, completion) = completion();
         let mut medium = self.medium();
         if io.offset >= medium.held_from
+            && (io.op == Op::Flush || !medium.held_flushes)
             && let Some(held) = &mut medium.held
         {
             held.push_back((io, completer));
@@ -428,6 +437,7 @@ pub fn put(store: &Store, name: &str, length: u64) -> ReserveRequest {
         length,
         mode: Mode::Replace,
         ttl_seconds: 0,
+        durable: false,
         deadline: store.local().now() + Duration::from_secs(5),
         caller: caller(),
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use memkv_block::Op;
 use memkv_sim::CrashKind;
+use memkv_store::Durability;
 use memkv_wire::meta::TO_THE_END;
 
 use crate::counters::Count;
@@ -133,6 +134,9 @@ impl Run {
             CrashKind::Kill => Count::Kills,
             CrashKind::PowerCut => Count::PowerCuts,
         });
+        if kind == CrashKind::PowerCut && self.options.durability == Durability::Power {
+            self.stage.bump(Count::PowerCutsUnderPower);
+        }
         let (writes, pages) = self.power_off(kind)?;
         self.stage.counters.add(Count::WritesCutInCrashes, writes);
         self.stage.counters.add(Count::PagesLostInPowerCuts, pages);
@@ -199,6 +203,10 @@ impl Run {
         counters.add(Count::DrivesFailed, counted.drives_failed.get());
         counters.add(Count::EpochsRaised, counted.epochs_raised.get());
         counters.add(Count::Checkpoints, counted.checkpoints.get());
+        for drive in store.drives() {
+            let shared = drive.journal.flush_calls.saturating_sub(drive.journal.flushes);
+            counters.add(Count::FlushesShared, shared);
+        }
         counters.add(Count::LostAfterReserve, reserve);
         counters.add(Count::LostAfterAppend, append);
         counters.add(Count::OffersExpired, offers);

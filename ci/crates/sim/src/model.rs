@@ -26,10 +26,11 @@
 //!
 //! # After a crash
 //!
-//! A kill settles what is open and nothing else. A power cut (without durable puts) makes every key
-//! unsure and its floor zero: values may be forgotten and older ones may be back, but bytes and
-//! versions are still held against what was ever offered. Faults take certainty from the keys they
-//! touched and from no others.
+//! A kill settles what is open and nothing else. Where the server flushes before it answers, a power cut
+//! is no more than a kill. Where it does not, a power cut makes every key unsure and its floor zero:
+//! values may be forgotten and older ones may be back, but bytes and versions are still held against what
+//! was ever offered; only what was flushed must be there, and a put that asked for that was when it was
+//! answered. Faults take certainty from the keys they touched and from no others.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -160,6 +161,8 @@ struct Key {
     versions: Vec<Version>,
     /// The tick of the last change: a flush that began later makes it survive a power cut.
     changed: u64,
+    /// The change that survives a power cut because the put that made it asked for that.
+    durable: u64,
 }
 
 impl Key {
@@ -184,6 +187,7 @@ impl Key {
             release_ended: 0,
             versions: Vec::new(),
             changed: 0,
+            durable: 0,
         }
     }
 
@@ -275,6 +279,8 @@ pub struct Model {
     by_generation: HashMap<u64, Version>,
     /// Misses of present keys may be evictions.
     pub evicting: bool,
+    /// The server flushes before it answers: a power cut takes no more than a kill.
+    pub flushing: bool,
     /// How many misses were taken for evictions.
     pub evicted: u64,
     /// Disks that have failed since the last start, one bit each.
@@ -290,6 +296,10 @@ pub struct Model {
     pub found_after_crash: u64,
     /// Keys that had to survive a power cut, because everything of them was flushed before.
     pub held_through_cuts: u64,
+    /// Keys certainly present at a power cut of a server that flushes before it answers.
+    pub held_under_power: u64,
+    /// Of the keys held through power cuts, those that one put asked to be.
+    pub durable_held: u64,
 }
 
 fn broken<T>(what: What, key: KeyId, detail: impl Into<String>) -> Result<T, Broken> {
@@ -304,6 +314,7 @@ impl Model {
             values: Vec::new(),
             by_generation: HashMap::new(),
             evicting,
+            flushing: false,
             evicted: 0,
             failed: 0,
             power_cut: false,
@@ -312,6 +323,8 @@ impl Model {
             tick: Arc::default(),
             found_after_crash: 0,
             held_through_cuts: 0,
+            held_under_power: 0,
+            durable_held: 0,
         }
     }
 

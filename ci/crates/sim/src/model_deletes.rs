@@ -57,7 +57,7 @@ impl Model {
         self.seen_absent(sight);
         // Acknowledged: the removal is written, and a flush makes it last.
         self.touch(sight.key);
-        self.keep(sight.key);
+        self.keep(sight.key, generation + 1);
         Ok(())
     }
 
@@ -74,15 +74,17 @@ impl Model {
             return Ok(());
         }
         self.saw_miss(&delete.sight, reason, now)?;
-        // It waited for whoever was removing the block.
-        self.keep(delete.sight.key);
+        // It waited for whoever was removing what was there when it began. What came and went after it
+        // had looked, while others of its request were deleted, is another matter.
+        let Sight { key, floor, newest, .. } = delete.sight;
+        self.keep(key, floor.max(newest + 1));
         Ok(())
     }
 
-    fn keep(&mut self, key: KeyId) {
+    fn keep(&mut self, key: KeyId, floor: u64) {
         let state = &mut self.keys[key as usize];
-        state.kept = state.floor;
-        state.acked = state.floor;
+        state.kept = state.kept.max(floor);
+        state.acked = state.acked.max(floor);
     }
 
     /// A delete of one generation found another.

@@ -10,6 +10,11 @@ impl Model {
         self.starting = true;
         let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
         let failed = std::mem::take(&mut self.failed);
+        if kind == CrashKind::PowerCut && self.flushing {
+            let present = self.keys.iter().filter(|key| key.presence == Presence::Present);
+            self.held_under_power += present.count() as u64;
+        }
+        let kind = if self.flushing { CrashKind::Kill } else { kind };
         if kind == CrashKind::PowerCut {
             self.by_generation.clear();
             self.power_cut = true;
@@ -24,9 +29,12 @@ impl Model {
             let open = key.open_deletes + key.open_puts > 0;
             // What was evicted without anybody seeing it may be back as an entry without its bytes.
             let evicted = self.evicting && key.changed > 0;
-            let safe = key.changed <= safe && !open && !key.mortal && !evicted;
+            let durable = key.durable > 0 && key.durable == key.changed;
+            let flushed = key.changed <= safe;
+            let safe = (flushed || durable) && !open && !key.mortal && !evicted;
             if kind == CrashKind::PowerCut && safe && key.changed > 0 {
                 self.held_through_cuts += 1;
+                self.durable_held += u64::from(!flushed);
             }
             if (kind == CrashKind::PowerCut && !safe) || key.journal_harm {
                 key.forget();
@@ -58,6 +66,17 @@ impl Model {
                 key.doubt();
             }
             (key.open_puts, key.open_deletes, key.lease) = (0, 0, (0, 0));
+        }
+    }
+
+    /// A put was answered that asked to survive a power cut: so does what it stored or found, if that is
+    /// what the key holds now, and nothing is on its way.
+    pub fn survives_power(&mut self, key: KeyId, generation: u64) {
+        let state = &mut self.keys[key as usize];
+        let open = state.open_puts + state.open_deletes > 0;
+        let there = state.presence == Presence::Present && state.newest == generation;
+        if there && !open && state.floor <= generation && state.changed < u64::MAX {
+            state.durable = state.changed;
         }
     }
 

@@ -281,3 +281,56 @@ fn what_was_flushed_must_survive_a_power_cut() {
     assert_eq!(what(model.saw_miss(&sight, MissReason::Never, NOW)), What::Missing);
     assert_eq!(model.held_through_cuts, 1);
 }
+
+#[test]
+fn where_the_server_flushes_a_power_cut_takes_no_more_than_a_kill() {
+    let mut model = model();
+    model.flushing = true;
+    stored(&mut model, 0, 5);
+    let deleted = stored(&mut model, 1, 6);
+    let delete = model.delete_begins(1, 0, NOW);
+    model.delete_gone(&delete, 6).unwrap();
+    model.crashed(CrashKind::PowerCut, 0);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Never, NOW)), What::Missing);
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_value(&sight, 6, deleted.version, 100, true)), What::Stale);
+    assert_eq!(model.held_under_power, 1);
+}
+
+#[test]
+fn a_put_that_asked_for_it_survives_a_power_cut_until_its_key_changes() {
+    let mut model = model();
+    for key in 0..3 {
+        stored(&mut model, key, 5 + u64::from(key));
+    }
+    model.survives_power(0, 5);
+    model.survives_power(1, 6);
+    // Replaced by one that did not ask.
+    stored(&mut model, 1, 9);
+    // Another generation than the one that is there.
+    model.survives_power(2, 4);
+    model.crashed(CrashKind::PowerCut, 0);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_miss(&sight, MissReason::Never, NOW)), What::Missing);
+    for key in [1, 2] {
+        let sight = model.look(key, NOW);
+        model.saw_miss(&sight, MissReason::Never, NOW).unwrap();
+    }
+    assert_eq!(model.durable_held, 1);
+}
+
+#[test]
+fn a_late_answer_to_a_delete_does_not_make_last_what_went_after_it_had_looked() {
+    let mut model = model();
+    let early = model.delete_begins(0, 0, NOW);
+    let put = stored(&mut model, 0, 5);
+    model.delete_begins(0, 0, NOW);
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Deleted, NOW).unwrap();
+    model.delete_missing(&early, MissReason::Never, NOW).unwrap();
+    model.crashed(CrashKind::Kill, 0);
+    // The second delete was not answered: what it has begun to remove may be back.
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, put.version, 100, true).unwrap();
+}

@@ -7,7 +7,7 @@ use memkv_block::Geometry;
 use memkv_journal::{FormatOptions, Layout, UNIT};
 use memkv_poller::Rng;
 use memkv_sim::{CrashKind, FaultRates, Latency, NetOptions};
-use memkv_store::Policy;
+use memkv_store::{Durability, Policy};
 
 /// Tenant and namespace pairs. The same key names are used in each: whatever crosses over is seen.
 pub const SPACES: [(&str, &str); 3] = [("red", "models"), ("red", "drafts"), ("blue", "models")];
@@ -125,6 +125,9 @@ pub struct Options {
     /// Bytes that the scrubber reads a second; 0 for no scrubber.
     pub scrub: u64,
     pub policy: Policy,
+    pub durability: Durability,
+    /// Of a thousand puts, so many ask to survive a power cut.
+    pub durable: u32,
     pub ttl: bool,
     pub faults: FaultMode,
     pub rates: FaultRates,
@@ -195,6 +198,8 @@ impl Options {
             scrub: draw_scrub(seed),
             // Not drawn: the other options of a seed stay as they were.
             policy: Policy::ALL[(seed % Policy::ALL.len() as u64) as usize],
+            durability: Durability::Process,
+            durable: 0,
             ttl: chance(rng, 3),
             faults,
             rates: draw_rates(rng, faults),
@@ -208,7 +213,21 @@ impl Options {
         };
         options.disk_bytes = options.draw_disk_bytes(rng);
         options.interruptions = draw_interruptions(rng, requests);
+        options.draw_durability();
         options
+    }
+
+    /// What acknowledged puts survive: drawn from a sequence of its own.
+    fn draw_durability(&mut self) {
+        let rng = &mut Rng::seeded(self.seed ^ 0xf1a5_4ed0);
+        self.durability = pick(rng, &[Durability::Process, Durability::Process, Durability::Power]);
+        self.durable = pick(rng, &[0, 0, 100, 500]);
+    }
+
+    /// Whether the put of a value asks to survive a power cut: always the same for one value.
+    pub fn is_durable(&self, version: u32) -> bool {
+        let rng = &mut Rng::seeded(self.seed ^ 0xd0_ab1e ^ u64::from(version) << 32);
+        rng.below(1_000) < u64::from(self.durable)
     }
 
     /// Room for the values: plenty, or too little where eviction is on.

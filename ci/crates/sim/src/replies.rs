@@ -122,7 +122,11 @@ impl Stage {
             eprintln!("  put {put:?} -> {reply:?}");
         }
         match reply.status {
-            Status::Ok => self.model.put_stored(put, reply.generation, now),
+            Status::Ok => {
+                self.model.put_stored(put, reply.generation, now)?;
+                self.note_durable(put, reply.generation);
+                Ok(())
+            }
             Status::Present | Status::Conflict => {
                 if mode != Mode::Absent {
                     return Err(unexplained(key, format!("{mode:?} answered {}", reply.status)));
@@ -133,7 +137,11 @@ impl Stage {
                     let detail = format!("{} with {} bytes", reply.status, reply.length);
                     return Err(unexplained(key, detail));
                 }
-                self.model.put_present(put, reply.generation, reply.length, &reply.crcs)
+                self.model.put_present(put, reply.generation, reply.length, &reply.crcs)?;
+                if present {
+                    self.note_durable(put, reply.generation);
+                }
+                Ok(())
             }
             Status::GenerationMismatch => {
                 self.bump(Count::Mismatches);
@@ -170,6 +178,12 @@ impl Stage {
             Status::IoError if self.errors_happen() => Ok(()),
             Status::ShuttingDown => Ok(()),
             status => Err(unexplained(key, format!("a put answered {status}"))),
+        }
+    }
+
+    fn note_durable(&mut self, put: &Put, generation: u64) {
+        if self.options.is_durable(put.version) {
+            self.model.survives_power(put.sight.key, generation);
         }
     }
 

@@ -347,7 +347,7 @@ impl Stage {
                 Mode::Replace => PutMode::Replace,
                 Mode::Generation(generation) => PutMode::Generation(generation),
             },
-            durable: false,
+            durable: self.options.is_durable(work.put.version),
             ttl_seconds: work.ttl,
             crcs: crcs.map_or(CrcList::EMPTY, |crcs| crcs[at]),
         };

@@ -529,6 +529,8 @@ impl Run {
         let model = &self.stage.model;
         self.stage.counters.add(Count::CrashBeforeReply, model.found_after_crash);
         self.stage.counters.add(Count::KeysHeldThroughPowerCuts, model.held_through_cuts);
+        self.stage.counters.add(Count::KeysHeldUnderPower, model.held_under_power);
+        self.stage.counters.add(Count::DurablePutsHeld, model.durable_held);
     }
 
     fn digest(&self) -> u64 {

@@ -143,6 +143,7 @@ pub async fn open(
             bytes_per_second: options.scrub,
             rest: Duration::from_millis(20),
         }),
+        durability: options.durability,
         lease_max: Duration::from_secs(60),
         default_deadline: Duration::from_secs(10),
         remember: Duration::from_secs(60),

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use memkv_poller::{Clock, Rng};
 use memkv_sim::SimClock;
+use memkv_store::Durability;
 use memkv_wire::{CrcList, SharedKey};
 
 use crate::counters::{Count, Counters};
@@ -42,8 +43,10 @@ impl Stage {
         let keys = options.keys * SPACES.len() as u32;
         let names = (0..options.keys).map(name).collect();
         let lengths = (0..keys).map(|_| draw_length(&mut rng, &options)).collect();
+        let mut model = Model::new(keys, options.evicting);
+        model.flushing = options.durability == Durability::Power;
         Stage {
-            model: Model::new(keys, options.evicting),
+            model,
             counters: Counters::default(),
             rng,
             clock,

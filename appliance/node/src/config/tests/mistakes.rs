@@ -61,9 +61,9 @@ pub const MISTAKES: &[(&str, &str)] = &[
              `file`?",
     ),
     (
-        "storage:\n  durability: power\n",
-        "line 2 column 3: storage.durability: `power` (flushed before the reply) comes with a \
-             later release; use `process`, which survives a killed process",
+        "storage:\n  mode: memory\n  durability: power\n",
+        "line 3 column 3: storage.durability: what is in memory survives no power cut; remove the \
+             key, or set storage.mode",
     ),
     (
         "storage:\n  drives: /dev/nvme0n1\n",

@@ -1,0 +1,69 @@
+//! The group flush: many who wait at one time share one flush of the drive.
+//!
+//! ```text
+//! call 1 ─► flush 1 submitted ───────────► done: call 1 answered
+//! call 2 ────────┐ waits                   │
+//! call 3 ────────┴─────────────────────────┴─► flush 2 submitted ─► done: calls 2 and 3 answered
+//! ```
+//!
+//! A flush makes durable what was completed before it was submitted. So a call never joins the one
+//! that is on its way already; it waits for the next, with everybody else who came meanwhile.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use memkv_poller::local::Event;
+
+use crate::journal::{JournalError, Shared};
+
+/// The flushes of one drive, counted from 1.
+#[derive(Default)]
+pub(crate) struct Flushes {
+    /// The last that was submitted.
+    begun: Cell<u64>,
+    /// The last that is done.
+    done: Cell<u64>,
+    /// The last that somebody waits for.
+    wanted: Cell<u64>,
+    running: Cell<bool>,
+    ended: Event,
+}
+
+/// Asks for a flush; it is on its way, or next, when this returns. The future says when it is done.
+pub(crate) fn ask(shared: &Rc<Shared>) -> impl Future<Output = Result<(), JournalError>> + use<> {
+    let flushes = &shared.flushes;
+    let wanted = flushes.begun.get() + 1;
+    flushes.wanted.set(wanted);
+    shared.count(|stats| stats.flush_calls += 1);
+    if !flushes.running.replace(true) {
+        shared.local.spawn(run(Rc::clone(shared)));
+    }
+    let shared = Rc::clone(shared);
+    async move {
+        while shared.flushes.done.get() < wanted {
+            shared.check_failed()?;
+            shared.flushes.ended.listen().await;
+        }
+        Ok(())
+    }
+}
+
+/// Flushes until nobody waits.
+async fn run(shared: Rc<Shared>) {
+    let flushes = &shared.flushes;
+    while flushes.begun.get() < flushes.wanted.get() && shared.check_failed().is_ok() {
+        let number = flushes.begun.get() + 1;
+        flushes.begun.set(number);
+        match memkv_block::flush(&*shared.queue).await {
+            Ok(()) => {
+                flushes.done.set(number);
+                shared.count(|stats| stats.flushes += 1);
+            }
+            Err(error) => drop(shared.fail(error)),
+        }
+        flushes.ended.notify_all();
+    }
+    flushes.running.set(false);
+    // Those who came to a drive that has failed.
+    flushes.ended.notify_all();
+}
