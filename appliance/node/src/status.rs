@@ -264,18 +264,6 @@ impl Shared {
                 "Blocks dropped for a bad CRC.",
                 s.corrupt_dropped.get(),
             ),
-            ("memkv_scrub_bytes_total", "Bytes the scrubber found right.", s.scrub.bytes.get()),
-            ("memkv_scrub_passes_total", "Passes of the scrubber.", s.scrub.passes.get()),
-            (
-                "memkv_scrub_corrupt_total",
-                "Blocks the scrubber found with other bytes.",
-                s.scrub.corrupt.get(),
-            ),
-            (
-                "memkv_scrub_unreadable_total",
-                "Blocks the scrubber could not read.",
-                s.scrub.unreadable.get(),
-            ),
             (
                 "memkv_crc_refused_total",
                 "Puts refused because their CRC did not fit.",
@@ -462,6 +450,7 @@ impl api::NodeAdmin for Shared {
             snapshot.gauge(name, help, Vec::new(), value);
         }
         trim_metrics(&mut snapshot, &drives);
+        scrub_metrics(&mut snapshot, &s.scrub);
         for class in Class::ALL {
             let labels = vec![("class", class.name().to_owned())];
             let used = self.pool.stats().used[class.index()] as f64;
@@ -512,6 +501,17 @@ fn trim_metrics(snapshot: &mut api::MetricsSnapshot, drives: &[DriveStatus]) {
     }
     let pending = sum(|t| t.pending_bytes) as f64;
     snapshot.gauge("memkv_trim_pending_bytes", "Bytes that wait.", Vec::new(), pending);
+}
+
+fn scrub_metrics(snapshot: &mut api::MetricsSnapshot, scrub: &memkv_store::ScrubCounters) {
+    for (name, help, value) in [
+        ("memkv_scrub_bytes_total", "Bytes the scrubber found right.", scrub.bytes.get()),
+        ("memkv_scrub_passes_total", "Passes of the scrubber.", scrub.passes.get()),
+        ("memkv_scrub_corrupt_total", "Blocks with other bytes.", scrub.corrupt.get()),
+        ("memkv_scrub_unreadable_total", "Blocks it could not read.", scrub.unreadable.get()),
+    ] {
+        snapshot.counter(name, help, Vec::new(), value);
+    }
 }
 
 /// The row of a drive that is not used.
