@@ -25,13 +25,25 @@ impl<T> Ghosts<T> {
         self.next = self.next.wrapping_add(1);
         self.notes.insert(key, (self.next, note));
         self.order.push_back((key, self.next));
-        // The order may hold stale entries, but never more than there may be notes.
-        while self.notes.len() > most || self.order.len() > 2 * most.max(1) {
-            let Some((key, number)) = self.order.pop_front() else { return };
-            if self.notes.get(&key).is_some_and(|(noted, _)| *noted == number) {
+        while self.notes.len() > most {
+            let (key, number) =
+                self.order.pop_front().expect("every note has its place in the order");
+            if self.is_current(key, number) {
                 self.notes.remove(&key);
             }
         }
+        // The order may hold stale entries, but never more than there may be notes: sorting them out
+        // now and then costs each note one look or two.
+        if self.order.len() > 2 * most.max(1) {
+            let mut order = std::mem::take(&mut self.order);
+            order.retain(|&(key, number)| self.is_current(key, number));
+            self.order = order;
+        }
+    }
+
+    /// Whether a place in the order is that of a key's last note.
+    fn is_current(&self, key: KeyHash, number: u32) -> bool {
+        self.notes.get(&key).is_some_and(|(noted, _)| *noted == number)
     }
 
     /// What is known of a key.
