@@ -88,6 +88,7 @@ pub async fn verify_extent(
     let buf = pool.allocate_wait(Class::Send, bytes).await;
     let (result, buf) = memkv_block::read(queue, offset, bytes, buf).await;
     result?;
+    let buf = buf.expect("a buffer comes back from a read that was done");
     let found = crc32c(&buf.as_slice()[..length as usize]);
     if found == expected { Ok(()) } else { Err(ExtentFault::Crc { expected, found }) }
 }

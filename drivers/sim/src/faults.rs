@@ -195,6 +195,10 @@ impl BlockQueue for FaultyQueue {
     fn outstanding(&self) -> usize {
         self.queue.outstanding()
     }
+
+    fn give_up(&self) {
+        self.queue.give_up();
+    }
 }
 
 impl FaultyQueue {
