@@ -26,6 +26,8 @@ pub struct Contents {
     pub live: Vec<Record>,
     /// What reading the log and the checkpoint in force met.
     pub report: RecoveryReport,
+    /// No generation above this one was recorded.
+    pub generation_high: u64,
     /// Rows of the checkpoint that is not in force. A crash in the middle of the next checkpoint
     /// leaves it damaged, and nothing is lost by that.
     pub spare: Result<u64, LoadError>,
@@ -53,7 +55,8 @@ pub async fn read_contents(
         expected: superblock.checkpoints[area],
     };
     let spare = read_area(&source, drop).await.map(|header| header.map_or(0, |header| header.rows));
-    Ok(Contents { live: outcome.live, report: outcome.report, spare })
+    let generation_high = outcome.generation_high;
+    Ok(Contents { live: outcome.live, report: outcome.report, generation_high, spare })
 }
 
 /// Why an extent is not what its record says.

@@ -424,7 +424,7 @@ fn check_block_size(
     Ok(())
 }
 
-fn new_uuid() -> Uuid {
+pub(crate) fn new_uuid() -> Uuid {
     let mut bytes = [0; 16];
     random(&mut bytes);
     uuid::Builder::from_random_bytes(bytes).into_uuid()
