@@ -145,18 +145,18 @@ Examples:
 
 const RETIRE_HELP: &str = "\
 The drives that stay are told that the node goes on without it; it is not written to. Blocks on it
-are lost, and without --yes it only says how many. A drive that is gone is named by its uuid, and must
-not be in the configuration any more; memkv drive inspect of another drive lists the members.
+are lost, and without --yes it only says how many. A drive that is gone is named by its uuid, and
+must not be in the configuration any more; memkv drive inspect of another drive lists the members.
 
 Examples:
   memkv drive retire /dev/nvme1n1 --config config.yaml --yes
   memkv drive retire 2f1c0a52-5b0e-4c8e-9d4e-0c8f8f6c1d55 --config config.yaml --yes";
 
 const READMIT_HELP: &str = "\
-The drive is emptied, formatted like the node's others, and a member from then on. It is one that the
-node lost or retired, or a blank one that is to be added or takes another's place; put it under
-storage.drives as well. What it holds is lost, and without --yes it only says how much; a blank drive
-needs no --yes. Drives of another node, and what is not memkv's, are refused.
+The drive is emptied, formatted like the node's others, and a member from then on. It is one that
+the node lost or retired, or a blank one that is to be added or takes another's place; put it
+under storage.drives as well. What it holds is lost, and without --yes it only says how much; a blank
+drive needs no --yes. Drives of another node, and what is not memkv's, are refused.
 
 Examples:
   memkv drive readmit /dev/nvme1n1 --config config.yaml --yes
