@@ -155,8 +155,8 @@ Examples:
 const READMIT_HELP: &str = "\
 The drive is emptied, formatted like the node's others, and a member from then on. It is one that
 the node lost or retired, or a blank one that is to be added or takes another's place; put it
-under storage.drives as well. What it holds is lost, and without --yes it only says how much; a blank
-drive needs no --yes. Drives of another node, and what is not memkv's, are refused.
+under storage.drives as well. What it holds is lost, and without --yes it only says how much; a
+blank drive needs no --yes. Drives of another node, and what is not memkv's, are refused.
 
 Examples:
   memkv drive readmit /dev/nvme1n1 --config config.yaml --yes
