@@ -26,6 +26,8 @@ pub struct Contents {
     pub live: Vec<Record>,
     /// What reading the log and the checkpoint in force met.
     pub report: RecoveryReport,
+    /// No generation above this one was recorded.
+    pub generation_high: u64,
     /// Rows of the checkpoint that is not in force. A crash in the middle of the next checkpoint
     /// leaves it damaged, and nothing is lost by that.
     pub spare: Result<u64, LoadError>,
@@ -53,7 +55,8 @@ pub async fn read_contents(
         expected: superblock.checkpoints[area],
     };
     let spare = read_area(&source, drop).await.map(|header| header.map_or(0, |header| header.rows));
-    Ok(Contents { live: outcome.live, report: outcome.report, spare })
+    let generation_high = outcome.generation_high;
+    Ok(Contents { live: outcome.live, report: outcome.report, generation_high, spare })
 }
 
 /// Why an extent is not what its record says.
@@ -88,6 +91,7 @@ pub async fn verify_extent(
     let buf = pool.allocate_wait(Class::Send, bytes).await;
     let (result, buf) = memkv_block::read(queue, offset, bytes, buf).await;
     result?;
+    let buf = buf.expect("a buffer comes back from a read that was done");
     let found = crc32c(&buf.as_slice()[..length as usize]);
     if found == expected { Ok(()) } else { Err(ExtentFault::Crc { expected, found }) }
 }
@@ -120,7 +124,7 @@ impl Journal {
             let queue = &*self.shared.queue;
             let (result, back) = memkv_block::read(queue, offset + at as u64, bytes, buf).await;
             result?;
-            buf = back;
+            buf = back.expect("a buffer comes back from a read that was done");
             crc.add(&buf.as_slice()[..bytes.min(length - at)]);
             at += bytes;
         }

@@ -6,13 +6,12 @@
 
 use std::rc::Rc;
 
-use memkv_block::IoError;
+use memkv_block::{IoBuf, IoError};
 
 use crate::append::Slot;
 use crate::frame::{FRAME_HEADER, FrameHeader, span_of};
 use crate::journal::{Shared, answer};
 use crate::log::{Next, Waiting};
-use crate::quorum::exclusive;
 
 /// Writes until no call waits.
 pub(crate) async fn run(shared: Rc<Shared>) {
@@ -87,7 +86,8 @@ async fn write(
     let layout = &shared.layout;
     let offset = layout.ring_offset + header.position % layout.ring_bytes;
     let (result, back) = memkv_block::write(&*shared.queue, offset, len, buf).await;
-    *shared.frame.borrow_mut() = Some(exclusive(back));
+    // A drive that stalled keeps it; no other frame is written there.
+    *shared.frame.borrow_mut() = back.and_then(IoBuf::into_exclusive);
     if result.is_ok() {
         shared.count(|stats| {
             stats.frames += 1;

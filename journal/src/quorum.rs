@@ -118,7 +118,10 @@ pub async fn read_copies(queue: &dyn BlockQueue, geometry: &Geometry, pool: &Poo
         }
         let (result, back) =
             memkv_block::read(queue, copy_offset(copy), SUPERBLOCK_BYTES, buf).await;
-        buf = back;
+        buf = match back {
+            Some(back) => back,
+            None => pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await,
+        };
         *bytes = result.map(|()| buf.as_slice()[..SUPERBLOCK_BYTES].to_vec());
     }
     inspect(copies, geometry)
@@ -181,9 +184,10 @@ async fn write_pairs(queue: &dyn BlockQueue, buf: DmaBuf) -> Result<(), IoError>
     Ok(())
 }
 
-/// The buffer of a write that was given an exclusive one.
-pub(crate) fn exclusive(buf: IoBuf) -> DmaBuf {
-    buf.into_exclusive().expect("a driver gives back the buffer it was given")
+/// The buffer of a write that was done, and was given an exclusive one.
+pub(crate) fn exclusive(buf: Option<IoBuf>) -> DmaBuf {
+    let buf = buf.and_then(IoBuf::into_exclusive);
+    buf.expect("a driver gives back the buffer it was given")
 }
 
 #[cfg(test)]

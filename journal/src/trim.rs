@@ -405,7 +405,7 @@ fn finish(shared: &Shared, command: &Command, done: Done) {
             }
             trim.stop();
         }
-        Err(error @ IoError::Offline) => {
+        Err(error @ (IoError::Offline | IoError::Stalled(_))) => {
             trim.stop();
             drop(trim);
             shared.fail(error);

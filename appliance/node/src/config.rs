@@ -35,6 +35,7 @@ use memkv_wire::SharedKey;
 use serde_yaml::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tree::Report;
 
 /// The largest file that is read as a configuration.
@@ -112,6 +113,8 @@ pub struct Storage {
     /// Where the drive is that nobody named: this folder is made when it is not there. Folders that
     /// are named are not, for their file system may just not be mounted.
     pub data_directory: Option<PathBuf>,
+    /// How long a drive may leave its oldest command unanswered before it is taken offline.
+    pub drive_timeout: Duration,
     /// What happens when they fill.
     pub eviction: Eviction,
     /// What an acknowledgement promises.

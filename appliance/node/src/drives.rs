@@ -170,7 +170,7 @@ pub struct OpenStore {
     pub incarnation: u64,
 }
 
-/// Opens every configured drive with the driver that fits it. New files are created at their size,
+/// Opens every configured drive with the driver that fits it, watched for stalls. New files are created at their size,
 /// with `progress(done, total)` in bytes.
 ///
 /// # Errors
@@ -191,6 +191,7 @@ pub fn open_devices(
         options.size = size;
         options.progress = Some(Box::new(move |done, total| progress(&shown, done, total)));
         memkv_block::open(options)
+            .map(|device| memkv_block::watch(device, config.storage.drive_timeout))
             .map_err(|source| DrivesError::Open { name: name.clone(), source })
     };
     let drives = config.storage.drives.iter().map(|drive| match drive {
@@ -391,6 +392,7 @@ async fn check_blank(drive: &Opened, pool: &Pool) -> Result<(), DrivesError> {
     let chunk = pool.allocate_wait(Class::Checkpoint, BLANK).await;
     let (result, chunk) = memkv_block::read(&*drive.queue, 0, BLANK, chunk).await;
     result.map_err(|source| DrivesError::Io { name: name(), source })?;
+    let chunk = chunk.expect("a buffer comes back from a read that was done");
     if chunk.as_slice().iter().any(|&byte| byte != 0) {
         return Err(DrivesError::Foreign { name: name() });
     }
@@ -422,7 +424,7 @@ fn check_block_size(
     Ok(())
 }
 
-fn new_uuid() -> Uuid {
+pub(crate) fn new_uuid() -> Uuid {
     let mut bytes = [0; 16];
     random(&mut bytes);
     uuid::Builder::from_random_bytes(bytes).into_uuid()

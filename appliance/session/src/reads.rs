@@ -12,7 +12,9 @@ pub struct ReadError {
     drive: DriveId,
     error: IoError,
     /// The memory it was to fill, where the driver gave it back.
-    chunk: Option<(DmaBuf, u32)>,
+    chunk: Option<DmaBuf>,
+    /// Bytes of payload that were wanted.
+    length: u32,
 }
 
 /// A piece of payload in memory, or on its way there.
@@ -109,11 +111,9 @@ impl Reading {
                         Ok(chunk.freeze())
                     }
                     (Ok(()), None) => {
-                        Err(ReadError { drive, error: IoError::Offline, chunk: None })
+                        Err(ReadError { drive, error: IoError::Offline, chunk: None, length })
                     }
-                    (Err(error), chunk) => {
-                        Err(ReadError { drive, error, chunk: chunk.map(|chunk| (chunk, length)) })
-                    }
+                    (Err(error), chunk) => Err(ReadError { drive, error, chunk, length }),
                 }
             }
         }
@@ -121,14 +121,16 @@ impl Reading {
 
     /// The payload, when it is there; zeros in its stead when it cannot be read any more, since a
     /// reply that has begun must have its length: they do not have the CRC that the reply told, and
-    /// the getter asks what became of the block. `None` when there is not even memory for that.
+    /// the getter asks what became of the block. `None` when there is not even memory for that: a
+    /// drive that stalled keeps what it was to fill.
     pub async fn finish_reply(self, context: &Context) -> Option<DmaRef> {
         match self.finish().await {
             Ok(bytes) => Some(bytes),
             Err(mut error) => {
-                let chunk = error.chunk.take();
+                let (chunk, length) = (error.chunk.take(), error.length);
                 error.report(context).await;
-                let (mut chunk, length) = chunk?;
+                let instead = || context.pool.allocate(Class::Send, length as usize).ok();
+                let mut chunk = chunk.or_else(instead)?;
                 chunk.set_len(length as usize);
                 chunk.as_mut_slice().fill(0);
                 Some(chunk.freeze())

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use common::{MIB, Machine, Options, crcs, value};
 use memkv_block::Op;
+use memkv_poller::Clock;
 use memkv_session::SessionLimits;
-use memkv_sim::faults::{Rule, When};
+use memkv_sim::faults::{Effect, Rule, When};
 use memkv_wire::{ItemReplies, MissReason, Opcode, Status, SuspectItem, SuspectItems};
 
 const PIECE: usize = 64 << 10;
@@ -69,6 +70,58 @@ fn a_drive_that_goes_while_a_reply_is_sent_leaves_zeros_and_a_reason() {
     let answer = client.ask(&mut machine, Opcode::Suspect, &meta);
     let item = ItemReplies::parse(&answer.meta).expect("a reply per item").items[0];
     assert_eq!((item.status, item.reason), (Status::NotFound, MissReason::DriveLost));
+    machine.assert_at_rest();
+}
+
+#[test]
+fn a_drive_that_stalls_while_a_reply_is_sent_ends_it_with_zeros() {
+    let mut machine = machine(1);
+    let mut client = machine.client(1);
+    let bytes = value(5, 2 * MIB);
+    assert_eq!(client.put(&mut machine, "gone", &bytes).status, Status::Ok);
+    let (faults, start) = machine.faults[0].clone();
+    let (range, when, effect) = (start..u64::MAX, When::Nth(3), Effect::Hang);
+    faults.add(Rule { range, when, effect, ..Rule::fail(Op::Read) });
+
+    let begin = machine.world.clock().now();
+    let (reply, got) = client.get(&mut machine, "gone");
+    let took = machine.world.clock().now().saturating_duration_since(begin);
+    assert!((10..13).contains(&took.as_secs()), "{took:?}");
+    assert_eq!((reply.status, got.len()), (Status::Ok, bytes.len()), "it had begun");
+    let lost = 2 * PIECE..3 * PIECE;
+    assert!(got[lost.clone()].iter().all(|&byte| byte == 0), "nobody else's bytes");
+    assert!(got[..lost.start] == bytes[..lost.start] && got[lost.end..] == bytes[lost.end..]);
+    assert_eq!(machine.store.counters().drives_failed.get(), 1);
+    let why = machine.store.drives()[0].why_offline.clone().expect("it is offline");
+    assert!(why.contains("has not answered for 10 s"), "{why}");
+    let (reply, _) = client.get(&mut machine, "gone");
+    assert_eq!((reply.status, reply.reason), (Status::NotFound, MissReason::DriveLost));
+    faults.release();
+    machine.assert_at_rest();
+}
+
+#[test]
+fn a_drive_that_stalls_in_a_put_is_told_to_the_others_and_they_take_the_next() {
+    let mut machine = machine(2);
+    let mut client = machine.client(1);
+    // What the journal of one drive writes hangs.
+    let (faults, start) = machine.faults[0].clone();
+    faults.add(Rule { range: 0..start, effect: Effect::Hang, ..Rule::fail(Op::Write) });
+    let mut failed = 0;
+    for n in 0..20 {
+        let (name, bytes) = (format!("{n}"), value(n, MIB / 2));
+        let reply = client.put(&mut machine, &name, &bytes);
+        if reply.status == Status::Ok {
+            assert!(client.get(&mut machine, &name).1 == bytes);
+        } else {
+            failed += 1;
+            assert_eq!(client.get(&mut machine, &name).0.status, Status::NotFound);
+        }
+    }
+    assert_eq!(failed, 1, "one put met the stall, the next ones the other drive");
+    assert_eq!(machine.store.membership().members.len(), 1);
+    assert!(machine.store.membership_is_settled());
+    faults.release();
     machine.assert_at_rest();
 }
 

@@ -118,7 +118,7 @@ impl Store {
                     self.mark_verified(slot, generation, 1 << index);
                     None
                 }
-                Err(ExtentFault::Io(error @ IoError::Offline)) => {
+                Err(ExtentFault::Io(error @ (IoError::Offline | IoError::Stalled(_)))) => {
                     return self.drive_failed(extent.drive, &error);
                 }
                 Err(ExtentFault::Crc { .. }) => Some(&counters.corrupt),

@@ -39,7 +39,8 @@ pub fn completion() -> (Completer, Completion) {
 pub struct Completer(Option<Arc<Shared>>);
 
 impl Completer {
-    /// Ends the command and wakes the caller. If the caller is gone, the buffer is dropped here.
+    /// Ends the command and wakes the caller. If the caller is gone, or was told that the command
+    /// stalled, the buffer is dropped here.
     pub fn complete(mut self, done: Done) {
         self.finish(done);
     }
@@ -48,7 +49,7 @@ impl Completer {
         let Some(shared) = self.0.take() else { return };
         let mut state = shared.lock();
         let before = match &mut *state {
-            State::Closed => {
+            State::Closed | State::Done(_) => {
                 drop(state);
                 // The buffer goes back to its pool here, which may wake others: not under the lock.
                 drop(done);
@@ -96,6 +97,42 @@ impl Future for Completion {
         match std::mem::replace(&mut *state, State::Closed) {
             State::Done(done) => Poll::Ready(done),
             _ => panic!("a completion was polled after its end"),
+        }
+    }
+}
+
+impl Completion {
+    /// A third end, for whoever watches over the command.
+    pub(crate) fn watched(&self) -> Watched {
+        Watched(Arc::clone(&self.0))
+    }
+}
+
+/// The end of whoever watches how long a command takes.
+#[derive(Clone)]
+pub(crate) struct Watched(Arc<Shared>);
+
+impl Watched {
+    /// Whether the driver has the command and the caller still waits for it.
+    pub fn is_pending(&self) -> bool {
+        matches!(*self.0.lock(), State::Pending(_))
+    }
+
+    /// Whether it is the same command.
+    pub fn is(&self, other: &Watched) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Tells the caller that the command failed, while the driver still has it, and its buffer: that
+    /// is dropped when the driver is done with it. Nothing happens to a command that has ended.
+    pub fn abandon(&self, error: IoError) {
+        let mut state = self.0.lock();
+        let State::Pending(waker) = &mut *state else { return };
+        let waker = waker.take();
+        *state = State::Done(Done { result: Err(error), buf: None });
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 }

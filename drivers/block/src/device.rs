@@ -122,33 +122,35 @@ pub trait BlockQueue {
 
     /// Commands submitted and not completed, those that wait inside included.
     fn outstanding(&self) -> usize;
+
+    /// The device is not waited for any more, for it does not answer: what waits inside and never
+    /// reached it ends as [`IoError::Offline`], and dropping the queue leaks what the device still has
+    /// instead of waiting.
+    fn give_up(&self) {}
 }
 
-/// Fills `buf[0..len]` from `offset`; the buffer comes back in any case.
-///
-/// Panics when a driver breaks its word and loses the buffer.
+/// Fills `buf[0..len]` from `offset`; the buffer comes back in any case but that of
+/// [`IoError::Stalled`].
 pub async fn read(
     queue: &dyn BlockQueue,
     offset: u64,
     len: usize,
     buf: DmaBuf,
-) -> (Result<(), IoError>, DmaBuf) {
+) -> (Result<(), IoError>, Option<DmaBuf>) {
     let done = queue.submit(Io::read(offset, len, buf)).await;
-    let buf = done.buf.and_then(IoBuf::into_exclusive);
-    (done.result, buf.expect("a buffer comes back with its completion"))
+    (done.result, done.buf.and_then(IoBuf::into_exclusive))
 }
 
-/// Puts `buf[0..len]` at `offset`; the buffer comes back in any case.
-///
-/// Panics when a driver breaks its word and loses the buffer.
+/// Puts `buf[0..len]` at `offset`; the buffer comes back in any case but that of
+/// [`IoError::Stalled`].
 pub async fn write(
     queue: &dyn BlockQueue,
     offset: u64,
     len: usize,
     buf: impl Into<IoBuf>,
-) -> (Result<(), IoError>, IoBuf) {
+) -> (Result<(), IoError>, Option<IoBuf>) {
     let done = queue.submit(Io::write(offset, len, buf)).await;
-    (done.result, done.buf.expect("a buffer comes back with its completion"))
+    (done.result, done.buf)
 }
 
 /// Makes every write that has completed durable.

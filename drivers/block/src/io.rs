@@ -1,6 +1,7 @@
 //! What a queue is asked, and what it answers.
 
 use std::io;
+use std::time::Duration;
 
 use memkv_dma::{DmaBuf, DmaRef};
 
@@ -122,7 +123,7 @@ impl Io {
 pub struct Done {
     /// Whether it was done. After an error a range that was to be written or read may be half done.
     pub result: Result<(), IoError>,
-    /// The buffer the command came with.
+    /// The buffer the command came with; none when the drive stalled and still has it.
     pub buf: Option<IoBuf>,
 }
 
@@ -196,6 +197,10 @@ pub enum IoError {
     /// The device is gone, or was taken out of service before the command was done.
     #[error("the device is offline")]
     Offline,
+    /// The oldest command has not been answered for so long; the drive is not asked any more. Buffers
+    /// of commands that it still has do not come back.
+    #[error("the drive has not answered for {} s", .0.as_secs_f32())]
+    Stalled(Duration),
     /// A fault that a test asked for.
     #[error("injected: {0}")]
     Injected(&'static str),

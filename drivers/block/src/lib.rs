@@ -28,6 +28,10 @@
 //! order. A write is durable when a [`Op::Flush`] submitted after its completion has completed. A write
 //! torn by a power cut leaves every sector either old or new.
 //!
+//! **Stalls.** A device behind [`watch`] that leaves a command unanswered for too long fails it and all
+//! others with [`IoError::Stalled`], and is not asked again. The buffers stay with the driver until the
+//! device is done with them, if ever.
+//!
 //! Errors of the device, of the file system or of a shrunken file are values ([`IoError`]), never
 //! panics: what to do about a drive that fails is decided above.
 
@@ -37,6 +41,7 @@ mod completion;
 mod device;
 mod io;
 mod memory;
+mod watch;
 
 #[cfg(unix)]
 mod medium;
@@ -55,6 +60,7 @@ pub use io::{Done, Io, IoBuf, IoError, Op};
 pub use memory::memory;
 #[cfg(unix)]
 pub use open::{AllocationProgress, OpenError, OpenOptions, open};
+pub use watch::watch;
 
 /// The longest single read or write: 4 MiB, one extent.
 pub const MAX_TRANSFER: u32 = 4 * 1024 * 1024;

@@ -76,6 +76,10 @@ impl BlockQueue for ThreadsQueue {
     fn outstanding(&self) -> usize {
         self.outstanding.load(Ordering::Acquire)
     }
+
+    fn give_up(&self) {
+        self.workers.give_up();
+    }
 }
 
 /// One command for a worker.
@@ -90,6 +94,7 @@ struct Job {
 struct Jobs {
     list: VecDeque<Job>,
     closed: bool,
+    given_up: bool,
 }
 
 struct Shared {
@@ -157,10 +162,32 @@ impl Workers {
     }
 }
 
+impl Workers {
+    /// Ends what no worker has begun, for every queue, and lets no drop wait for the workers.
+    pub fn give_up(&self) {
+        let mut jobs = self.shared.jobs();
+        jobs.given_up = true;
+        let list = std::mem::take(&mut jobs.list);
+        drop(jobs);
+        for Job { io, completer, outstanding } in list {
+            outstanding.fetch_sub(1, Ordering::AcqRel);
+            completer.complete(Done::of(io, Err(IoError::Offline)));
+        }
+    }
+}
+
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.shared.jobs().closed = true;
+        let given_up = {
+            let mut jobs = self.shared.jobs();
+            jobs.closed = true;
+            jobs.given_up
+        };
         self.shared.bell.notify_all();
+        if given_up {
+            // A worker that is stuck in the device keeps its buffer; the others end by themselves.
+            return;
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!(drive = self.shared.medium.name, "a block worker panicked");

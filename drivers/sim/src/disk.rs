@@ -150,6 +150,8 @@ struct State {
     life: u32,
     off: bool,
     dead: bool,
+    /// Nothing is done any more until the next crash.
+    stalled: bool,
     /// Sectors that fail to read until they are written: first byte and bytes.
     bad: Vec<(u64, u64)>,
     damage: Damage,
@@ -201,6 +203,7 @@ impl SimDisk {
             life: 0,
             off: false,
             dead: false,
+            stalled: false,
             bad: Vec::new(),
             damage: Damage::default(),
             counts: FaultCounts::default(),
@@ -280,6 +283,12 @@ impl SimDisk {
         lock(&self.state).dead
     }
 
+    /// The disk stops answering now: commands on their way, and later ones, are done neither now nor
+    /// later, until [`SimDisk::crash`].
+    pub fn stall(&self) {
+        lock(&self.state).stall();
+    }
+
     /// The host is gone: queues take commands but never complete them. First half of a crash; drop the
     /// reactors next, then call [`SimDisk::crash`].
     pub fn power_off(&self) {
@@ -298,7 +307,8 @@ impl SimDisk {
 
     /// When the next command is due.
     pub fn next_due(&self) -> Option<Instant> {
-        lock(&self.state).due.peek().map(|Reverse((at, _, _))| *at)
+        let state = lock(&self.state);
+        state.due.peek().filter(|_| !state.stalled).map(|Reverse((at, _, _))| *at)
     }
 
     /// Carries out and completes what is due by now, at most `limit` commands; returns how many.
@@ -413,6 +423,9 @@ impl State {
         if self.rng.below(MILLION) < u64::from(rates.dead) {
             self.die();
         }
+        if self.rng.below(MILLION) < u64::from(rates.stall) {
+            self.stall();
+        }
         if self.rng.below(MILLION) < u64::from(rates.bit_flip) {
             self.rot(None);
         }
@@ -463,7 +476,7 @@ impl State {
     /// Carries out the next command that is due by now.
     fn finish_next(&mut self) -> Option<(Completer, Done)> {
         let now = self.clock.now();
-        if self.off || self.due.peek().is_none_or(|Reverse((at, _, _))| *at > now) {
+        if self.off || self.stalled || self.due.peek().is_none_or(|Reverse((at, _, _))| *at > now) {
             return None;
         }
         let Reverse((_, _, index)) = self.due.pop()?;
@@ -603,13 +616,23 @@ impl State {
         }
     }
 
+    fn stall(&mut self) {
+        if !self.stalled && !self.dead {
+            self.stalled = true;
+            self.counts.add(FaultKind::Stall, 1);
+            if let Some(observer) = &mut self.observer {
+                observer(DiskEvent::Stalled);
+            }
+        }
+    }
+
     fn crash(&mut self, kind: CrashKind) -> (Vec<Slot>, (u64, u64)) {
         let mut slots = std::mem::take(&mut self.slots);
         self.free.clear();
         self.due.clear();
         self.queues.clear();
         self.life += 1;
-        self.off = false;
+        (self.off, self.stalled) = (false, false);
         // The order in which writes on their way land is as open as whether they land.
         for last in (1..slots.len()).rev() {
             slots.swap(last, self.rng.below(last as u64 + 1) as usize);

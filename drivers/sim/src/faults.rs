@@ -13,7 +13,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memkv_block::{
-    BlockDevice, BlockQueue, Completion, Done, Geometry, Io, IoBuf, IoError, Kind, Op, completion,
+    BlockDevice, BlockQueue, Completer, Completion, Done, Geometry, Io, IoBuf, IoError, Kind, Op,
+    completion,
 };
 use memkv_poller::{Local, Rng};
 
@@ -37,6 +38,8 @@ pub enum Effect {
     Lose,
     /// A read succeeds with one wrong bit. Other commands fail.
     Flip,
+    /// It is not answered, and the device does not see it, before [`Faults::release`].
+    Hang,
 }
 
 /// One fault that is to happen.
@@ -88,6 +91,8 @@ struct Active {
 struct Rules {
     active: Vec<Active>,
     rng: Rng,
+    /// What is not answered.
+    hung: Vec<(Io, Completer)>,
 }
 
 /// The rules of one decorated device. Clones share them.
@@ -97,7 +102,8 @@ pub struct Faults(Arc<Mutex<Rules>>);
 impl Faults {
     /// No rules yet; chance is drawn from `seed`.
     pub fn new(seed: u64) -> Faults {
-        Faults(Arc::new(Mutex::new(Rules { active: Vec::new(), rng: Rng::seeded(seed) })))
+        let rng = Rng::seeded(seed);
+        Faults(Arc::new(Mutex::new(Rules { active: Vec::new(), rng, hung: Vec::new() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Rules> {
@@ -119,6 +125,15 @@ impl Faults {
     /// How often a rule has struck.
     pub fn strikes(&self, id: RuleId) -> u64 {
         self.lock().active[id.0].strikes
+    }
+
+    /// Ends what hangs as offline: its buffers go back.
+    pub fn release(&self) {
+        let hung = std::mem::take(&mut self.lock().hung);
+        // Completed without the lock: the waker may run code of the reactor.
+        for (io, completer) in hung {
+            completer.complete(Done::of(io, Err(IoError::Offline)));
+        }
     }
 
     /// Puts the rules in front of `device`.
@@ -187,13 +202,22 @@ impl BlockQueue for FaultyQueue {
         let Some((effect, chance)) = self.faults.judge(&io) else { return self.queue.submit(io) };
         match (effect, io.op) {
             (Effect::Lose, Op::Write) => answered(Ok(()), io),
+            (Effect::Hang, _) => {
+                let (completer, completion) = completion();
+                self.faults.lock().hung.push((io, completer));
+                completion
+            }
             (Effect::Flip, Op::Read) => self.read_with_a_flip(io, chance),
             _ => answered(Err(IoError::Injected("asked for by a fault rule")), io),
         }
     }
 
     fn outstanding(&self) -> usize {
-        self.queue.outstanding()
+        self.queue.outstanding() + self.faults.lock().hung.len()
+    }
+
+    fn give_up(&self) {
+        self.queue.give_up();
     }
 }
 

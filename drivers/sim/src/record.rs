@@ -25,6 +25,8 @@ pub enum FaultKind {
     Lost,
     /// A command takes a hundred to ten thousand times as long as usual.
     Slow,
+    /// The disk stops answering: no command is done before the machine stops.
+    Stall,
     /// The disk dies: from now on every command fails.
     Dead,
     /// A write that was on its way when the machine stopped was written in part.
@@ -33,13 +35,14 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [FaultKind; 8] = [
+    pub const ALL: [FaultKind; 9] = [
         FaultKind::ReadError,
         FaultKind::WriteError,
         FaultKind::BitFlip,
         FaultKind::Misdirected,
         FaultKind::Lost,
         FaultKind::Slow,
+        FaultKind::Stall,
         FaultKind::Dead,
         FaultKind::Torn,
     ];
@@ -53,6 +56,7 @@ impl FaultKind {
             FaultKind::Misdirected => "misdirected write",
             FaultKind::Lost => "lost write",
             FaultKind::Slow => "slow command",
+            FaultKind::Stall => "stalled disk",
             FaultKind::Dead => "dead disk",
             FaultKind::Torn => "torn write",
         }
@@ -74,6 +78,8 @@ pub struct FaultRates {
     pub lost: u32,
     /// Of all commands.
     pub slow: u32,
+    /// Of all commands: with each, the disk stalls.
+    pub stall: u32,
     /// Of all commands.
     pub dead: u32,
 }
@@ -123,6 +129,8 @@ pub enum DiskEvent<'a> {
     },
     /// The disk died: everything on it is harmed.
     Died,
+    /// The disk stalled: nothing on it is harmed, but nobody gets at it.
+    Stalled,
 }
 
 /// A range of a disk that a fault touched and nobody has overwritten since.

@@ -91,6 +91,7 @@ impl<'a> AreaReader<'a> {
         let offset = source.layout.checkpoint_offset[source.area];
         let (result, buf) = memkv_block::read(source.queue, offset, AREA_HEADER, buf).await;
         result?;
+        let buf = buf.expect("a buffer comes back from a read that was done");
         let header = parse_header(buf.as_slice())?;
         let expected = source.expected;
         let same = header.drive == source.drive
@@ -141,9 +142,9 @@ impl<'a> AreaReader<'a> {
             self.buf.take().expect("one piece is read at a time"),
         );
         let done = source.queue.submit(io.at(base)).await;
-        let buf = done.buf.and_then(IoBuf::into_exclusive);
-        let buf = self.buf.insert(buf.expect("a buffer comes back with its completion"));
         done.result?;
+        let buf = done.buf.and_then(IoBuf::into_exclusive);
+        let buf = self.buf.insert(buf.expect("a buffer comes back from a read that was done"));
         let id = PieceId { drive: source.drive, number: header.number, column, index };
         let items = parse_piece(&id, &buf.as_slice()[base..base + len])?;
         let start = base + PIECE_HEADER;

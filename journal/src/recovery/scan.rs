@@ -287,13 +287,16 @@ impl Window {
         let len = self.size.min(self.room(position)) as usize;
         let offset = self.ring_offset + position % self.ring_bytes;
         let buf = self.buf.take().expect("one window is read at a time");
-        let (result, mut buf) = memkv_block::read(means.queue, offset, len, buf).await;
-        if result.is_err() {
-            let (unreadable, back) = read_pages(means, offset, len, buf).await;
-            buf = back;
-            self.unreadable += unreadable?;
-        }
-        self.buf = Some(buf);
+        let (result, buf) = memkv_block::read(means.queue, offset, len, buf).await;
+        self.buf = match (result, buf) {
+            (Ok(()), buf) => buf,
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(buf)) => {
+                let (unreadable, buf) = read_pages(means, offset, len, buf).await?;
+                self.unreadable += unreadable;
+                Some(buf)
+            }
+        };
         (self.position, self.len) = (position, len as u64);
         means.local.yield_now().await;
         Ok(())
@@ -301,28 +304,31 @@ impl Window {
 }
 
 /// Reads page by page what could not be read at once. Pages that cannot be read are zeros; returns
-/// how many. Fails when no page can be read.
+/// how many. Fails when no page can be read, or the drive stalls.
 async fn read_pages(
     means: &Means<'_>,
     offset: u64,
     len: usize,
     mut buf: DmaBuf,
-) -> (Result<u64, IoError>, DmaBuf) {
+) -> Result<(u64, DmaBuf), IoError> {
     let mut unreadable = 0;
     for at in (0..len).step_by(FRAME_ALIGN) {
         let io = Io::read(offset + at as u64, FRAME_ALIGN, buf).at(at);
         let done = means.queue.submit(io).await;
-        let back = done.buf.and_then(IoBuf::into_exclusive);
-        buf = back.expect("a buffer comes back with its completion");
-        if let Err(error) = done.result {
-            buf.as_mut_slice()[at..at + FRAME_ALIGN].fill(0);
-            unreadable += 1;
-            if unreadable == len / FRAME_ALIGN {
-                return (Err(error), buf);
+        buf = match (done.result, done.buf.and_then(IoBuf::into_exclusive)) {
+            (Ok(()), back) => back.expect("a buffer comes back from a read that was done"),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(mut back)) => {
+                back.as_mut_slice()[at..at + FRAME_ALIGN].fill(0);
+                unreadable += 1;
+                if unreadable == len / FRAME_ALIGN {
+                    return Err(error);
+                }
+                back
             }
-        }
+        };
     }
-    (Ok(unreadable as u64), buf)
+    Ok((unreadable as u64, buf))
 }
 
 #[cfg(test)]

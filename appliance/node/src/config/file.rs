@@ -12,6 +12,7 @@ use serde_yaml::Value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The port of the data address when none is written.
 const PORT: u16 = memkv_wire::DEFAULT_PORT;
@@ -26,6 +27,8 @@ const EXTENT: RangeInclusive<u64> = 16 << 10..=4 << 20;
 pub const DRIVE_SIZE: RangeInclusive<u64> = 64 << 20..=64 << 40;
 /// Drives of a node: its superblocks list all of them.
 const DRIVES_MAX: usize = 64;
+/// How long a drive may be silent: longer than an honest drive's hiccup.
+const DRIVE_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
 /// Keys of a node: two for each of many tenants.
 const KEYS_MAX: usize = 2048;
 /// Reactors of a node.
@@ -85,6 +88,8 @@ pub struct FileStorage {
     pub block_size: Option<u64>,
     /// `drives`, when the list is there.
     pub drives: Option<Vec<FileDrive>>,
+    /// `drive_timeout_ms`.
+    pub drive_timeout: Option<Duration>,
     /// `eviction.enabled`.
     pub eviction: Option<bool>,
     /// `eviction.high`, percent.
@@ -209,6 +214,10 @@ fn storage(section: &Section<'_>, storage: &mut FileStorage) {
     storage.durability = section.item("durability").and_then(|i| i.choice(&Durability::WORDS));
     let drives = section.sections("drives", schema::DRIVE, 1..=DRIVES_MAX);
     storage.drives = drives.map(|drives| drives.iter().map(drive).collect());
+    storage.drive_timeout = section
+        .item("drive_timeout_ms")
+        .and_then(|i| i.integer(DRIVE_TIMEOUT_MS))
+        .map(Duration::from_millis);
     let eviction = section.section("eviction", schema::EVICTION);
     storage.eviction = eviction.item("enabled").and_then(|i| i.boolean());
     storage.high = eviction.item("high").and_then(|i| i.percent(2..=100));

@@ -14,6 +14,7 @@ use crate::paths::Machine;
 use memkv_wire::SharedKey;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -37,6 +38,8 @@ const POOL_SHARE: u64 = 8;
 const KEYS_PER_TENANT: usize = 2;
 /// More reactors than this need to be asked for.
 const REACTORS_DEFAULT_MAX: usize = 64;
+/// How long a drive may be silent: an honest one takes a second or two at its worst.
+const DRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settles every value. What it returns is only meant to be used when nothing was reported.
 pub fn resolve(
@@ -221,6 +224,7 @@ fn storage(
         block_size: set.block_size.unwrap_or(4 * MIB),
         drives,
         data_directory,
+        drive_timeout: set.drive_timeout.unwrap_or(DRIVE_TIMEOUT),
         eviction,
         durability: set.durability.unwrap_or(Durability::Process),
         trim: Trim {

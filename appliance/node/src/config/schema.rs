@@ -29,8 +29,16 @@ pub const KEY: &[&str] = &["id", "key", "tenant"];
 /// The memory pool.
 pub const MEMORY: &[&str] = &["block_size", "max_size", "hugepages"];
 /// What is stored where.
-pub const STORAGE: &[&str] =
-    &["mode", "block_size", "drives", "eviction", "durability", "trim", "scrub"];
+pub const STORAGE: &[&str] = &[
+    "mode",
+    "block_size",
+    "drives",
+    "drive_timeout_ms",
+    "eviction",
+    "durability",
+    "trim",
+    "scrub",
+];
 /// One drive.
 pub const DRIVE: &[&str] = &["media", "max_size"];
 /// What happens when drives fill.

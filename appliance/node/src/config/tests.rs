@@ -82,6 +82,7 @@ fn nothing_set_serves_a_laptop() {
     assert_eq!(config.memory.hugepages, HugepageUse::Prefer);
     assert_eq!(config.storage.mode, StorageMode::File);
     assert_eq!(config.storage.durability, Durability::Process);
+    assert_eq!(config.storage.drive_timeout.as_secs(), 10);
     assert_eq!(config.storage.drives, [Drive::File { media: default_file(), size: Some(4 * GIB) }]);
     let eviction = Eviction { enabled: true, high: 95, low: 92, policy: EvictionPolicy::Chain };
     assert_eq!(config.storage.eviction, eviction);
@@ -118,6 +119,7 @@ storage:
       max_size: 1 GiB
     - media: /data/b
       max_size: 2147483648
+  drive_timeout_ms: 2500
   eviction:
     enabled: false
     high: 70 %

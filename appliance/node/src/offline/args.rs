@@ -75,6 +75,8 @@ Examples:
   memkv drive inspect /dev/nvme0n1 --json
   memkv drive check --config config.yaml
   memkv drive wipe /dev/nvme0n1 --yes
+  memkv drive retire /dev/nvme1n1 --config config.yaml --yes
+  memkv drive readmit /dev/nvme1n1 --config config.yaml --yes
 
 Exit codes:
   0  done; of check: everything is whole
@@ -133,7 +135,32 @@ Examples:
   memkv drive wipe /dev/nvme0n1
   memkv drive wipe /dev/nvme0n1 --yes")]
     Wipe(WipeArgs),
+    /// Take a drive out of a node for good
+    #[command(after_help = RETIRE_HELP)]
+    Retire(ChangeArgs),
+    /// Take a drive into a node, emptied: one that was lost, or a new one
+    #[command(after_help = READMIT_HELP)]
+    Readmit(ChangeArgs),
 }
+
+const RETIRE_HELP: &str = "\
+The drives that stay are told that the node goes on without it; it is not written to. Blocks on it
+are lost, and without --yes it only says how many. A drive that is gone is named by its uuid, and
+must not be in the configuration any more; memkv drive inspect of another drive lists the members.
+
+Examples:
+  memkv drive retire /dev/nvme1n1 --config config.yaml --yes
+  memkv drive retire 2f1c0a52-5b0e-4c8e-9d4e-0c8f8f6c1d55 --config config.yaml --yes";
+
+const READMIT_HELP: &str = "\
+The drive is emptied, formatted like the node's others, and a member from then on. It is one that
+the node lost or retired, or a blank one that is to be added or takes another's place; put it
+under storage.drives as well. What it holds is lost, and without --yes it only says how much; a
+blank drive needs no --yes. Drives of another node, and what is not memkv's, are refused.
+
+Examples:
+  memkv drive readmit /dev/nvme1n1 --config config.yaml --yes
+  fallocate -l 100G /srv/memkv.2 && memkv drive readmit /srv/memkv.2 --config config.yaml";
 
 /// Which drives.
 #[derive(Args, Clone, Debug, Default)]
@@ -161,4 +188,21 @@ pub struct WipeArgs {
     /// Do it, also to a drive whose superblock is damaged
     #[arg(long)]
     pub force: bool,
+}
+
+/// Options of `memkv drive retire` and `memkv drive readmit`.
+#[derive(Args, Clone, Debug)]
+pub struct ChangeArgs {
+    /// The drive: its path, or the uuid of a member
+    #[arg(value_name = "DRIVE")]
+    pub drive: String,
+    /// The configuration of the node
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Do it, also when blocks are lost
+    #[arg(long)]
+    pub yes: bool,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
 }

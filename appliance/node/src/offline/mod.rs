@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   paths ─► look (reads only, takes nothing) ─► refused with the reason, or
-//!         ─► Bench::open (claimed and locked, as a server would) ─► format, check or wipe
+//!         ─► Bench::open (claimed and locked, as a server would) ─► format, check, wipe, retire
 //! ```
 //!
 //! A command first looks at every drive it was given and refuses before it has changed any. What a
@@ -13,6 +13,7 @@ mod check;
 mod claims;
 mod list;
 mod look;
+mod membership;
 mod setup;
 mod wipe;
 mod yaml;
@@ -34,7 +35,7 @@ use crate::logging;
 use crate::paths::ThisMachine;
 use crate::serve::chain;
 
-pub use args::{DriveArgs, DriveCommand, SetupArgs, Which, WipeArgs};
+pub use args::{ChangeArgs, DriveArgs, DriveCommand, SetupArgs, Which, WipeArgs};
 
 /// How long a drive that is in use is asked for again: a server that was just killed holds its
 /// drives until the kernel has taken its rings apart.
@@ -99,6 +100,8 @@ pub fn drive(args: &DriveArgs) -> Exit {
         DriveCommand::Inspect(which) => list::inspect(which),
         DriveCommand::Check(which) => check::run(which),
         DriveCommand::Wipe(args) => wipe::run(args),
+        DriveCommand::Retire(args) => membership::retire(args),
+        DriveCommand::Readmit(args) => membership::readmit(args),
     });
     finish("drive", done)
 }

@@ -101,32 +101,44 @@ fn against(sight: &Sight, force: bool) -> Vec<String> {
 
 fn loss(bench: &mut Bench, sight: &Sight, drive: &Opened) -> Loss {
     let superblock = sight.inspection.superblock.as_ref().ok();
-    let counted = superblock.and_then(|superblock| count(bench, drive, superblock.clone()));
+    let held = superblock.and_then(|superblock| count(bench, drive, superblock.clone()));
     let identity = superblock.map(|superblock| &superblock.identity);
     Loss {
         path: sight.path.display().to_string(),
         drive: identity.map(|identity| identity.drive.to_string()),
         node: identity.map(|identity| identity.node.to_string()),
         others: identity.map_or(0, |identity| identity.members.len().saturating_sub(1)),
-        blocks: counted.map(|(blocks, _)| blocks),
-        bytes: counted.map(|(_, bytes)| bytes),
+        blocks: held.as_ref().map(|held| held.blocks),
+        bytes: held.as_ref().map(|held| held.bytes),
         wiped: false,
     }
 }
 
-/// Blocks and parts on a drive, and their bytes.
-fn count(bench: &mut Bench, drive: &Opened, superblock: Superblock) -> Option<(u64, u64)> {
+/// What a drive holds.
+#[derive(Default)]
+pub(super) struct Held {
+    /// Blocks, and parts of blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// No generation above this one was recorded there.
+    pub generation_high: u64,
+}
+
+/// Counts what is on a drive; none when it cannot be read.
+pub(super) fn count(bench: &mut Bench, drive: &Opened, superblock: Superblock) -> Option<Held> {
     let (queue, local, pool) = (drive.queue.clone(), bench.local(), bench.pool.clone());
     let contents = bench.run(async move {
         memkv_journal::read_contents(&*queue, &local, &pool, &superblock).await
     });
-    let live = contents.ok()?.live;
-    let bytes = live.iter().map(|record| match record {
+    let contents = contents.ok()?;
+    let bytes = contents.live.iter().map(|record| match record {
         Record::Put { length, .. } | Record::Part { length, .. } => Some(u64::from(*length)),
         Record::Head { .. } | Record::Remove { .. } => None,
     });
     let bytes: Vec<u64> = bytes.flatten().collect();
-    Some((bytes.len() as u64, bytes.iter().sum()))
+    let (blocks, generation_high) = (bytes.len() as u64, contents.generation_high);
+    Some(Held { blocks, bytes: bytes.iter().sum(), generation_high })
 }
 
 /// Makes a drive blank: first the superblocks, durably, so that a wipe that does not finish leaves

@@ -106,11 +106,15 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until it serves.
     pub fn start(config: &Path) -> Server {
+        Server::start_with(config, &[])
+    }
+
+    /// The same with more options.
+    pub fn start_with(config: &Path, options: &[&str]) -> Server {
         let text = std::fs::read_to_string(config).expect("a configuration");
         let path = config.to_str().expect("a plain path");
-        let mut child = command(&["start", "--config", path, "--log-format", "human"])
-            .spawn()
-            .expect("the binary runs");
+        let line = [&["start", "--config", path, "--log-format", "human"][..], options].concat();
+        let mut child = command(&line).spawn().expect("the binary runs");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         let mut log = String::new();
         loop {

@@ -86,7 +86,8 @@ impl Machine {
             let disk = SimDisk::new(disk, clock.clone());
             world.add_source(Rc::new(disk.clone()));
             let rules = Faults::new(number as u64);
-            devices.push(rules.decorate(Arc::new(disk)));
+            let limit = Duration::from_secs(10);
+            devices.push(memkv_block::watch(rules.decorate(Arc::new(disk)), limit));
             faults.push(rules);
         }
         let (store, starts) = open(&mut world, &devices, &pool, options.extent_bytes);

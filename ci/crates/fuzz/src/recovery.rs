@@ -288,6 +288,7 @@ async fn write(queue: &dyn BlockQueue, pool: &Pool, image: &[u8]) {
 async fn read(queue: &dyn BlockQueue, pool: &Pool) -> Vec<u8> {
     let buf = pool.allocate_wait(Class::Send, DRIVE).await;
     let (result, buf) = memkv_block::read(queue, 0, DRIVE, buf).await;
+    let buf = buf.expect("memory gives its buffers back");
     result.expect("memory does not fail");
     buf.as_slice()[..DRIVE].to_vec()
 }

@@ -201,6 +201,9 @@ impl Run {
         counters.add(Count::RetriesRemembered, counted.retries_remembered.get());
         counters.add(Count::PlacedAgain, counted.placed_again.get());
         counters.add(Count::DrivesFailed, counted.drives_failed.get());
+        let stalled = store.drives().into_iter().filter_map(|drive| drive.why_offline);
+        let stalled = stalled.filter(|why| why.contains("has not answered"));
+        counters.add(Count::StallsNoticed, stalled.count() as u64);
         counters.add(Count::EpochsRaised, counted.epochs_raised.get());
         counters.add(Count::Checkpoints, counted.checkpoints.get());
         for drive in store.drives() {

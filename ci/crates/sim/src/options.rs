@@ -305,6 +305,7 @@ fn draw_rates(rng: &mut Rng, faults: FaultMode) -> FaultRates {
             write_error: one(5_000),
             dead: one(2_400),
             bit_flip: one(500),
+            stall: one(2_400),
             slow,
             ..FaultRates::default()
         },

@@ -186,7 +186,7 @@ impl Notes {
             DiskEvent::Harmed { kind, offset, content } => {
                 self.note_harm(number, kind, offset, content.len() as u64);
             }
-            DiskEvent::Died => self.news.push(News::Failed(number)),
+            DiskEvent::Died | DiskEvent::Stalled => self.news.push(News::Failed(number)),
         }
     }
 

@@ -517,6 +517,7 @@ impl Run {
             (Misdirected, Count::FaultMisdirected),
             (Lost, Count::FaultLost),
             (Slow, Count::FaultSlow),
+            (Stall, Count::FaultStall),
             (Dead, Count::FaultDead),
             (Torn, Count::FaultTorn),
         ];

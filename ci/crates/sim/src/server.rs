@@ -23,6 +23,9 @@ use memkv_store::{
 use crate::options::{Options, SPACES};
 use crate::stage::{Stage, credential};
 
+/// How long a drive may leave a command unanswered: longer than the slowest that answers.
+const DRIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Why the server does not start.
 #[derive(Debug)]
 #[allow(dead_code, reason = "shown by Debug in the words of a failure")]
@@ -38,8 +41,8 @@ pub enum StartError {
 pub struct Opened {
     pub store: Rc<Store>,
     pub incarnation: u64,
-    /// Its drives, in its order.
-    pub disks: Vec<SimDisk>,
+    /// Its drives, in its order, watched over.
+    pub devices: Vec<Arc<dyn BlockDevice>>,
     /// Drives that were at hand and are members no more.
     pub left_out: u64,
     /// Members that were not at hand, and were given up.
@@ -109,16 +112,17 @@ pub async fn open(
 ) -> Result<Opened, StartError> {
     let mut found = Vec::with_capacity(at_hand.len());
     for disk in &at_hand {
-        let queue = disk.open_queue(&local).map_err(StartError::Io)?;
+        let device = memkv_block::watch(Arc::new(disk.clone()), DRIVE_TIMEOUT);
+        let queue = device.open_queue(&local).map_err(StartError::Io)?;
         let superblock = read_superblock(&*queue, &disk.geometry(), &pool)
             .await
             .map_err(StartError::Superblock)?;
-        found.push((disk.clone(), queue, superblock));
+        found.push((device, queue, superblock));
     }
     let identities: Vec<_> = found.iter().map(|(_, _, superblock)| &superblock.identity).collect();
     let resolved = membership::resolve(&identities, degraded).map_err(StartError::Members)?;
-    let (mut drives, mut disks, mut incarnation) = (Vec::new(), Vec::new(), 0);
-    for ((disk, queue, mut superblock), standing) in found.into_iter().zip(&resolved.standings) {
+    let (mut drives, mut devices, mut incarnation) = (Vec::new(), Vec::new(), 0);
+    for ((device, queue, mut superblock), standing) in found.into_iter().zip(&resolved.standings) {
         if *standing != Standing::Member {
             continue;
         }
@@ -128,9 +132,9 @@ pub async fn open(
             .map_err(StartError::Journal)?;
         incarnation = incarnation.max(journal.superblock().incarnation);
         drives.push(RecoveredDrive { journal, recovered });
-        disks.push(disk);
+        devices.push(device);
     }
-    let left_out = (at_hand.len() - disks.len()) as u64;
+    let left_out = (at_hand.len() - devices.len()) as u64;
     let given_up = resolved.given_up.len() as u64;
     let config = StoreConfig {
         extent_bytes: options.extent,
@@ -152,7 +156,7 @@ pub async fn open(
     let store = Store::recover(&local, config, options.policy.build(), drives)
         .await
         .map_err(StartError::Join)?;
-    Ok(Opened { store, incarnation, disks, left_out, given_up })
+    Ok(Opened { store, incarnation, devices, left_out, given_up })
 }
 
 /// Tells the oracle how the store hashes the keys of the run.
@@ -175,16 +179,16 @@ impl Server {
         pool: &Pool,
         opened: Opened,
     ) -> Result<Server, IoError> {
-        let Opened { store, incarnation, disks, .. } = opened;
+        let Opened { store, incarnation, devices, .. } = opened;
         let remote = StorePort::open(&store, 256, 4096);
         let mut contexts = Vec::new();
         let mut locals = Vec::new();
         for reactor in 0..world.reactors() {
             let local = world.local(reactor);
-            let mut drives = Vec::with_capacity(disks.len());
-            for disk in &disks {
-                let queue = disk.open_queue(&local)?;
-                drives.push(DriveIo { device: Arc::new(disk.clone()), queue });
+            let mut drives = Vec::with_capacity(devices.len());
+            for device in &devices {
+                let queue = device.open_queue(&local)?;
+                drives.push(DriveIo { device: device.clone(), queue });
             }
             let here = reactor == options.store_reactor;
             let handle = handle(here, &store, &remote);

@@ -87,6 +87,16 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The discarder, if there is one, is not waited for.
+    fn give_up(&self) {
+        let discarder = self.discarder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(workers) = &*discarder {
+            workers.give_up();
+        }
+    }
+}
+
 impl BlockDevice for Uring {
     fn geometry(&self) -> Geometry {
         self.shared.medium.geometry

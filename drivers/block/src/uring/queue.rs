@@ -53,6 +53,8 @@ struct Engine {
     large: VecDeque<(Io, Completer)>,
     /// Bytes of large transfers that are in the device or wait for a slot.
     moving: u64,
+    /// The device is not waited for any more.
+    given_up: bool,
     /// Kept open as long as the ring, which names its descriptor.
     shared: Arc<Shared>,
 }
@@ -166,6 +168,9 @@ impl Engine {
     /// Waits until the kernel has let go of every buffer. If it cannot be waited for, the buffers are
     /// leaked: a leak is harmless, a buffer reused under a device is not.
     fn drain(&mut self) {
+        if self.given_up && self.in_device() > 0 {
+            return self.leak("the drive does not answer, leaking buffers");
+        }
         while let Some((io, completer)) = self.large.pop_front() {
             self.moving += io.len;
             self.start(io, completer);
@@ -175,11 +180,8 @@ impl Engine {
         }
         while self.in_device() > 0 {
             if let Err(error) = self.ring.wait() {
-                let drive = &self.shared.medium.name;
-                let leaked = self.in_device();
-                tracing::error!(drive, %error, leaked, "cannot wait for the drive, leaking buffers");
-                std::mem::forget(std::mem::take(&mut self.slots));
-                return;
+                tracing::error!(%error, "cannot wait for the drive");
+                return self.leak("leaking buffers");
             }
             while let Some(answer) = self.answer() {
                 if let Some((completer, done)) = answer {
@@ -188,6 +190,15 @@ impl Engine {
             }
         }
         self.ring.unregister();
+    }
+}
+
+impl Engine {
+    /// Keeps the buffers of what is in the device from ever being used again.
+    fn leak(&mut self, why: &str) {
+        let (drive, leaked) = (&self.shared.medium.name, self.in_device());
+        tracing::error!(drive, leaked, "{why}");
+        std::mem::forget(std::mem::take(&mut self.slots));
     }
 }
 
@@ -230,6 +241,21 @@ impl BlockQueue for UringQueue {
         let engine = self.engine.borrow();
         let waiting = engine.waiting.len() + engine.large.len();
         engine.in_device() + waiting + self.discards.load(Ordering::Acquire)
+    }
+
+    fn give_up(&self) {
+        let mut engine = self.engine.borrow_mut();
+        engine.given_up = true;
+        let large = std::mem::take(&mut engine.large);
+        let waiting = std::mem::take(&mut engine.waiting);
+        let large_waiting = waiting.iter().filter(|(io, _)| is_large(io)).map(|(io, _)| io.len);
+        engine.moving -= large_waiting.sum::<u64>();
+        drop(engine);
+        self.shared.give_up();
+        // Nothing is borrowed here: whoever is woken may submit.
+        for (io, completer) in waiting.into_iter().chain(large) {
+            completer.complete(Done::of(io, Err(IoError::Offline)));
+        }
     }
 }
 
@@ -285,6 +311,7 @@ pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn Blo
         waiting: VecDeque::new(),
         large: VecDeque::new(),
         moving: 0,
+        given_up: false,
         shared: Arc::clone(&shared),
     };
     let engine = Rc::new(RefCell::new(engine));

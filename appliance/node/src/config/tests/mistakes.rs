@@ -98,6 +98,10 @@ pub const MISTAKES: &[(&str, &str)] = &[
              (80 %)",
     ),
     (
+        "storage:\n  drive_timeout_ms: 10\n",
+        "line 2 column 3: storage.drive_timeout_ms: 10 is out of range; allowed: 1000 to 600000",
+    ),
+    (
         "storage:\n  eviction:\n    high: 120\n",
         "line 3 column 5: storage.eviction.high: 120 % is out of range; allowed: 2 % to 100 %",
     ),
