@@ -1,13 +1,15 @@
-//! Kills the real server under load, again and again, and audits what it acknowledged.
+//! Crashes: the real server, killed under load again and again and audited for what it
+//! acknowledged; and every state in which a crash can leave bounded workloads ([`states`]).
 //!
-//! Three processes: this one, which starts and kills; the server, `memkv start`, on two drive files;
-//! and the load ([`load`]), a client that writes down what it asked and what it was answered
-//! ([`ledger`]). The load survives the server, and its file is the truth. After each kill the server
+//! The former takes three processes: this one, which starts and kills; the server, `memkv start`, on
+//! two drive files; and the load ([`load`]), a client that writes down what it asked and what it was
+//! answered ([`ledger`]). The load survives the server, and its file is the truth. After each kill the server
 //! is started again and every key is read: an acknowledged put must be there byte-exact, an
 //! acknowledged delete must be done, and a request that was never answered may have happened or not.
 //!
 //! A process that is killed loses nothing that it handed to the kernel, so under the default
-//! durability nothing at all may be missing. A power cut is another matter: the simulator cuts it.
+//! durability nothing at all may be missing. A power cut is another matter: the simulator cuts it, and
+//! so do the states.
 
 #![forbid(unsafe_code)]
 
@@ -37,7 +39,7 @@ use crate::load::LoadOptions;
 use crate::rounds::{RoundOptions, Rounds};
 use crate::states::StateArguments;
 
-/// Kills the server under load and audits what it acknowledged.
+/// Crashes memkv and holds what is left to the promise.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

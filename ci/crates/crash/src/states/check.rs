@@ -169,7 +169,7 @@ pub fn check(
 
 fn start(disks: &[Disk], clock: &SimClock, pool: &Pool) -> Result<Node, String> {
     let mut node = Node::start(disks, clock, pool, None, Delivery::Oldest)?;
-    settle(&mut node.reactor, disks, None, Delivery::Oldest, || {});
+    settle(&mut node.reactor, disks, None, Delivery::Oldest, |_| {});
     Ok(node)
 }
 
@@ -210,7 +210,7 @@ fn find(node: &mut Node, history: &History, known: &Known, legal: &Legal) -> Res
             return Err(format!("key {key} is {effect:?}{whole}, legal: {legal:?}"));
         }
     }
-    settle(&mut node.reactor, &node.disks, None, Delivery::Oldest, || {});
+    settle(&mut node.reactor, &node.disks, None, Delivery::Oldest, |_| {});
     Ok(found)
 }
 
@@ -266,7 +266,7 @@ fn check_generation(node: &mut Node, history: &History, state: &State) -> Result
     let (store, disks, pool) = (node.store.clone(), node.disks.clone(), node.pool.clone());
     let one = Put { key: KEYS, value: 0, length: 100, mode: Mode::Replace, ttl_seconds: 0 };
     let answer = spawn(&node.reactor.local(), put(store, disks, pool, 0, one));
-    settle(&mut node.reactor, &node.disks, None, Delivery::Oldest, || {});
+    settle(&mut node.reactor, &node.disks, None, Delivery::Oldest, |_| {});
     let answer = answer.borrow_mut().take();
     match answer {
         Some(Ok(generation)) if before.is_none_or(|before| generation > before) => Ok(()),

@@ -182,7 +182,7 @@ impl Run {
         let gone = |k: usize| store.exists(&hashes[k..=k])[0] == Err(Miss(MissReason::Evicted));
         let before = Cell::new(counters.evictions.get());
         let known = RefCell::new((0..usize::from(KEYS)).map(gone).collect::<Vec<bool>>());
-        settle(&mut node.reactor, &self.disks, Some(tape), self.delivery, || {
+        settle(&mut node.reactor, &self.disks, Some(tape), self.delivery, |place| {
             if counters.evictions.get() == before.get() {
                 return;
             }
@@ -190,7 +190,7 @@ impl Run {
             for (key, known) in known.borrow_mut().iter_mut().enumerate() {
                 let now = gone(key);
                 if now && !*known {
-                    evicted.push((key as u8, tape.borrow().events.len()));
+                    evicted.push((key as u8, place));
                 }
                 *known = now;
             }
@@ -361,7 +361,8 @@ pub fn start(drives: usize, base: Base, pool: &Pool) -> Start {
         }
         Base::Torn => vec![Step::Put(0)],
         Base::Wide => vec![Step::Burst, Step::Put(0)],
-        Base::Narrow => vec![Step::Put(0), Step::Put(1), Step::Delete(1)],
+        // No delete: its frame ends in the sector of its header and would be whole.
+        Base::Narrow => vec![Step::Put(0), Step::Put(1), Step::Put(0)],
     };
     let filled = run.rest();
     let mut run = Run::new(&filled, pool, Delivery::Together);

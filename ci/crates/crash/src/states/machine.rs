@@ -163,17 +163,20 @@ pub fn spawn<T: 'static>(local: &Local, future: impl Future<Output = T> + 'stati
 }
 
 /// Steps the reactor until nothing moves, and lets what waits on the tape go, in this order.
-/// `each` is called after every step.
+/// `each` is called after every step, with the place of the tape before it.
 pub fn settle(
     reactor: &mut Reactor,
     disks: &[Disk],
     tape: Option<&Rc<RefCell<Tape>>>,
     delivery: Delivery,
-    mut each: impl FnMut(),
+    mut each: impl FnMut(usize),
 ) {
     loop {
+        let place = || tape.map_or(0, |tape| tape.borrow().events.len());
+        let mut before = place();
         while reactor.step().is_busy() {
-            each();
+            each(before);
+            before = place();
         }
         let Some(tape) = tape else { return };
         let waiting = tape.borrow().waiting();
@@ -201,7 +204,7 @@ impl Node {
         let mut reactor = reactor(clock);
         let local = reactor.local();
         let opening = spawn(&local, open(local.clone(), disks.to_vec(), pool.clone()));
-        settle(&mut reactor, disks, tape, delivery, || {});
+        settle(&mut reactor, disks, tape, delivery, |_| {});
         let opened = opening.borrow_mut().take();
         let (store, read) = opened.ok_or("the start came to a standstill")??;
         Ok(Node { reactor, store, disks: disks.to_vec(), pool: pool.clone(), read })
