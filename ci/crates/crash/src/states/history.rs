@@ -107,7 +107,7 @@ impl Run {
             start.images.iter().enumerate().map(|(n, i)| Disk::new(n, i.clone())).collect();
         let clock = SimClock::new(start.wall);
         let tape = Rc::default();
-        let node = Node::start(&disks, &clock, pool, None, delivery).expect("a sound start");
+        let node = Node::start(&disks, &clock, pool, None, delivery, true).expect("a sound start");
         disks.iter().for_each(|disk| disk.record(&tape));
         Run {
             node: Some(node),
@@ -263,7 +263,7 @@ impl Run {
         }
         self.node = None;
         let (disks, pool) = (&self.disks, &self.pool);
-        let node = Node::start(disks, &self.clock, pool, Some(&self.tape), self.delivery);
+        let node = Node::start(disks, &self.clock, pool, Some(&self.tape), self.delivery, true);
         self.node = Some(node.expect("drives that nothing happened to form a node"));
         self.settle();
     }

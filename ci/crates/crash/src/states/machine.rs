@@ -123,7 +123,12 @@ pub fn format(drives: usize, pool: &Pool) -> Vec<Image> {
     (0..drives).map(format).collect()
 }
 
-async fn open(local: Local, disks: Vec<Disk>, pool: Pool) -> Result<Opened, String> {
+async fn open(
+    local: Local,
+    disks: Vec<Disk>,
+    pool: Pool,
+    evicting: bool,
+) -> Result<Opened, String> {
     let mut superblocks = Vec::new();
     for disk in &disks {
         let read = memkv_journal::read_superblock(disk, &disk.geometry(), &pool).await;
@@ -141,7 +146,7 @@ async fn open(local: Local, disks: Vec<Disk>, pool: Pool) -> Result<Opened, Stri
     }
     let config = StoreConfig {
         extent_bytes: EXTENT,
-        eviction: Some(EvictionConfig { high: 0.8, low: 0.6 }),
+        eviction: evicting.then_some(EvictionConfig { high: 0.8, low: 0.6 }),
         ..StoreConfig::default()
     };
     let store = Store::recover(&local, config, Box::<Lru>::default(), drives).await;
@@ -190,7 +195,8 @@ pub fn settle(
 }
 
 impl Node {
-    /// Starts on drives; with a tape, what the start writes is on it.
+    /// Starts on drives; with a tape, what the start writes is on it. Whoever looks at what a crash
+    /// left starts without eviction, or blocks that came back could drive out others.
     ///
     /// # Errors
     /// Why the drives do not form a node.
@@ -200,10 +206,12 @@ impl Node {
         pool: &Pool,
         tape: Option<&Rc<RefCell<Tape>>>,
         delivery: Delivery,
+        evicting: bool,
     ) -> Result<Node, String> {
         let mut reactor = reactor(clock);
         let local = reactor.local();
-        let opening = spawn(&local, open(local.clone(), disks.to_vec(), pool.clone()));
+        let work = open(local.clone(), disks.to_vec(), pool.clone(), evicting);
+        let opening = spawn(&local, work);
         settle(&mut reactor, disks, tape, delivery, |_| {});
         let opened = opening.borrow_mut().take();
         let (store, read) = opened.ok_or("the start came to a standstill")??;

@@ -130,7 +130,11 @@ impl Workload {
     }
 }
 
-/// Every workload: first those of one operation, then the longer ones in an order that is drawn
+/// Workloads that meet what few others do: a whole frame of an ended log beyond the end of this
+/// one, and units taken again after a removal that a cut took.
+const SCOUTS: [&str; 3] = ["1:narrow:together:WPp", "1:fresh:oldest:EWE", "1:fresh:newest:EE"];
+
+/// Every workload: first [`SCOUTS`], then those of one operation, then the longer ones in an order that is drawn
 /// once and for all, so that any number of the first ones has something of everything.
 pub fn all() -> Vec<Workload> {
     let mut sequences: Vec<Vec<Step>> = STEPS.iter().map(|step| vec![step.1]).collect();
@@ -167,8 +171,11 @@ pub fn all() -> Vec<Workload> {
             list.swap(last, rng.below(last as u64 + 1) as usize);
         }
     }
-    short.extend(long);
-    short
+    let scout = |name: &&str| Workload::parse(name).expect("a workload's name");
+    let mut all: Vec<Workload> = SCOUTS.iter().map(scout).collect();
+    let known = all.clone();
+    all.extend(short.into_iter().chain(long).filter(|workload| !known.contains(workload)));
+    all
 }
 
 /// Whether the last two operations can be asked for at once: no start is among them.
