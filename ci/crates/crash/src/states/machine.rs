@@ -253,6 +253,7 @@ pub async fn put(
         length: u64::from(put.length),
         mode: put.mode,
         ttl_seconds: put.ttl_seconds,
+        durable: false,
         deadline: store.local().now() + Duration::from_secs(5),
         caller: caller(call),
     };
