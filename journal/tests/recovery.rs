@@ -39,7 +39,10 @@ fn what_was_acknowledged_is_found_again_and_an_orderly_stop_is_clean() {
     assert_eq!(Model::of(&recovered.live), model);
     assert!(!recovered.clean, "frames after the checkpoint: the stop was not orderly");
     assert_eq!((recovered.generation_high, recovered.clock_high), (5, 1_800_000_000));
-    let expected = RecoveryReport { frames: 5, records: 5, ..RecoveryReport::default() };
+    let met = |label| recovered.report.visits.iter().find(|row| row.0 == label).map(|row| row.1);
+    assert_eq!((met('A'), met('Q')), (Some(5), Some(1)), "five frames, and the end");
+    let visits = recovered.report.visits;
+    let expected = RecoveryReport { frames: 5, records: 5, visits, ..RecoveryReport::default() };
     assert_eq!(recovered.report, expected);
 
     mark_all(&journal, &recovered.live);

@@ -47,8 +47,9 @@ impl Store {
         self.checkpoint_alone(id, clean).await;
     }
 
-    /// Writes one drive's checkpoint unless one was completed since `seen` of them were.
-    pub(crate) async fn checkpoint_unless(self: &Rc<Self>, id: DriveId, seen: u64) {
+    /// Writes one drive's checkpoint unless one was completed since `seen` of them were: what the
+    /// store does by itself when a ring fills.
+    pub async fn checkpoint_unless(self: &Rc<Self>, id: DriveId, seen: u64) {
         let drive = self.drive(id);
         let _one = drive.checkpointing.acquire(1).await;
         if drive.online() && drive.journal.stats().checkpoints == seen {

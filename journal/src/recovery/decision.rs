@@ -181,6 +181,22 @@ pub const CASES: [Case; 17] = {
     ]
 };
 
+/// How often each row was met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Visits([u32; CASES.len()]);
+
+impl Visits {
+    pub(crate) fn count(&mut self, case: &Case) {
+        let row = CASES.iter().position(|row| row.label == case.label);
+        self.0[row.expect("a row of the table")] += 1;
+    }
+
+    /// Each row's letter, and how often it was met.
+    pub fn iter(&self) -> impl Iterator<Item = (char, u32)> {
+        CASES.iter().zip(self.0).map(|(case, count)| (case.label, count))
+    }
+}
+
 /// The row that a sight matches.
 pub fn decide(sight: &Sight) -> &'static Case {
     CASES.iter().find(|case| case.matches(sight)).expect("the table has a row for every sight")

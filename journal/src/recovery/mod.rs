@@ -81,6 +81,8 @@ pub struct RecoveryReport {
     pub conflicts: u64,
     /// Records dropped because they name units beyond the drive's end.
     pub out_of_range: u64,
+    /// Rows of the decision table that the walk over the log met.
+    pub visits: decision::Visits,
 }
 
 /// What recovery hands to whoever opens the journal.

@@ -44,7 +44,9 @@ pub(crate) async fn scan(
     let mut walk = Walk::new(means, from).await;
     loop {
         let (seen, header) = walk.look().await?;
-        match decide(&seen.sight).decision {
+        let case = decide(&seen.sight);
+        walk.report.visits.count(case);
+        match case.decision {
             Decision::Accept => {
                 let header = header.expect("an accepted frame has a header");
                 walk.accept(&header, seen.records, &mut each);

@@ -1,13 +1,15 @@
-//! Kills the real server under load, again and again, and audits what it acknowledged.
+//! Crashes: the real server, killed under load again and again and audited for what it
+//! acknowledged; and every state in which a crash can leave bounded workloads ([`states`]).
 //!
-//! Three processes: this one, which starts and kills; the server, `memkv start`, on two drive files;
-//! and the load ([`load`]), a client that writes down what it asked and what it was answered
-//! ([`ledger`]). The load survives the server, and its file is the truth. After each kill the server
+//! The former takes three processes: this one, which starts and kills; the server, `memkv start`, on
+//! two drive files; and the load ([`load`]), a client that writes down what it asked and what it was
+//! answered ([`ledger`]). The load survives the server, and its file is the truth. After each kill the server
 //! is started again and every key is read: an acknowledged put must be there byte-exact, an
 //! acknowledged delete must be done, and a request that was never answered may have happened or not.
 //!
 //! A process that is killed loses nothing that it handed to the kernel, so under the default
-//! durability nothing at all may be missing. A power cut is another matter: the simulator cuts it.
+//! durability nothing at all may be missing. A power cut is another matter: the simulator cuts it, and
+//! so do the states.
 
 #![forbid(unsafe_code)]
 
@@ -18,23 +20,26 @@ mod load;
 mod pretend;
 mod rounds;
 mod server;
+mod states;
 
 use std::error::Error;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::ledger::Ledger;
 use crate::load::LoadOptions;
 use crate::rounds::{RoundOptions, Rounds};
+use crate::states::StateArguments;
 
-/// Kills the server under load and audits what it acknowledged.
+/// Crashes memkv and holds what is left to the promise.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -45,6 +50,8 @@ struct Arguments {
 enum Task {
     /// Load, kill, start again, audit
     Rounds(RoundArguments),
+    /// Every state in which a crash can leave the drives of bounded workloads
+    States(StateArguments),
     /// The load alone, until standard input ends or the server is dead
     Load(LoadArguments),
 }
@@ -93,6 +100,7 @@ struct LoadArguments {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Rounds(arguments) => rounds(arguments),
+        Task::States(arguments) => states::run(&arguments).map_err(Into::into),
         Task::Load(arguments) => load(&arguments).map(|()| true),
     };
     match outcome {
@@ -148,4 +156,16 @@ fn load(arguments: &LoadArguments) -> Result<(), Box<dyn Error>> {
         LoadOptions { seed: arguments.seed, threads: arguments.threads, keys: arguments.keys };
     load::run(&client, ledger, options, &stop)?;
     Ok(())
+}
+
+/// Processor seconds of this process so far, from /proc; on other systems the wall clock stands in.
+fn cpu_seconds() -> f64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let wall = BEGAN.get_or_init(Instant::now).elapsed().as_secs_f64();
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return wall };
+    let Some((_, after_name)) = stat.rsplit_once(") ") else { return wall };
+    let mut fields = after_name.split(' ').skip(11).map(|field| field.parse::<f64>());
+    let (Some(Ok(user)), Some(Ok(system))) = (fields.next(), fields.next()) else { return wall };
+    // The kernel counts in hundredths of a second whatever its own clock is.
+    (user + system) / 100.0
 }
