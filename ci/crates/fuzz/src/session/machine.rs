@@ -16,7 +16,9 @@ use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLi
 use memkv_sim::{
     ClientEnd, DiskOptions, NetOptions, SimClock, SimDisk, SimNet, World, WorldOptions,
 };
-use memkv_store::{EvictionConfig, Lru, RecoveredDrive, Store, StoreConfig, StoreHandle};
+use memkv_store::{
+    Durability, EvictionConfig, Lru, RecoveredDrive, Store, StoreConfig, StoreHandle,
+};
 use memkv_wire::SharedKey;
 
 /// Bytes of one extent: the smallest there is, so that a value of 256 KiB has all 16.
@@ -261,6 +263,12 @@ async fn start(
         extent_bytes: EXTENT,
         eviction: evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
         remember_max: 256,
+        // As a node on memory has it, in some lives: it refuses puts that ask for more.
+        durability: match life % 3 {
+            0 => Durability::Memory,
+            1 => Durability::Process,
+            _ => Durability::Power,
+        },
         ..StoreConfig::default()
     };
     let store = Store::recover(&local, config, Box::<Lru>::default(), drives).await;
