@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::layout::{FormatOptions, Layout, LayoutError};
 use crate::quorum::{erase_superblock, exclusive, write_superblock};
-use crate::superblock::{CheckpointRef, Features, Identity, MEMBERS_MAX, Superblock};
+use crate::superblock::{Identity, MEMBERS_MAX, Superblock};
 
 /// Bytes zeroed at a time.
 const STEP: usize = 1 << 20;
@@ -56,19 +56,7 @@ pub async fn format(
     }
     // 3.
     memkv_block::flush(queue).await?;
-    let superblock = Superblock {
-        features: Features::default(),
-        revision: 1,
-        identity,
-        layout,
-        active: 0,
-        clean: true,
-        incarnation: 0,
-        generation_high: 0,
-        clock_high: 0,
-        checkpoints: [CheckpointRef::EMPTY; 2],
-        starts: Vec::new(),
-    };
+    let superblock = Superblock::new(identity, layout);
     write_superblock(queue, pool, &superblock).await?;
     Ok(superblock)
 }

@@ -135,31 +135,21 @@ mod tests {
     use super::*;
     use crate::ids::{DriveUuid, NodeUuid};
     use crate::layout::{FormatOptions, Layout};
-    use crate::superblock::{CheckpointRef, Features, Identity};
+    use crate::superblock::Identity;
 
     const GEOMETRY: Geometry = Geometry { capacity: 64 << 20, sector: 512, max_transfer: 1 << 20 };
 
     fn superblock(revision: u64) -> Superblock {
         let drive = DriveUuid(uuid::Uuid::from_u128(7));
-        Superblock {
-            features: Features::default(),
-            revision,
-            identity: Identity {
-                node: NodeUuid(uuid::Uuid::from_u128(9)),
-                drive,
-                epoch: 1,
-                members: vec![drive],
-                secret: [3; 32],
-            },
-            layout: Layout::plan(&GEOMETRY, &FormatOptions::default()).unwrap(),
-            active: 0,
-            clean: true,
-            incarnation: 0,
-            generation_high: 0,
-            clock_high: 0,
-            checkpoints: [CheckpointRef::EMPTY; 2],
-            starts: Vec::new(),
-        }
+        let identity = Identity {
+            node: NodeUuid(uuid::Uuid::from_u128(9)),
+            drive,
+            epoch: 1,
+            members: vec![drive],
+            secret: [3; 32],
+        };
+        let layout = Layout::plan(&GEOMETRY, &FormatOptions::default()).unwrap();
+        Superblock { revision, ..Superblock::new(identity, layout) }
     }
 
     fn copies(revisions: [u64; 4]) -> [CopyBytes; 4] {

@@ -278,6 +278,24 @@ fn whole(bytes: &[u8]) -> Result<Raw, SuperblockError> {
 }
 
 impl Superblock {
+    /// That of a drive that was never used: its first revision, and nothing stored.
+    #[must_use]
+    pub fn new(identity: Identity, layout: Layout) -> Superblock {
+        Superblock {
+            features: Features::default(),
+            revision: 1,
+            identity,
+            layout,
+            active: 0,
+            clean: true,
+            incarnation: 0,
+            generation_high: 0,
+            clock_high: 0,
+            checkpoints: [CheckpointRef::EMPTY; 2],
+            starts: Vec::new(),
+        }
+    }
+
     /// Writes one copy into `out`.
     ///
     /// # Panics

@@ -73,12 +73,11 @@ impl Store {
             };
         };
         let held = self.blocks.borrow().get(slot).id.generation;
-        if generation != 0 && generation != held {
-            return match readable {
-                Ok(_) => Deleted::OtherGeneration { generation: held },
-                Err(reason) => Deleted::Missing(reason),
-            };
+        if readable.is_ok() && generation != 0 && generation != held {
+            return Deleted::OtherGeneration { generation: held };
         }
+        // What cannot be read goes, whatever generation was asked for: once it is reported missing
+        // no later start may bring it back.
         self.unpublish(slot, readable.err().unwrap_or(MissReason::Deleted));
         // Where the removal is not durable the drive has failed, and is out before we say so.
         self.remove_durably(slot).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{EXTENT, Machine, Node, UNIT, put, tiny_ring, watermarks, without_eviction};
 use memkv_journal::FormatOptions;
-use memkv_store::{Miss, MissReason, Refusal, ReserveRequest, StoreConfig};
+use memkv_store::{Deleted, Miss, MissReason, Refusal, ReserveRequest, StoreConfig};
 
 const MIB: usize = 1 << 20;
 
@@ -241,6 +241,22 @@ fn what_expired_is_a_miss_and_its_space_comes_back() {
     let mut node = machine.restart(node);
     assert_eq!(node.generation("short"), None);
     assert!(node.put("short", 10) > 0);
+}
+
+#[test]
+fn a_delete_of_another_generation_takes_what_cannot_be_read_away() {
+    let (machine, mut node) = one_drive(without_eviction());
+    let (free, _) = units(&node.store);
+    let request = put(&node.store, "short", 10);
+    let generation =
+        node.put_as(ReserveRequest { ttl_seconds: 60, ..request }).expect("there is room");
+    let other = node.delete_generation("short", generation + 7);
+    assert_eq!(other, Deleted::OtherGeneration { generation });
+    machine.turn_calendar(60);
+    let missing = node.delete_generation("short", generation + 7);
+    assert_eq!(missing, Deleted::Missing(MissReason::Expired));
+    // Missing for good: nothing is left that could be found readable again.
+    assert_eq!((node.store.under_way().units, units(&node.store).0), (0, free));
 }
 
 #[test]

@@ -396,10 +396,14 @@ impl Node {
     }
 
     pub fn delete(&mut self, name: &str) -> memkv_store::Deleted {
+        self.delete_generation(name, 0)
+    }
+
+    pub fn delete_generation(&mut self, name: &str, generation: u64) -> memkv_store::Deleted {
         let (store, hash) = (self.store.clone(), self.hash(name));
         self.run(async move {
             let deadline = store.local().now() + Duration::from_secs(5);
-            store.delete(hash, 0, deadline, caller()).await
+            store.delete(hash, generation, deadline, caller()).await
         })
     }
 

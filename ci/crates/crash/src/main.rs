@@ -27,12 +27,13 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use nix::time::ClockId;
 
 use crate::ledger::Ledger;
 use crate::load::LoadOptions;
@@ -158,14 +159,8 @@ fn load(arguments: &LoadArguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Processor seconds of this process so far, from /proc; on other systems the wall clock stands in.
+/// Processor seconds of this process so far.
 fn cpu_seconds() -> f64 {
-    static BEGAN: OnceLock<Instant> = OnceLock::new();
-    let wall = BEGAN.get_or_init(Instant::now).elapsed().as_secs_f64();
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return wall };
-    let Some((_, after_name)) = stat.rsplit_once(") ") else { return wall };
-    let mut fields = after_name.split(' ').skip(11).map(|field| field.parse::<f64>());
-    let (Some(Ok(user)), Some(Ok(system))) = (fields.next(), fields.next()) else { return wall };
-    // The kernel counts in hundredths of a second whatever its own clock is.
-    (user + system) / 100.0
+    let time = ClockId::CLOCK_PROCESS_CPUTIME_ID.now().expect("every process has this clock");
+    Duration::from(time).as_secs_f64()
 }

@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use nix::time::ClockId;
 
 use crate::counters::{self, Count, Counters};
 use crate::options::Options;
@@ -234,14 +235,8 @@ fn finish(arguments: &Arguments, tally: &Tally, cpu: f64, wall: f64) -> ExitCode
     if failed.is_empty() && low.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Processor seconds of this process so far, from /proc; on other systems the wall clock stands in.
+/// Processor seconds of this process so far.
 fn cpu_seconds() -> f64 {
-    static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let wall = BEGAN.get_or_init(Instant::now).elapsed().as_secs_f64();
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return wall };
-    let Some((_, after_name)) = stat.rsplit_once(") ") else { return wall };
-    let mut fields = after_name.split(' ').skip(11).map(|field| field.parse::<f64>());
-    let (Some(Ok(user)), Some(Ok(system))) = (fields.next(), fields.next()) else { return wall };
-    // The kernel counts in hundredths of a second whatever its own clock is.
-    (user + system) / 100.0
+    let time = ClockId::CLOCK_PROCESS_CPUTIME_ID.now().expect("every process has this clock");
+    Duration::from(time).as_secs_f64()
 }
