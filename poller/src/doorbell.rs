@@ -57,10 +57,16 @@ impl<R: Ring> Doorbell<R> {
         }
     }
 
+    /// Whether somebody notified and the reactor has not looked yet. A hint: it tells nothing of what
+    /// was put in.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & PENDING != 0
+    }
+
     /// The reactor: has anyone notified since the last time this was asked? What was put in before
     /// is then visible.
     pub(crate) fn take_pending(&self) -> bool {
-        if self.word.load(Ordering::Relaxed) & PENDING == 0 {
+        if !self.is_pending() {
             return false;
         }
         self.word.fetch_and(!PENDING, Ordering::AcqRel);

@@ -150,6 +150,15 @@ impl Reactor {
         self.core.timers.borrow().next()
     }
 
+    /// Whether a pass may find something besides timers: a message, a ready task, or a poller, of
+    /// which nobody knows before it is asked. For whoever steps several reactors on one thread.
+    pub fn may_have_work(&self) -> bool {
+        self.core.shared.doorbell.is_pending()
+            || self.core.has_ready()
+            || !self.pollers.is_empty()
+            || self.core.has_new_pollers()
+    }
+
     /// One pass: inbox, timers, ready tasks, pollers; at most 64 closures, 256 timers and 128 turns
     /// of tasks, and each poller once. Never blocks. `Idle` means that only a message, a timer or a
     /// device can bring more work.

@@ -1,6 +1,6 @@
 //! What a simulated disk stores: pages that know what would survive a power cut.
 //!
-//! A drive with a write cache answers "done" long before a write is stable. So each 16 KiB page has up
+//! A drive with a write cache answers "done" long before a write is stable. So each page of 4 KiB has up
 //! to two contents: `current`, what a read returns, and what is `stable`, what a power cut leaves. A
 //! flush makes the two one again. Between flushes the drive may also write back a page whenever it
 //! likes ("destage"): the medium does so at random when a page is written again, so a power cut can
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memkv_poller::Rng;
 
 /// Bytes of a page: the grain of storage of a [`crate::SimDisk`] (not of its faults, that is the sector).
-pub const PAGE: usize = 16 * 1024;
+pub const PAGE: usize = 4 * 1024;
 
 /// Spare pages, shared by the disks of many runs so that a run does not start with page faults.
 #[derive(Clone, Default)]

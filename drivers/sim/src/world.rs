@@ -116,6 +116,13 @@ impl World {
         self.runnable = ((1u64 << self.reactors.len()) - 1) as u32;
     }
 
+    /// Adds the reactors that something that has just happened gave work to.
+    fn kick_woken(&mut self) {
+        for (index, reactor) in self.reactors.iter().enumerate() {
+            self.runnable |= u32::from(reactor.may_have_work()) << index;
+        }
+    }
+
     /// Stops the machine at once: the reactors are dropped with all their tasks.
     pub fn stop(&mut self) {
         self.runnable = 0;
@@ -160,8 +167,8 @@ impl World {
         self.steps += 1;
         match self.reactors[index].step() {
             Progress::Idle => self.runnable &= !(1 << index),
-            // Whatever it did may have woken any of the others.
-            Progress::Busy(_) => self.kick(),
+            // Whatever it did may have woken any of the others; itself it stays runnable.
+            Progress::Busy(_) => self.kick_woken(),
         }
         true
     }
@@ -181,7 +188,7 @@ impl World {
         let pick = self.rng.below(self.due.len() as u64) as usize;
         let source = Rc::clone(&self.sources[self.due[pick]]);
         if source.deliver(1) > 0 {
-            self.kick();
+            self.kick_woken();
         }
         if source.next().is_none_or(|at| at > self.clock.now()) {
             self.due.swap_remove(pick);

@@ -161,6 +161,8 @@ struct Key {
     versions: Vec<Version>,
     /// The tick of the last change: a flush that began later makes it survive a power cut.
     changed: u64,
+    /// It was seen to be gone, and what removed it may not be written yet: a kill may bring it back.
+    fleeting: bool,
     /// The change that survives a power cut because the put that made it asked for that.
     durable: u64,
 }
@@ -187,6 +189,7 @@ impl Key {
             release_ended: 0,
             versions: Vec::new(),
             changed: 0,
+            fleeting: false,
             durable: 0,
         }
     }

@@ -54,7 +54,7 @@ impl Model {
         state.newest = state.newest.max(generation);
         // It happened at some moment up to now: reads that began before are no proof of presence.
         state.vanish += 1;
-        self.seen_absent(sight);
+        self.seen_absent(sight, true);
         // Acknowledged: the removal is written, and a flush makes it last.
         self.touch(sight.key);
         self.keep(sight.key, generation + 1);
@@ -83,6 +83,7 @@ impl Model {
 
     fn keep(&mut self, key: KeyId, floor: u64) {
         let state = &mut self.keys[key as usize];
+        state.fleeting = false;
         state.kept = state.kept.max(floor);
         state.acked = state.acked.max(floor);
     }

@@ -61,8 +61,10 @@ impl Model {
                     key.presence = Presence::Present;
                 }
             }
-            if key.floor > key.kept {
-                key.floor = key.kept;
+            // Seen to be gone is not gone for good.
+            let back = key.presence == Presence::Absent && std::mem::take(&mut key.fleeting);
+            if key.floor > key.kept || back {
+                key.floor = key.floor.min(key.kept);
                 key.doubt();
             }
             (key.open_puts, key.open_deletes, key.lease) = (0, 0, (0, 0));

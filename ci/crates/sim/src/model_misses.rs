@@ -12,7 +12,7 @@ impl Model {
         if reason == MissReason::DriveLost {
             return Ok(());
         }
-        self.seen_absent(sight);
+        self.seen_absent(sight, reason != MissReason::Never);
         Ok(())
     }
 
@@ -42,7 +42,7 @@ impl Model {
             self.excuse_eviction(sight, MissReason::Never, now, "a miss without a reason")?;
         }
         if self.failed == 0 {
-            self.seen_absent(sight);
+            self.seen_absent(sight, true);
         }
         Ok(())
     }
@@ -85,8 +85,9 @@ impl Model {
         broken(What::Missing, sight.key, detail)
     }
 
-    /// At some moment since the request began there was nothing.
-    pub(super) fn seen_absent(&mut self, sight: &Sight) {
+    /// At some moment since the request began there was nothing; `fleeting` when something was there
+    /// in this life, and what removed it may not be written yet.
+    pub(super) fn seen_absent(&mut self, sight: &Sight, fleeting: bool) {
         let life = self.life;
         let state = &mut self.keys[sight.key as usize];
         if sight.life != life {
@@ -96,6 +97,7 @@ impl Model {
         if state.presence != Presence::Absent {
             // What removed it may not be written yet, least of all an eviction.
             state.changed = u64::MAX;
+            state.fleeting = fleeting;
         }
         if state.newest <= sight.newest || state.presence != Presence::Present {
             let quiet = sight.open_puts + state.open_puts == 0

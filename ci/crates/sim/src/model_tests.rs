@@ -71,6 +71,34 @@ fn what_was_deleted_may_not_come_back() {
 }
 
 #[test]
+fn what_was_evicted_may_be_back_after_a_kill_and_what_was_found_missing_by_a_delete_may_not() {
+    let started_with_a_block = || {
+        let mut model = Model::new(4, true);
+        model.started(false);
+        let put = stored(&mut model, 0, 5);
+        // A start from what had been lost before: the block is there, or not.
+        model.crashed(CrashKind::Kill, 0);
+        model.started(true);
+        let sight = model.look(0, NOW);
+        model.saw_miss(&sight, MissReason::Evicted, NOW).unwrap();
+        (model, put.version)
+    };
+    let (mut model, version) = started_with_a_block();
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 5, version, 100, true)), What::Resurrected);
+    model.crashed(CrashKind::Kill, 0);
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, version, 100, true).unwrap();
+
+    let (mut model, version) = started_with_a_block();
+    let delete = model.delete_begins(0, 0, NOW);
+    model.delete_missing(&delete, MissReason::Evicted, NOW).unwrap();
+    model.crashed(CrashKind::Kill, 0);
+    let sight = model.look(0, NOW);
+    assert_eq!(what(model.saw_value(&sight, 5, version, 100, true)), What::Resurrected);
+}
+
+#[test]
 fn an_older_generation_is_stale_after_a_newer_one_was_seen() {
     let mut model = model();
     let first = stored(&mut model, 0, 5);

@@ -270,7 +270,7 @@ fn draw_trim(seed: u64) -> Option<(u64, u32)> {
 
 fn draw_scrub(seed: u64) -> u64 {
     let mut rng = Rng::seeded(seed ^ 0x5c20_b000);
-    pick(&mut rng, &[0, MIB, 8 * MIB])
+    pick(&mut rng, &[0, MIB / 4, 2 * MIB])
 }
 
 fn draw_mix(rng: &mut Rng) -> Mix {
