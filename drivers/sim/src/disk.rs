@@ -76,6 +76,9 @@ pub struct DiskOptions {
     pub max_transfer: u32,
     /// Delays of commands.
     pub latency: Latency,
+    /// Bytes a second that reads and writes move, one after another, before their delay begins; 0
+    /// for no bound.
+    pub bytes_per_second: u64,
     /// Faults at the start; [`SimDisk::set_rates`] changes them.
     pub rates: FaultRates,
     /// Where to take and leave the pages that hold the content.
@@ -93,6 +96,7 @@ impl DiskOptions {
             sector: 512,
             max_transfer: 4 << 20,
             latency: Latency::default(),
+            bytes_per_second: 0,
             rates: FaultRates::default(),
             pages: Pages::default(),
             seed,
@@ -135,6 +139,9 @@ type Observer = Box<dyn FnMut(DiskEvent<'_>) + Send>;
 struct State {
     geometry: Geometry,
     latency: Latency,
+    bytes_per_second: u64,
+    /// When all bytes of the commands so far are moved.
+    moved: Instant,
     rates: FaultRates,
     /// Where faults may happen; empty means anywhere.
     zones: Vec<std::ops::Range<u64>>,
@@ -191,6 +198,8 @@ impl SimDisk {
         let state = State {
             geometry,
             latency: options.latency,
+            bytes_per_second: options.bytes_per_second,
+            moved: Instant::ORIGIN,
             rates: options.rates,
             zones: Vec::new(),
             clock,
@@ -372,9 +381,20 @@ impl State {
         };
         let index = self.place(slot);
         self.queues[queue as usize] += 1;
-        let at = self.clock.now() + Duration::from_micros(delay);
+        let at = self.bytes_moved(op, len) + Duration::from_micros(delay);
         self.due.push(Reverse((at, self.rng.next_u64() as u32, index)));
         None
+    }
+
+    /// When the bytes of a command that comes now are moved.
+    fn bytes_moved(&mut self, op: Op, len: u64) -> Instant {
+        let now = self.clock.now();
+        if self.bytes_per_second == 0 || !matches!(op, Op::Read | Op::Write) {
+            return now;
+        }
+        let nanos = len * 1_000_000_000 / self.bytes_per_second;
+        self.moved = self.moved.max(now) + Duration::from_nanos(nanos);
+        self.moved
     }
 
     /// Keeps a command of a dead queue until the next crash or the end, so that nothing completes.

@@ -12,6 +12,7 @@
 mod client;
 mod counters;
 mod interrupt;
+mod latency;
 mod link;
 mod model;
 mod options;

@@ -71,7 +71,7 @@ pub struct Reuse {
 }
 
 impl Reuse {
-    fn pool(&self, bytes: u64) -> Pool {
+    pub fn pool(&self, bytes: u64) -> Pool {
         let mut pools = self.pools.borrow_mut();
         if let Some((_, pool)) = pools.iter().find(|(size, _)| *size == bytes) {
             return pool.clone();
