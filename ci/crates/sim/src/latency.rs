@@ -38,6 +38,9 @@ const VALUE: usize = 64 << 10;
 /// Keys that are read, and keys that are written besides.
 const READ_KEYS: u64 = 400;
 const WRITTEN_KEYS: u64 = 200;
+/// Small blocks that nobody asks for, so that a checkpoint has something to write.
+const IDLE_KEYS: u64 = 6_000;
+const IDLE_VALUE: usize = 100;
 /// Gets under way at one time, and how many are measured.
 const DEPTH: usize = 4;
 const GETS: usize = 20_000;
@@ -80,7 +83,7 @@ impl Work {
             reactors: 2,
             store_reactor: 0,
             disks: 2,
-            disk_bytes: if self.has(Work::Evictions) { 48 * MIB } else { 96 * MIB },
+            disk_bytes: if self.has(Work::Evictions) { 96 * MIB } else { 192 * MIB },
             sector: 4096,
             ring_bytes: 8 * MIB,
             extent: 4 * MIB as u32,
@@ -173,7 +176,6 @@ struct Bench {
     pool: Pool,
     rng: Rng,
     value: Vec<u8>,
-    crcs: CrcList,
 }
 
 /// A connection and what is under way on it: request and when it was sent.
@@ -220,16 +222,18 @@ impl Bench {
         disks.iter().for_each(|disk| world.add_source(Rc::new(disk.clone())));
         world.add_source(Rc::new(net.clone()));
         let value: Vec<u8> = (0..VALUE).map(|at| (at * 7) as u8).collect();
-        let crcs = CrcList::of(&value, options.extent as usize).expect("one extent");
         let pool = Reuse::default().pool(options.pool_bytes);
-        Bench { work, options, clock, world, net, disks, pool, rng: Rng::seeded(3), value, crcs }
+        Bench { work, options, clock, world, net, disks, pool, rng: Rng::seeded(3), value }
     }
 
     fn run(mut self) -> Outcome {
         let (store, server) = self.start();
         let (mut reader, mut writer) = (self.connect(&server, 0), self.connect(&server, 1));
-        for key in 0..READ_KEYS {
-            self.put(&mut writer, key);
+        for key in 0..IDLE_KEYS + READ_KEYS {
+            match key.checked_sub(IDLE_KEYS) {
+                Some(key) => self.put(&mut writer, key, VALUE),
+                None => self.put(&mut writer, u64::MAX - key, IDLE_VALUE),
+            }
             while !writer.under_way.is_empty() {
                 self.turn(None);
                 self.take_replies(&mut writer);
@@ -263,7 +267,7 @@ impl Bench {
                     written += 1;
                     let fresh = self.work.has(Work::Evictions);
                     let key = if fresh { written } else { written % WRITTEN_KEYS };
-                    self.put(writer, READ_KEYS + key);
+                    self.put(writer, READ_KEYS + key, VALUE);
                 }
             }
             self.turn(Some(put_at));
@@ -358,18 +362,20 @@ impl Bench {
         peer.send(self.clock.now(), Opcode::Get, &meta, &[]);
     }
 
-    fn put(&self, peer: &mut Peer, key: u64) {
+    fn put(&self, peer: &mut Peer, key: u64, length: usize) {
         let (name, mut meta) = (name(key), Vec::new());
+        let value = &self.value[..length];
+        let crcs = CrcList::of(value, self.options.extent as usize).expect("one extent");
         let item = PutItem {
             key: &name,
-            length: VALUE as u64,
+            length: length as u64,
             mode: PutMode::Replace,
             durable: false,
             ttl_seconds: 0,
-            crcs: self.crcs,
+            crcs,
         };
         PutItems { items: vec![item] }.encode(&mut meta);
-        peer.send(self.clock.now(), Opcode::Put, &meta, &self.value);
+        peer.send(self.clock.now(), Opcode::Put, &meta, value);
     }
 }
 
