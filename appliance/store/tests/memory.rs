@@ -4,7 +4,7 @@ use std::alloc::System;
 
 use memkv_journal::{BlockId, UnitRange};
 use memkv_store::index::{ENTRY_BYTES, Index};
-use memkv_store::{Block, DriveId, Extent, KeyHash};
+use memkv_store::{Block, DriveId, Extent};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]

@@ -1,22 +1,22 @@
 //! From a key's hash to a number, at about five and a half bytes each, at any size.
 //!
 //! ```text
-//!   hash ─ low bits ─► segment ─ 14 high bits, x ─► one of two buckets of 8 ─ tag ─► number
+//!   hash ─ low bits ─► segment ─ 13 high bits, x ─► one of two buckets of 8 ─ tag ─► number
 //!
-//!   segment   500 to 2000 numbers in 4 to 20 pages of 16 buckets; it grows and shrinks by a page
+//!   segment   250 to 1000 numbers in 4 to 20 pages of 8 buckets; it grows and shrinks by a page
 //!   bucket    8 tags of a byte, 8 numbers; number 0 is nobody
 //! ```
 //!
 //! The table does not hold hashes: who asks compares the hash of a number that was found, which is
-//! needed at the wrong one in about ten. A number lies in the bucket of x or in that of x *turned*
-//! (its halves swapped). The tag is what x has besides the number of its bucket: both together give
+//! needed at a wrong one in about ten. A number lies in the bucket of x or in that of x *turned*
+//! (its bits from the other end). The tag is what x has besides the number of its bucket: both together give
 //! x back, so a number can move to its other bucket, and a segment to more pages, without a look at
 //! any hash. Two choices of eight places fill a segment to 97 %.
 //!
-//! Nothing here takes longer for a table of a hundred million. A segment that is full gets one page
-//! more and is sorted anew: 5 to 15 µs. For each thousand numbers more, one segment is split in two,
-//! in the order of their numbers (Litwin, "Linear hashing", VLDB 1980), which asks for the hashes of
-//! those in it: 20 to 80 µs. There are no tombstones: a place that was left is free.
+//! No insert takes longer because the table is large. A segment that is full gets one page more and
+//! is sorted anew: 3 to 15 µs. For each 512 numbers more, one segment is split in two, in the order
+//! of their numbers (Litwin, "Linear hashing", VLDB 1980), which asks for the hashes of the thousand
+//! in it: 20 to 100 µs. There are no tombstones: a place that was left is free.
 
 use super::pieces::{Idle, Pieces, Pool};
 use crate::KeyHash;
@@ -24,21 +24,21 @@ use crate::KeyHash;
 /// Places of a bucket.
 const PLACES: usize = 8;
 /// Buckets of a page.
-const BUCKETS: usize = 16;
+const BUCKETS: usize = 8;
 /// Bits of x: with the fewest buckets, what is left of x is a byte.
-const X_BITS: u32 = 14;
+const X_BITS: u32 = 13;
 /// Pages of a segment at least.
 const PAGES_MIN: usize = 4;
 /// And at most. Segments hold at most twice their [`SEGMENT`], and how far chance takes them beyond
 /// that, for keyed hashes, is a few hundred.
 const PAGES_MAX: usize = 20;
 /// Numbers per segment, on average.
-const SEGMENT: usize = 1024;
+const SEGMENT: usize = 512;
 /// Numbers per page above which a segment gets one more: 97 % of its places.
-const FULL: usize = 124;
+const FULL: usize = 62;
 /// Numbers per page up to which a segment does with one less. Far enough from [`FULL`] that chance
 /// alone does not move a segment to and fro.
-const SPARSE: usize = 114;
+const SPARSE: usize = 57;
 /// How many numbers may be moved for the sake of one.
 const MOVES: usize = 256;
 
@@ -158,10 +158,9 @@ fn x_of(hash: KeyHash) -> u16 {
     (hash.0 >> (128 - X_BITS)) as u16
 }
 
-/// Turned twice is as it was.
+/// The same bits from the other end; turned twice it is as it was.
 fn turned(x: u16) -> u16 {
-    const HALF: u32 = X_BITS / 2;
-    (x >> HALF) | ((x & ((1 << HALF) - 1)) << HALF)
+    x.reverse_bits() >> (u16::BITS - X_BITS)
 }
 
 fn pages_for(len: usize) -> usize {

@@ -291,7 +291,7 @@ fn a_number_takes_six_bytes_at_any_size_and_no_insert_sorts_more_than_a_segment(
             asked.set(asked.get() + 1);
             Model::hash(other)
         });
-        assert!(asked.get() < 2600, "one insert asked for {} hashes", asked.get());
+        assert!(asked.get() < 1400, "one insert asked for {} hashes", asked.get());
         if number >= 200_000 && number % 1000 == 0 {
             let each = model.table.bytes() as f64 / f64::from(number);
             assert!(each < 6.0, "{each} bytes for each of {number}");
@@ -299,7 +299,7 @@ fn a_number_takes_six_bytes_at_any_size_and_no_insert_sorts_more_than_a_segment(
         }
     }
     let mean = sum.1 / f64::from(sum.0);
-    assert!(mean < 5.75, "{mean} bytes on average over all sizes");
+    assert!(mean < 5.8, "{mean} bytes on average over all sizes");
 }
 
 /// Who asks is shown few numbers that are not the one.
