@@ -55,8 +55,8 @@ impl std::ops::DerefMut for Index {
 impl Index {
     /// The published block of a key.
     pub fn lookup(&self, key: KeyHash) -> Option<Slot> {
-        let is = |number| self.slab.at(number).is_some_and(|entry| entry.hash() == key);
-        self.table.get(key, is).and_then(Slot::of)
+        let slot = Slot::of(self.table.get(key, |number| self.slab.hash_at(number) == key)?);
+        slot.inspect(|&slot| assert!(self.slab.get(slot).is_published(), "what is found is there"))
     }
 
     /// Publishes a block. None of its key is published.
@@ -64,9 +64,7 @@ impl Index {
         let key = block.hash();
         assert!(self.lookup(key).is_none(), "the older block of the key was taken out first");
         let slot = self.slab.insert(block);
-        let slab = &self.slab;
-        let hash_of = |number| slab.get(Slot::of(number).expect("numbers of slots")).hash();
-        self.table.insert(key, slot.number(), hash_of);
+        self.table.insert(key, slot.number(), |number| self.slab.hash_at(number));
         slot
     }
 

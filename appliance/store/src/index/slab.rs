@@ -8,7 +8,7 @@ use memkv_poller::local::Event;
 use super::entry::{Entry, Row, Span};
 use super::pieces::Pool;
 use crate::DriveId;
-use crate::block::{Block, Slot};
+use crate::block::{Block, KeyHash, Slot};
 
 /// Reads of one block.
 #[derive(Default)]
@@ -67,6 +67,12 @@ impl Slab {
         let entry = &self.entries[slot.number()];
         assert!(entry.is_used(), "the slot holds a block");
         entry
+    }
+
+    /// The hash of a number that the table has. Nothing else of the block is looked at: that would
+    /// be another question to memory.
+    pub(super) fn hash_at(&self, number: u32) -> KeyHash {
+        self.entries[number].hash()
     }
 
     pub(super) fn entry(&mut self, slot: Slot) -> &mut Entry {

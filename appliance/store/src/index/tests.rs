@@ -184,8 +184,8 @@ proptest! {
             let slot = published.get(&n).map(|(slot, _)| *slot);
             prop_assert_eq!(index.lookup(key(n)), slot);
         }
-        let held: BTreeMap<Slot, &Block> =
-            published.values().chain(leaving.values()).map(|(slot, block)| (*slot, block)).collect();
+        let all = published.values().chain(leaving.values());
+        let held: BTreeMap<Slot, &Block> = all.map(|(slot, block)| (*slot, block)).collect();
         let there: Vec<Slot> = index.iter(1..=index.last()).map(|(slot, _)| slot).collect();
         prop_assert_eq!(there, held.keys().copied().collect::<Vec<_>>());
         for (slot, block) in held {
