@@ -1,12 +1,11 @@
-//! A block as the index knows it, and the slab that holds them.
+//! A block, and the names of its parts.
 
 use std::num::NonZeroU32;
-use std::rc::Rc;
 
-use memkv_journal::{BlockId, KeyBytes, UnitRange};
-use memkv_poller::local::Event;
+use memkv_journal::{BlockId, UnitRange};
 
 use crate::DriveId;
+use crate::index::Span;
 
 /// 128-bit keyed hash of a whole key (tenant, namespace and key) under the store's secret.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -44,15 +43,19 @@ pub struct Extent {
     pub crc: u32,
 }
 
-/// A slot of the slab; dense, reused.
+impl Extent {
+    /// It as the index keeps it.
+    pub(crate) fn span(&self) -> Span {
+        let Extent { drive, range, length, crc, .. } = *self;
+        Span { drive, range, length, crc }
+    }
+}
+
+/// A slot of the index; dense, reused.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Slot(NonZeroU32);
 
 impl Slot {
-    fn index(self) -> usize {
-        self.0.get() as usize - 1
-    }
-
     /// The slot of a number; none has number 0.
     pub fn of(number: u32) -> Option<Slot> {
         NonZeroU32::new(number).map(Slot)
@@ -68,29 +71,28 @@ impl Slot {
 /// written. A clean start trusts every block but these.
 pub const UNVERIFIED: u16 = 1;
 
-/// A block that is stored, published or on its way out.
+/// All there is to say of a block: what is recorded of it, and what the index is told. The index
+/// keeps it smaller ([`Entry`](crate::index::Entry)).
+#[derive(Clone, Debug)]
 pub struct Block {
+    /// Its key's hash and its generation.
     pub id: BlockId,
-    pub key: KeyBytes,
+    /// Bytes of the value.
     pub length: u64,
     /// Unix seconds after which it is a miss; 0 is never.
     pub expires: u64,
     /// Flags of its record but [`UNVERIFIED`], which is told by `verified`.
     pub flags: u16,
+    /// Where its bytes are.
     pub extents: Vec<Extent>,
     /// One bit per extent whose bytes were checked since the last unclean start, or written by us.
     pub verified: u16,
-    /// Its bytes failed their CRC: a miss from then on, also while its removal still waits.
+    /// Its bytes failed their CRC.
     pub corrupt: bool,
-    /// Reads under way; the units are not reused before this is zero.
-    pub pins: u32,
-    /// False once it left the index.
-    pub published: bool,
-    /// Told when `pins` falls to zero after the block was unpublished.
-    pub unread: Rc<Event>,
 }
 
 impl Block {
+    /// The key's hash.
     pub fn hash(&self) -> KeyHash {
         KeyHash(self.id.hash)
     }
@@ -100,79 +102,5 @@ impl Block {
         let all = (1u32 << self.extents.len()) - 1;
         let verified = !self.corrupt && u32::from(self.verified) & all == all;
         self.flags | if verified { 0 } else { UNVERIFIED }
-    }
-
-    pub fn units(&self) -> u64 {
-        self.extents.iter().map(|e| u64::from(e.range.count)).sum()
-    }
-
-    pub fn is_on(&self, drive: DriveId) -> bool {
-        self.extents.iter().any(|e| e.drive == drive)
-    }
-}
-
-/// All blocks with stable slots. A `Vec` with a free list: slots are small integers that travel in
-/// messages and in the policy's links.
-#[derive(Default)]
-pub struct Slab {
-    slots: Vec<Option<Block>>,
-    free: Vec<Slot>,
-}
-
-impl Slab {
-    pub fn insert(&mut self, block: Block) -> Slot {
-        if let Some(slot) = self.free.pop() {
-            let place = &mut self.slots[slot.index()];
-            assert!(place.is_none(), "a free slot holds no block");
-            *place = Some(block);
-            return slot;
-        }
-        self.slots.push(Some(block));
-        let number = u32::try_from(self.slots.len()).expect("fewer than 2^32 blocks");
-        Slot(NonZeroU32::new(number).expect("slots count from one"))
-    }
-
-    pub fn remove(&mut self, slot: Slot) -> Block {
-        let block = self.slots[slot.index()].take().expect("the slot holds a block");
-        self.free.push(slot);
-        block
-    }
-
-    pub fn get(&self, slot: Slot) -> &Block {
-        self.slots[slot.index()].as_ref().expect("the slot holds a block")
-    }
-
-    pub fn get_mut(&mut self, slot: Slot) -> &mut Block {
-        self.slots[slot.index()].as_mut().expect("the slot holds a block")
-    }
-
-    /// The block of a slot that may have been reused since: checked by generation.
-    pub fn find(&mut self, slot: Slot, generation: u64) -> Option<&mut Block> {
-        let block = self.slots.get_mut(slot.index())?.as_mut()?;
-        (block.id.generation == generation).then_some(block)
-    }
-
-    /// The slot of a place below [`Slab::places`].
-    pub fn slot_at(place: usize) -> Slot {
-        let number = u32::try_from(place + 1).expect("fewer than 2^32 blocks");
-        Slot(NonZeroU32::new(number).expect("slots count from one"))
-    }
-
-    /// Places for blocks, in use or not.
-    pub fn places(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// The block at a place below [`Slab::places`], if one is there.
-    pub fn at(&self, place: usize) -> Option<&Block> {
-        self.slots[place].as_ref()
-    }
-
-    /// Slots in order of their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Block)> {
-        self.slots.iter().enumerate().filter_map(|(i, b)| {
-            let number = NonZeroU32::new(u32::try_from(i + 1).ok()?)?;
-            b.as_ref().map(|b| (Slot(number), b))
-        })
     }
 }

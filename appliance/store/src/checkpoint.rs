@@ -73,8 +73,12 @@ impl Store {
     fn records_on(&self, id: DriveId) -> Vec<Record> {
         let blocks = self.blocks.borrow();
         let mut records = Vec::new();
-        for (_, block) in blocks.iter().filter(|(_, b)| b.published && b.is_on(id)) {
-            let plan = records_of(block, |d| self.drive(d).uuid);
+        let keys = self.keys.borrow();
+        for (slot, entry) in blocks.iter(1..=blocks.last()) {
+            if !entry.is_published() || !blocks.is_on(slot, id) {
+                continue;
+            }
+            let plan = records_of(&self.block(slot), keys.get(slot), |d| self.drive(d).uuid);
             let here = plan.into_iter().filter(|(drive, _)| *drive == id);
             records.extend(here.flat_map(|(_, records)| records));
         }

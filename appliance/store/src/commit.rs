@@ -2,9 +2,11 @@
 
 use std::rc::Rc;
 
-use memkv_journal::{Applied, BlockId, DriveUuid, JournalError, PartRef, Record};
+use memkv_journal::{Applied, BlockId, DriveUuid, JournalError, KeyBytes, PartRef, Record};
 
 use crate::block::{Block, MissReason, Slot};
+use crate::index::EXPIRES_MAX;
+use crate::locks::KeyGuard;
 use crate::remember::Outcome;
 use crate::reserve::Pending;
 use crate::{DriveId, Durability, Refusal, Store};
@@ -55,12 +57,12 @@ impl Store {
         assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
         let caller = pending.request.caller;
         let flush = pending.request.durable || self.config.durability == Durability::Power;
-        let (block, guard) = self.block_of(pending, crcs);
+        let (block, name, guard) = self.block_of(pending, crcs);
         let key = block.hash();
         let (generation, drive) = (block.id.generation, block.extents[0].drive);
         let began = self.local.now();
 
-        let mut plan = records_of(&block, |d| self.drive(d).uuid);
+        let mut plan = records_of(&block, &name, |d| self.drive(d).uuid);
         let leaving = self.joins_frame(&block, &mut plan);
         let appended = self.append_all(plan, flush).await;
         let applied = match appended.and_then(|a| self.still_served(&block, a)) {
@@ -72,11 +74,11 @@ impl Store {
         };
         self.counters.commit_wait.record(self.local.now().saturating_duration_since(began));
 
-        let older = self.index.borrow().get(&block.hash()).copied();
+        let older = self.slot_of(key);
         if let Some(older) = older {
             self.unpublish(older, MissReason::Never);
         }
-        self.publish(block);
+        self.publish(&block, name);
         self.counters.inserts.bump();
         drop(applied);
 
@@ -96,42 +98,37 @@ impl Store {
         Ok(Stored { generation })
     }
 
-    fn block_of(&self, pending: Pending, crcs: &[u32]) -> (Block, crate::locks::KeyGuard) {
+    fn block_of(&self, pending: Pending, crcs: &[u32]) -> (Block, KeyBytes, KeyGuard) {
         let Pending { request, mut extents, guard } = pending;
         for (extent, &crc) in extents.iter_mut().zip(crcs) {
             extent.crc = crc;
         }
         let expires = match request.ttl_seconds {
             0 => 0,
-            ttl => self.unix_now() + u64::from(ttl),
+            ttl => (self.unix_now() + u64::from(ttl)).min(EXPIRES_MAX),
         };
         let block = Block {
             id: BlockId { hash: request.hash.0, generation: self.next_generation() },
-            key: request.key,
             length: request.length,
             expires,
             flags: 0,
             verified: u16::MAX,
             extents,
-            pins: 0,
-            published: true,
             corrupt: false,
-            unread: Rc::default(),
         };
-        (block, guard)
+        (block, request.key, guard)
     }
 
     /// Adds the removal of the key's present block to the plan when both lie on the same one drive:
     /// one frame then replaces the one by the other.
     fn joins_frame(&self, block: &Block, plan: &mut Plan) -> Option<Slot> {
-        let older = self.index.borrow().get(&block.hash()).copied()?;
+        let older = self.slot_of(block.hash())?;
         let [(drive, records)] = plan.as_mut_slice() else { return None };
         let blocks = self.blocks.borrow();
-        let old = blocks.get(older);
-        if old.extents.iter().any(|e| e.drive != *drive) {
+        if blocks.spans(older).any(|span| span.drive != *drive) {
             return None;
         }
-        records.push(Record::Remove { block: old.id });
+        records.push(Record::Remove { block: blocks.get(older).id() });
         Some(older)
     }
 
@@ -275,7 +272,7 @@ impl Store {
     /// A commit failed: what became durable on some drives is removed before its units are free
     /// again; units on a drive that failed are not used again.
     async fn undo(self: &Rc<Self>, block: Block) {
-        let plan = self.removal_plan(&block);
+        let plan = self.removal_plan(block.id, block.extents.iter().map(|e| e.drive));
         // What is not durable is on a drive that has just gone offline.
         self.append_removals(plan).await;
         self.release_units(&block.extents);
@@ -284,11 +281,15 @@ impl Store {
 
 /// The records that make a block durable: one `Put`, or a `Part` per extent and a `Head` beside the
 /// first part.
-pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> DriveUuid) -> Plan {
+pub(crate) fn records_of(
+    block: &Block,
+    key: &KeyBytes,
+    uuid: impl Fn(DriveId) -> DriveUuid,
+) -> Plan {
     if let [extent] = block.extents.as_slice() {
         let record = Record::Put {
             block: block.id,
-            key: block.key.clone(),
+            key: key.clone(),
             extent: extent.range,
             length: extent.length,
             crc: extent.crc,
@@ -318,7 +319,7 @@ pub(crate) fn records_of(block: &Block, uuid: impl Fn(DriveId) -> DriveUuid) -> 
     });
     let head = Record::Head {
         block: block.id,
-        key: block.key.clone(),
+        key: key.clone(),
         length: block.length,
         expires: block.expires,
         flags: block.record_flags(),

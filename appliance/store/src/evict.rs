@@ -90,7 +90,7 @@ impl Store {
         for (slot, _) in &victims {
             self.unpublish(*slot, MissReason::Evicted);
             self.counters.evictions.bump();
-            for (drive, records) in self.removal_plan(self.blocks.borrow().get(*slot)) {
+            for (drive, records) in self.removal_of(*slot) {
                 removals.entry(drive).or_default().extend(records);
             }
         }
@@ -99,7 +99,7 @@ impl Store {
         self.append_removals(plan).await;
         let count = victims.len() as u64;
         for (slot, guard) in victims {
-            if self.blocks.borrow().get(slot).pins > 0 {
+            if self.blocks.borrow().pins(slot) > 0 {
                 self.counters.evictions_while_read.bump();
             }
             self.free_when_unread(slot);
@@ -115,12 +115,12 @@ impl Store {
         let least = self.evict_blocks.get().min(BATCH as u64) as usize;
         let blocks = self.blocks.borrow();
         self.policy.borrow_mut().victims(&mut |slot| {
-            let block = blocks.get(slot);
+            let key = blocks.get(slot).hash();
             // A block that is being read may leave the index: its units wait for the reader.
-            let guard = if self.held(slot) { None } else { self.locks.try_lock(block.hash()) };
+            let guard = if self.held(slot) { None } else { self.locks.try_lock(key) };
             match guard {
                 Some(guard) => {
-                    taken += block.units();
+                    taken += blocks.units(slot);
                     victims.push((slot, guard));
                 }
                 None => skipped += 1,

@@ -42,8 +42,8 @@ impl Store {
         let slot = self.find(key).ok()?;
         let blocks = self.blocks.borrow();
         let block = blocks.get(slot);
-        let crcs = block.extents.iter().map(|e| e.crc).collect();
-        Some(Existing { length: block.length, generation: block.id.generation, crcs })
+        let crcs = blocks.spans(slot).map(|span| span.crc).collect();
+        Some(Existing { length: block.length(), generation: block.generation(), crcs })
     }
 
     /// Pins the block of a key for reading.
@@ -63,32 +63,27 @@ impl Store {
         self.policy.borrow_mut().accessed(slot);
         self.counters.leases.bump();
         let mut blocks = self.blocks.borrow_mut();
-        let block = blocks.get_mut(slot);
-        block.pins += 1;
+        blocks.pin(slot);
+        let block = blocks.get(slot);
         Ok(LeaseGrant {
             slot,
-            length: block.length,
-            generation: block.id.generation,
-            extents: block.extents.clone(),
-            verified: block.verified,
+            length: block.length(),
+            generation: block.generation(),
+            extents: blocks.spans(slot).map(|span| self.extent(span)).collect(),
+            verified: blocks.verified(slot),
         })
     }
 
     /// Ends a read. The units of a block that was unpublished meanwhile are freed by its remover.
     pub fn unpin(&self, slot: Slot) {
-        let mut blocks = self.blocks.borrow_mut();
-        let block = blocks.get_mut(slot);
-        assert!(block.pins > 0, "a read ends once");
-        block.pins -= 1;
-        if block.pins == 0 && !block.published {
-            block.unread.notify_all();
-        }
+        self.blocks.borrow_mut().unpin(slot);
     }
 
     /// Extents of a pinned block were read and their CRCs were right.
     pub fn mark_verified(&self, slot: Slot, generation: u64, extents: u16) {
-        if let Some(block) = self.blocks.borrow_mut().find(slot, generation) {
-            block.verified |= extents;
+        let mut blocks = self.blocks.borrow_mut();
+        if blocks.find(slot, generation).is_some() {
+            blocks.mark_verified(slot, extents);
         }
     }
 
@@ -115,8 +110,8 @@ impl Store {
         if !policy.wants_chains() {
             return;
         }
-        let index = self.index.borrow();
-        let named = |&key: &KeyHash| Named { key, slot: index.get(&key).copied() };
+        let blocks = self.blocks.borrow();
+        let named = |&key: &KeyHash| Named { key, slot: blocks.lookup(key) };
         policy.named(&keys.iter().map(named).collect::<Vec<_>>());
     }
 
@@ -156,7 +151,7 @@ impl Store {
 
     /// Ends a holder's lease of a key, if it has one.
     pub fn unhold(&self, key: KeyHash, holder: u64) {
-        let Some(&slot) = self.index.borrow().get(&key) else { return };
+        let Some(slot) = self.slot_of(key) else { return };
         let mut leases = self.leases.borrow_mut();
         if let Some(holders) = leases.get_mut(&slot) {
             holders.retain(|&(who, _)| who != holder);
@@ -185,7 +180,7 @@ impl Store {
             return;
         }
         let Some(guard) = self.locks.try_lock(key) else { return };
-        let Some(&slot) = self.index.borrow().get(&key) else { return };
+        let Some(slot) = self.slot_of(key) else { return };
         self.unpublish(slot, MissReason::Expired);
         let store = self.clone();
         self.local.spawn(async move {

@@ -33,7 +33,9 @@ mod commit;
 mod config;
 mod drives;
 mod evict;
+mod gone;
 pub mod handle;
+pub mod index;
 mod lease;
 mod list;
 pub mod locks;
@@ -47,7 +49,7 @@ mod reserve;
 mod scrub;
 mod store;
 
-pub use block::{Extent, KeyHash, MissReason, Slot};
+pub use block::{Block, Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};
 pub use config::{Durability, EvictionConfig, ScrubConfig, StoreConfig};
 pub use drives::{DriveId, DriveState, DriveStatus};

@@ -47,24 +47,28 @@ impl Store {
         filter: &ListFilter,
     ) -> (Vec<Listed>, Option<u64>) {
         let blocks = self.blocks.borrow();
-        let first = usize::try_from(from).unwrap_or(usize::MAX).min(blocks.places());
-        let last = first.saturating_add(looks).min(blocks.places());
+        let keys = self.keys.borrow();
+        let places = u64::from(blocks.last());
+        let last = from.saturating_add(looks as u64).min(places);
         let mut listed = Vec::new();
-        for place in first..last {
+        for place in from..last {
             if listed.len() == most {
-                return (listed, Some(place as u64));
+                return (listed, Some(place));
             }
-            let Some(block) = blocks.at(place) else { continue };
-            if block.published && filter.takes(&block.key) && self.unreadable(block).is_none() {
+            let number = place as u32 + 1;
+            let Some((slot, block)) = blocks.iter(number..=number).next() else { continue };
+            let readable = block.is_published() && self.unreadable(&blocks, slot).is_none();
+            let key = keys.get(slot);
+            if readable && filter.takes(key) {
                 listed.push(Listed {
-                    key: block.key.clone(),
-                    length: block.length,
-                    generation: block.id.generation,
-                    expires: block.expires,
-                    extents: block.extents.len() as u32,
+                    key: key.clone(),
+                    length: block.length(),
+                    generation: block.generation(),
+                    expires: block.expires(),
+                    extents: blocks.spans(slot).count() as u32,
                 });
             }
         }
-        (listed, (last < blocks.places()).then_some(last as u64))
+        (listed, (last < places).then_some(last))
     }
 }

@@ -27,12 +27,14 @@ use memkv_journal::{
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Local, channel};
 
-use crate::block::{Block, Extent, KeyHash, Slab, UNVERIFIED};
+use crate::block::{Block, Extent, KeyHash, UNVERIFIED};
 use crate::drives::{Drive, DriveState};
+use crate::gone::Gone;
+use crate::index::{EXPIRES_MAX, GENERATION_MAX};
 use crate::membership::Members;
 use crate::policy::EvictionPolicy;
 use crate::remember::Remembered;
-use crate::store::{Gone, KeyHasher};
+use crate::store::KeyHasher;
 use crate::{DriveId, Store, StoreConfig};
 
 /// One opened drive.
@@ -56,6 +58,14 @@ pub enum RecoverError {
         drive: DriveUuid,
         /// The last epoch it knows.
         epoch: u64,
+    },
+    /// More values were stored than generations can count.
+    #[error(
+        "the drives name generation {generation}, and the last there can be is {GENERATION_MAX}"
+    )]
+    Generation {
+        /// The highest one on the drives.
+        generation: u64,
     },
     /// A journal failed while leftovers were removed.
     #[error("drive {drive} failed while leftovers of the last run were removed")]
@@ -139,6 +149,9 @@ impl Store {
         let members = check_members(&opened)?;
         let (drives, recovered) = split(opened);
         let mut findings = read_findings(&drives, recovered);
+        if findings.generation > GENERATION_MAX {
+            return Err(RecoverError::Generation { generation: findings.generation });
+        }
         join_heads(&drives, &mut findings);
         let store = Rc::new(Self::empty(local, config, policy, drives, members, &findings));
         store.fill(&mut findings);
@@ -178,8 +191,8 @@ impl Store {
             config,
             hasher,
             drives,
-            blocks: RefCell::new(Slab::default()),
-            index: RefCell::default(),
+            blocks: RefCell::default(),
+            keys: RefCell::default(),
             policy: RefCell::new(policy),
             locks: Rc::default(),
             pending: RefCell::default(),
@@ -189,7 +202,7 @@ impl Store {
             clock_high: Cell::new(findings.clock),
             remembered: RefCell::new(remembered),
             gone: RefCell::new(Gone::default()),
-            leases: RefCell::new(HashMap::new()),
+            leases: RefCell::default(),
             evict_now: Event::default(),
             evict_for: Cell::new(0),
             evict_blocks: Cell::new(0),
@@ -236,19 +249,16 @@ impl Store {
             kept.push(candidate);
         }
         for c in kept.into_iter().rev() {
-            self.publish(Block {
+            let block = Block {
                 id: c.id,
-                key: c.key,
                 length: c.length,
-                expires: c.expires,
+                expires: c.expires.min(EXPIRES_MAX),
                 flags: c.flags,
                 extents: c.extents,
                 verified: if c.verified { u16::MAX } else { 0 },
-                pins: 0,
-                published: true,
                 corrupt: false,
-                unread: Rc::default(),
-            });
+            };
+            self.publish(&block, c.key);
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use memkv_journal::Record;
+use memkv_journal::{BlockId, Record};
 use memkv_poller::Instant;
 
-use crate::block::{Block, KeyHash, MissReason, Slot};
+use crate::block::{KeyHash, MissReason, Slot};
 use crate::commit::Plan;
 use crate::drives::DriveState;
 use crate::remember::{Caller, Outcome};
@@ -36,7 +36,7 @@ pub enum Deleted {
 }
 
 /// Blocks looked at between two yields when a drive's blocks are swept.
-const SWEEP_STEP: usize = 1024;
+const SWEEP_STEP: u32 = 1024;
 
 impl Store {
     /// Deletes a key, `generation` 0 meaning any.
@@ -64,15 +64,14 @@ impl Store {
         }
         // A block that cannot be read (expired, drive lost) is a miss, and its space is given back.
         let readable = self.find(key);
-        let slot = self.index.borrow().get(&key).copied();
-        let Some(slot) = slot else {
+        let Some(slot) = self.slot_of(key) else {
             // It may be missing because its drive was lost, which could bring it back.
             return match self.membership_settles().await {
                 true => Deleted::Missing(readable.err().unwrap_or(MissReason::Never)),
                 false => Deleted::DriveFailed,
             };
         };
-        let held = self.blocks.borrow().get(slot).id.generation;
+        let held = self.blocks.borrow().get(slot).generation();
         if readable.is_ok() && generation != 0 && generation != held {
             return Deleted::OtherGeneration { generation: held };
         }
@@ -97,16 +96,16 @@ impl Store {
     /// as soon as nobody changes its key, if it is still there. If the key stays in use past the
     /// deadline, whoever changes it takes the block away.
     pub async fn drop_corrupt(self: &Rc<Self>, key: KeyHash, generation: u64) {
-        let slot = self.index.borrow().get(&key).copied();
-        if let Some(slot) = slot
-            && let Some(block) = self.blocks.borrow_mut().find(slot, generation)
-        {
-            block.corrupt = true;
+        if let Some(slot) = self.slot_of(key) {
+            let mut blocks = self.blocks.borrow_mut();
+            if blocks.get(slot).generation() == generation {
+                blocks.mark_corrupt(slot);
+            }
         }
         let deadline = self.local.now() + self.config.default_deadline;
         let Ok(_guard) = self.lock_key(key, deadline).await else { return };
-        let Some(&slot) = self.index.borrow().get(&key) else { return };
-        if self.blocks.borrow().get(slot).id.generation != generation {
+        let Some(slot) = self.slot_of(key) else { return };
+        if self.blocks.borrow().get(slot).generation() != generation {
             return;
         }
         tracing::warn!(generation, "dropped a block whose bytes failed their CRC");
@@ -115,22 +114,32 @@ impl Store {
         self.remove_durably(slot).await;
     }
 
-    /// A removal record on every serving drive that holds part of the block.
-    pub(crate) fn removal_plan(&self, block: &Block) -> Plan {
+    /// A removal record on every serving drive of those that hold part of a block.
+    pub(crate) fn removal_plan(
+        &self,
+        block: BlockId,
+        drives: impl Iterator<Item = DriveId>,
+    ) -> Plan {
         let mut plan: Plan = Vec::new();
-        for extent in &block.extents {
-            let known = plan.iter().any(|(drive, _)| *drive == extent.drive);
-            if !known && self.drive(extent.drive).online() {
-                plan.push((extent.drive, vec![Record::Remove { block: block.id }]));
+        for id in drives {
+            let known = plan.iter().any(|(drive, _)| *drive == id);
+            if !known && self.drive(id).online() {
+                plan.push((id, vec![Record::Remove { block }]));
             }
         }
         plan
     }
 
+    /// The same for the block in a slot.
+    pub(crate) fn removal_of(&self, slot: Slot) -> Plan {
+        let blocks = self.blocks.borrow();
+        self.removal_plan(blocks.get(slot).id(), blocks.spans(slot).map(|span| span.drive))
+    }
+
     /// Makes an unpublished block's removal durable, then frees its units as soon as nobody reads
     /// them. Says whether the removal is durable on every drive that held the block.
     pub(crate) async fn remove_durably(self: &Rc<Self>, slot: Slot) -> bool {
-        let plan = self.removal_plan(self.blocks.borrow().get(slot));
+        let plan = self.removal_of(slot);
         let durable = self.append_removals(plan).await;
         self.free_when_unread(slot);
         durable
@@ -138,19 +147,16 @@ impl Store {
 
     /// Frees the units of a removed block now, or when its last reader is done.
     pub(crate) fn free_when_unread(self: &Rc<Self>, slot: Slot) {
-        let (pins, units, unread) = {
-            let blocks = self.blocks.borrow();
-            let block = blocks.get(slot);
-            assert!(!block.published, "only removed blocks are freed");
-            (block.pins, block.units(), block.unread.clone())
+        let (units, unread) = {
+            let mut blocks = self.blocks.borrow_mut();
+            assert!(!blocks.get(slot).is_published(), "only removed blocks are freed");
+            (blocks.units(slot), blocks.unread(slot))
         };
-        if pins == 0 {
-            return self.free_block(slot);
-        }
+        let Some(unread) = unread else { return self.free_block(slot) };
         self.leaving.set(self.leaving.get() + units);
         let store = self.clone();
         self.local.spawn(async move {
-            while store.blocks.borrow().get(slot).pins > 0 {
+            while store.blocks.borrow().pins(slot) > 0 {
                 unread.listen().await;
             }
             store.leaving.set(store.leaving.get() - units);
@@ -159,9 +165,12 @@ impl Store {
     }
 
     fn free_block(&self, slot: Slot) {
-        let block = self.blocks.borrow_mut().remove(slot);
-        assert_eq!(block.pins, 0, "units are freed when nobody reads them");
-        self.release_units(&block.extents);
+        let mut blocks = self.blocks.borrow_mut();
+        for span in blocks.spans(slot) {
+            self.release_span(span);
+        }
+        blocks.remove(slot);
+        self.keys.borrow_mut().clear(slot);
     }
 
     /// Takes a drive offline: its blocks are misses from now on, the node serves on. It is out for
@@ -183,23 +192,28 @@ impl Store {
 
     /// Takes the blocks of a lost drive out of the index and frees their parts on other drives.
     async fn sweep_lost(self: Rc<Self>, id: DriveId) {
-        let lost: Vec<(Slot, u64)> = {
-            let blocks = self.blocks.borrow();
-            let on_it = blocks.iter().filter(|(_, b)| b.published && b.is_on(id));
-            on_it.map(|(slot, b)| (slot, b.id.generation)).collect()
-        };
-        for (step, (slot, generation)) in lost.into_iter().enumerate() {
-            if step % SWEEP_STEP == SWEEP_STEP - 1 {
-                self.local.yield_now().await;
-            }
-            let gone = match self.blocks.borrow_mut().find(slot, generation) {
-                Some(block) => !block.published,
-                None => true,
+        let mut next = 1;
+        loop {
+            // What is published from now on does not lie there; what is there keeps its slot.
+            let lost: Vec<(Slot, u64)> = {
+                let blocks = self.blocks.borrow();
+                let last = blocks.last().min(next + (SWEEP_STEP - 1));
+                let here = blocks.iter(next..=last);
+                let on_it = here.filter(|(slot, b)| b.is_published() && blocks.is_on(*slot, id));
+                next = last + 1;
+                on_it.map(|(slot, b)| (slot, b.generation())).collect()
             };
-            if !gone {
-                self.unpublish(slot, MissReason::DriveLost);
-                self.remove_durably(slot).await;
+            for (slot, generation) in lost {
+                let found = self.blocks.borrow().find(slot, generation).copied();
+                if found.is_some_and(|block| block.is_published()) {
+                    self.unpublish(slot, MissReason::DriveLost);
+                    self.remove_durably(slot).await;
+                }
             }
+            if next > self.blocks.borrow().last() {
+                return;
+            }
+            self.local.yield_now().await;
         }
     }
 }

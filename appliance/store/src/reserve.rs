@@ -8,6 +8,7 @@ use memkv_poller::Instant;
 
 use crate::block::{Extent, KeyHash};
 use crate::drives::{Drive, place};
+use crate::index::Span;
 use crate::lease::Existing;
 use crate::locks::KeyGuard;
 use crate::remember::{Caller, Outcome};
@@ -161,9 +162,9 @@ impl Store {
         if flushed || !matches!(state, Err(Refusal::Present(_))) {
             return state;
         }
-        let slot = *self.index.borrow().get(&request.hash).expect("it is present");
-        let extents = self.blocks.borrow().get(slot).extents.clone();
-        let drives: BTreeSet<DriveId> = extents.iter().map(|extent| extent.drive).collect();
+        let slot = self.slot_of(request.hash).expect("it is present");
+        let drives: BTreeSet<DriveId> =
+            self.blocks.borrow().spans(slot).map(|span| span.drive).collect();
         // A drive that fails takes the block with it: the put comes again.
         self.flush_all(drives.into_iter()).await.map_err(|_| self.busy(10))?;
         state
@@ -315,11 +316,13 @@ impl Store {
 
     /// Returns units to their drives' allocators. Units of an offline drive are never reused.
     pub(crate) fn release_units(&self, extents: &[Extent]) {
-        for extent in extents {
-            let drive = self.drive(extent.drive);
-            if drive.online() {
-                drive.journal.release(extent.range);
-            }
+        extents.iter().for_each(|extent| self.release_span(extent.span()));
+    }
+
+    pub(crate) fn release_span(&self, span: Span) {
+        let drive = self.drive(span.drive);
+        if drive.online() {
+            drive.journal.release(span.range);
         }
     }
 }

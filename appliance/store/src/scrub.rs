@@ -18,12 +18,12 @@ use memkv_dma::DmaBuf;
 use memkv_journal::ExtentFault;
 use memkv_poller::Instant;
 
-use crate::block::{Extent, KeyHash, Slab, Slot};
+use crate::block::{Extent, KeyHash, Slot};
 use crate::metrics::Counter;
 use crate::{ScrubConfig, Store};
 
 /// Places looked at between two yields.
-const SCAN_STEP: usize = 1024;
+const SCAN_STEP: u32 = 1024;
 /// How long the scrubber waits when there is no memory to spare.
 const NO_MEMORY: Duration = Duration::from_millis(10);
 
@@ -63,38 +63,42 @@ impl Store {
         assert!(bytes_per_second > 0, "a scrubber without a rate is switched off");
         let mut pace = Pace { bytes_per_second, next: self.local.now() };
         let counters = &self.counters.scrub;
-        let mut place = 0;
+        let mut next = 1;
         while !self.draining.get() {
-            if let Some((slot, generation)) = self.next_to_scrub(&mut place).await {
+            if let Some((slot, generation)) = self.next_to_scrub(&mut next).await {
                 self.scrub_block(slot, generation, &mut pace).await;
                 continue;
             }
             counters.passes.bump();
             counters.last_pass.set(self.unix_now());
-            place = 0;
+            next = 1;
             self.local.sleep(rest).await;
         }
     }
 
-    /// The next block from a place on that can be read and that nobody reads now.
-    async fn next_to_scrub(&self, place: &mut usize) -> Option<(Slot, u64)> {
+    /// The first block, from a slot's number on, that can be read and that nobody reads now.
+    async fn next_to_scrub(&self, next: &mut u32) -> Option<(Slot, u64)> {
         let counters = &self.counters.scrub;
         loop {
-            let places = self.blocks.borrow().places();
-            counters.slots.set(places as u64);
-            let end = places.min(*place + SCAN_STEP);
-            while *place < end {
-                let at = *place;
-                *place += 1;
+            let last = {
                 let blocks = self.blocks.borrow();
-                let idle = blocks.at(at).filter(|block| block.published && block.pins == 0);
-                if let Some(block) = idle.filter(|block| self.unreadable(block).is_none()) {
-                    counters.position.set(at as u64);
-                    return Some((Slab::slot_at(at), block.id.generation));
+                let last = blocks.last();
+                counters.slots.set(u64::from(last));
+                let end = last.min(*next + (SCAN_STEP - 1));
+                let found = blocks.iter(*next..=end).find(|(slot, block)| {
+                    let idle = block.is_published() && !block.is_pinned();
+                    idle && self.unreadable(&blocks, *slot).is_none()
+                });
+                if let Some((slot, block)) = found {
+                    *next = slot.number() + 1;
+                    counters.position.set(u64::from(slot.number()) - 1);
+                    return Some((slot, block.generation()));
                 }
-            }
-            counters.position.set(*place as u64);
-            if *place >= places {
+                *next = end + 1;
+                last
+            };
+            counters.position.set(u64::from(*next) - 1);
+            if *next > last {
                 return None;
             }
             self.local.yield_now().await;
@@ -107,7 +111,7 @@ impl Store {
         while let Some((key, extent, buf)) = self.scrub_target(slot, generation, index).await {
             let journal = self.drive(extent.drive).journal.clone();
             // Nothing has waited since the block was found: it is still the one.
-            self.blocks.borrow_mut().get_mut(slot).pins += 1;
+            self.blocks.borrow_mut().pin(slot);
             let read = journal.scrub_extent((extent.range, extent.length, extent.crc), buf).await;
             self.unpin(slot);
             let counters = &self.counters.scrub;
@@ -149,12 +153,12 @@ impl Store {
     ) -> Option<(KeyHash, Extent, DmaBuf)> {
         while !self.draining.get() {
             let (key, extent) = {
-                let mut blocks = self.blocks.borrow_mut();
+                let blocks = self.blocks.borrow();
                 let block = blocks.find(slot, generation)?;
-                if !block.published || self.unreadable(block).is_some() {
+                if !block.is_published() || self.unreadable(&blocks, slot).is_some() {
                     return None;
                 }
-                (block.hash(), *block.extents.get(index)?)
+                (block.hash(), self.extent(blocks.spans(slot).nth(index)?))
             };
             if let Some(buf) = self.drive(extent.drive).journal.scrub_buffer(extent.length) {
                 return Some((key, extent, buf));

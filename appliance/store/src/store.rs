@@ -1,7 +1,7 @@
 //! The store itself: its tables, and the small questions that need no waiting.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,8 +12,10 @@ use memkv_poller::local::Event;
 use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::block::{Block, Extent, KeyHash, MissReason, Slab, Slot};
+use crate::block::{Block, Extent, KeyHash, MissReason, Slot};
 use crate::drives::Drive;
+use crate::gone::Gone;
+use crate::index::{GENERATION_MAX, Index, Keys, Span};
 use crate::locks::KeyLocks;
 use crate::membership::Members;
 use crate::metrics::StoreCounters;
@@ -21,9 +23,6 @@ use crate::policy::EvictionPolicy;
 use crate::remember::Remembered;
 use crate::reserve::Pending;
 use crate::{DriveId, DriveStatus, StoreConfig};
-
-/// How many removed keys the store remembers the reason of.
-const REASONS_KEPT: usize = 65_536;
 
 /// Hashes keys under the store's secret; cheap to clone and to send to other reactors.
 #[derive(Clone)]
@@ -66,26 +65,6 @@ impl Hasher for Low64 {
 
 pub(crate) type HashTable<V> = HashMap<KeyHash, V, BuildHasherDefault<Low64>>;
 
-/// Why keys are gone, bounded.
-#[derive(Default)]
-pub(crate) struct Gone {
-    reasons: HashTable<MissReason>,
-    order: VecDeque<KeyHash>,
-}
-
-impl Gone {
-    pub fn note(&mut self, key: KeyHash, reason: MissReason) {
-        if self.reasons.insert(key, reason).is_none() {
-            self.order.push_back(key);
-            if self.order.len() > REASONS_KEPT
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.reasons.remove(&oldest);
-            }
-        }
-    }
-}
-
 /// What has begun and not ended, at one moment. All zero but `units` when nobody asks for anything.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 pub struct UnderWay {
@@ -111,8 +90,8 @@ pub struct Store {
     pub(crate) config: StoreConfig,
     pub(crate) hasher: KeyHasher,
     pub(crate) drives: Vec<Drive>,
-    pub(crate) blocks: RefCell<Slab>,
-    pub(crate) index: RefCell<HashTable<Slot>>,
+    pub(crate) blocks: RefCell<Index>,
+    pub(crate) keys: RefCell<Keys>,
     pub(crate) policy: RefCell<Box<dyn EvictionPolicy>>,
     pub(crate) locks: Rc<KeyLocks>,
     pub(crate) pending: RefCell<BTreeMap<u64, Pending>>,
@@ -123,7 +102,8 @@ pub struct Store {
     pub(crate) clock_high: Cell<u64>,
     pub(crate) remembered: RefCell<Remembered>,
     pub(crate) gone: RefCell<Gone>,
-    pub(crate) leases: RefCell<HashMap<Slot, Holders>>,
+    /// A tree, which never has to be sorted anew as a whole.
+    pub(crate) leases: RefCell<BTreeMap<Slot, Holders>>,
     pub(crate) evict_now: Event,
     /// Bytes of the largest put that was refused for space; the evictor works until it would fit.
     pub(crate) evict_for: Cell<u64>,
@@ -170,17 +150,17 @@ impl Store {
         let pending = self.pending.borrow();
         let (reservations, keys) = (pending.len(), self.locks.count());
         let mut under_way = UnderWay { reservations, keys, ..UnderWay::default() };
-        let units = |extents: &[Extent]| -> u64 {
-            let online = extents.iter().filter(|e| self.drive(e.drive).online());
-            online.map(|e| u64::from(e.range.count)).sum()
+        let units = |span: Span| match self.drive(span.drive).online() {
+            true => u64::from(span.range.count),
+            false => 0,
         };
-        for reservation in pending.values() {
-            under_way.units += units(&reservation.extents);
-        }
-        for (_, block) in self.blocks.borrow().iter() {
-            under_way.units += units(&block.extents);
-            under_way.readers += u64::from(block.pins);
-            under_way.leaving += usize::from(!block.published);
+        let reserved = pending.values().flat_map(|reservation| &reservation.extents);
+        under_way.units += reserved.map(|extent| units(extent.span())).sum::<u64>();
+        let blocks = self.blocks.borrow();
+        for (slot, block) in blocks.iter(1..=blocks.last()) {
+            under_way.units += blocks.spans(slot).map(units).sum::<u64>();
+            under_way.readers += u64::from(blocks.pins(slot));
+            under_way.leaving += usize::from(!block.is_published());
         }
         under_way
     }
@@ -198,29 +178,58 @@ impl Store {
 
     pub(crate) fn next_generation(&self) -> u64 {
         let generation = self.generation.get() + 1;
+        assert!(generation <= GENERATION_MAX, "the store has given out all its generations");
         self.generation.set(generation);
         generation
     }
 
     /// Whether a block can be read now: published, not expired, on drives that serve.
-    pub(crate) fn unreadable(&self, block: &Block) -> Option<MissReason> {
-        if block.corrupt {
+    pub(crate) fn unreadable(&self, blocks: &Index, slot: Slot) -> Option<MissReason> {
+        let block = blocks.get(slot);
+        if block.is_corrupt() {
             return Some(MissReason::Corrupt);
         }
-        if block.expires != 0 && self.unix_now() >= block.expires {
+        if block.expires() != 0 && self.unix_now() >= block.expires() {
             return Some(MissReason::Expired);
         }
-        let lost = block.extents.iter().any(|e| !self.drive(e.drive).online());
+        let lost = blocks.spans(slot).any(|span| !self.drive(span.drive).online());
         lost.then_some(MissReason::DriveLost)
+    }
+
+    /// The block of a key, whether it can be read or not.
+    pub(crate) fn slot_of(&self, key: KeyHash) -> Option<Slot> {
+        self.blocks.borrow().lookup(key)
+    }
+
+    /// An extent with the place on its drive that follows from its units.
+    pub(crate) fn extent(&self, span: Span) -> Extent {
+        let Span { drive, range, length, crc } = span;
+        let offset = self.drive(drive).journal.data_offset(range.start);
+        Extent { drive, range, offset, length, crc }
+    }
+
+    /// All there is to say of the block in a slot, but for its key.
+    pub(crate) fn block(&self, slot: Slot) -> Block {
+        let blocks = self.blocks.borrow();
+        let entry = blocks.get(slot);
+        Block {
+            id: entry.id(),
+            length: entry.length(),
+            expires: entry.expires(),
+            flags: blocks.flags(slot),
+            extents: blocks.spans(slot).map(|span| self.extent(span)).collect(),
+            verified: blocks.verified(slot),
+            corrupt: entry.is_corrupt(),
+        }
     }
 
     /// The readable block of a key.
     pub(crate) fn find(&self, key: KeyHash) -> Result<Slot, MissReason> {
-        let Some(&slot) = self.index.borrow().get(&key) else {
-            let reason = self.gone.borrow().reasons.get(&key).copied();
-            return Err(reason.unwrap_or(MissReason::Never));
+        let blocks = self.blocks.borrow();
+        let Some(slot) = blocks.lookup(key) else {
+            return Err(self.gone.borrow().reason(key).unwrap_or(MissReason::Never));
         };
-        match self.unreadable(self.blocks.borrow().get(slot)) {
+        match self.unreadable(&blocks, slot) {
             None => Ok(slot),
             Some(reason) => Err(reason),
         }
@@ -240,15 +249,12 @@ impl Store {
     }
 
     /// Puts a block into the index. Its records are durable.
-    pub(crate) fn publish(&self, block: Block) -> Slot {
-        assert!(block.published, "only published blocks are in the index");
-        let key = block.hash();
+    pub(crate) fn publish(&self, block: &Block, key: KeyBytes) -> Slot {
         self.counters.blocks.add(1);
         self.counters.bytes.add(block.length);
         let slot = self.blocks.borrow_mut().insert(block);
-        let before = self.index.borrow_mut().insert(key, slot);
-        assert!(before.is_none(), "the older block of the key was taken out first");
-        self.policy.borrow_mut().inserted(slot, key);
+        self.keys.borrow_mut().set(slot, key);
+        self.policy.borrow_mut().inserted(slot, block.hash());
         slot
     }
 
@@ -256,17 +262,14 @@ impl Store {
     /// [`Store::free_when_unread`].
     pub(crate) fn unpublish(&self, slot: Slot, reason: MissReason) {
         let mut blocks = self.blocks.borrow_mut();
-        let block = blocks.get_mut(slot);
-        assert!(block.published, "a block leaves the index once");
-        block.published = false;
-        let at = self.index.borrow_mut().remove(&block.hash());
-        assert_eq!(at, Some(slot), "the index names the block that leaves");
+        blocks.unpublish(slot);
+        let block = blocks.get(slot);
         let evicted = reason == MissReason::Evicted;
         self.policy.borrow_mut().removed(slot, block.hash(), evicted);
         self.gone.borrow_mut().note(block.hash(), reason);
         self.leases.borrow_mut().remove(&slot);
         self.counters.blocks.set(self.counters.blocks.get() - 1);
-        self.counters.bytes.set(self.counters.bytes.get() - block.length);
+        self.counters.bytes.set(self.counters.bytes.get() - block.length());
     }
 
     /// Payload-bearing units in use over all online drives, and all of them.

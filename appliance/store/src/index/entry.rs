@@ -1,0 +1,250 @@
+//! One block in 39 bytes.
+
+use memkv_journal::{BlockId, MEMBERS_MAX, UnitRange};
+
+use super::pieces::Idle;
+use crate::DriveId;
+use crate::block::{Block, KeyHash};
+use crate::reserve::units_for;
+
+/// Bytes of an entry.
+pub const ENTRY_BYTES: usize = 39;
+/// Generations end here: with a million puts a second, after nine years.
+pub const GENERATION_MAX: u64 = (1 << 48) - 1;
+/// The last moment a block may expire at, in February of 2106; one that would later does then.
+pub const EXPIRES_MAX: u64 = u32::MAX as u64;
+
+const GENERATION: usize = 16;
+const DRIVE: usize = 22;
+const EXPIRES: usize = 23;
+const LENGTH: usize = 27;
+const START: usize = 31;
+const CRC: usize = 35;
+
+/// Bits of the length.
+const LENGTH_BITS: u32 = 27;
+/// It is in the index.
+const PUBLISHED: u32 = 1 << 27;
+/// Its bytes failed their CRC: a miss from then on, also while its removal still waits.
+const CORRUPT: u32 = 1 << 28;
+/// The bytes of its one extent were checked since the last unclean start, or written by us.
+const VERIFIED: u32 = 1 << 29;
+/// What does not fit is in a row of its own.
+const ROW: u32 = 1 << 30;
+/// Somebody reads it.
+const PINNED: u32 = 1 << 31;
+
+const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES && CRC + 4 == ENTRY_BYTES);
+const _: () = assert!(MEMBERS_MAX <= 1 << 8, "a drive's number is a byte");
+
+/// What the index keeps of a block, little-endian and without padding: of ten million blocks each
+/// byte is ten megabytes.
+///
+/// ```text
+///  0 hash 16
+/// 16 generation 6 | 22 drive 1 | 23 expires 4 | 27 length, 27 bits; 5 flags | 31 start 4 | 35 crc 4
+/// ```
+///
+/// The units of an extent follow from its length. Where they do not, and where a block has several
+/// extents or unusual flags in its record, `start` is the number of a row that has all that.
+#[derive(Clone, Copy)]
+pub struct Entry([u8; ENTRY_BYTES]);
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self([0; ENTRY_BYTES])
+    }
+}
+
+/// One extent as the index keeps it: without the byte offset that follows from its units.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Which drive.
+    pub drive: DriveId,
+    /// Which units of it.
+    pub range: UnitRange,
+    /// Payload bytes in it.
+    pub length: u32,
+    /// CRC32C of the payload bytes.
+    pub crc: u32,
+}
+
+/// What does not fit into an entry.
+#[derive(Default)]
+pub(super) struct Row {
+    pub spans: Box<[Span]>,
+    /// One bit per extent.
+    pub verified: u16,
+    /// Flags of its record but that of being unverified.
+    pub flags: u16,
+    next: u32,
+}
+
+impl Row {
+    /// The row of a block, if it needs one.
+    pub fn of(block: &Block) -> Option<Self> {
+        let spans: Box<[Span]> = block.extents.iter().map(|extent| extent.span()).collect();
+        let plain = match &*spans {
+            [span] => span.range.count == units_for(span.length) && block.flags == 0,
+            _ => false,
+        };
+        let Block { verified, flags, .. } = *block;
+        (!plain).then_some(Self { spans, verified, flags, next: 0 })
+    }
+}
+
+impl Idle for Row {
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn idle(next: u32) -> Self {
+        Self { next, ..Self::default() }
+    }
+}
+
+impl Idle for Entry {
+    fn next(&self) -> u32 {
+        self.word(START)
+    }
+
+    fn idle(next: u32) -> Self {
+        let mut entry = Self::default();
+        entry.set(START, next);
+        entry
+    }
+}
+
+impl Entry {
+    /// The entry of a block that is published: with the number of its row, or 0 when it needs none.
+    pub(super) fn of(block: &Block, row: u32) -> Self {
+        let BlockId { hash, generation } = block.id;
+        assert!(generation <= GENERATION_MAX, "generations were checked");
+        assert!(block.expires <= EXPIRES_MAX, "no block lives longer");
+        assert!(
+            block.length > 0 && block.length < 1 << LENGTH_BITS,
+            "a block has 1 byte to 64 MiB"
+        );
+        let mut entry = Self::default();
+        entry.0[..GENERATION].copy_from_slice(&hash.to_le_bytes());
+        entry.0[GENERATION..DRIVE].copy_from_slice(&generation.to_le_bytes()[..6]);
+        entry.set(EXPIRES, block.expires as u32);
+        let mut word = block.length as u32 | PUBLISHED;
+        if block.corrupt {
+            word |= CORRUPT;
+        }
+        if row == 0 {
+            let first = block.extents[0].span();
+            entry.0[DRIVE] = u8::try_from(first.drive.0).expect("a node has at most 64 drives");
+            entry.set(START, first.range.start);
+            entry.set(CRC, first.crc);
+            word |= if block.verified & 1 == 1 { VERIFIED } else { 0 };
+        } else {
+            entry.set(START, row);
+            word |= ROW;
+        }
+        entry.set(LENGTH, word);
+        entry
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.0[at..at + 4].try_into().expect("4 bytes"))
+    }
+
+    fn set(&mut self, at: usize, word: u32) {
+        self.0[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+
+    fn flag(&self, flag: u32) -> bool {
+        self.word(LENGTH) & flag != 0
+    }
+
+    fn set_flag(&mut self, flag: u32, to: bool) {
+        let word = self.word(LENGTH) & !flag;
+        self.set(LENGTH, word | if to { flag } else { 0 });
+    }
+
+    /// Whether there is a block.
+    pub(super) fn is_used(&self) -> bool {
+        self.length() != 0
+    }
+
+    /// The key's hash.
+    pub fn hash(&self) -> KeyHash {
+        KeyHash(u128::from_le_bytes(self.0[..GENERATION].try_into().expect("16 bytes")))
+    }
+
+    /// Which of the key's values it is.
+    pub fn generation(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[..6].copy_from_slice(&self.0[GENERATION..DRIVE]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Both.
+    pub fn id(&self) -> BlockId {
+        BlockId { hash: self.hash().0, generation: self.generation() }
+    }
+
+    /// Bytes of the value.
+    pub fn length(&self) -> u64 {
+        u64::from(self.word(LENGTH) & ((1 << LENGTH_BITS) - 1))
+    }
+
+    /// Unix seconds after which it is a miss; 0 is never.
+    pub fn expires(&self) -> u64 {
+        u64::from(self.word(EXPIRES))
+    }
+
+    /// False once it left the index.
+    pub fn is_published(&self) -> bool {
+        self.flag(PUBLISHED)
+    }
+
+    pub(super) fn unpublish(&mut self) {
+        self.set_flag(PUBLISHED, false);
+    }
+
+    /// Whether its bytes failed their CRC.
+    pub fn is_corrupt(&self) -> bool {
+        self.flag(CORRUPT)
+    }
+
+    pub(super) fn set_corrupt(&mut self) {
+        self.set_flag(CORRUPT, true);
+    }
+
+    /// Whether somebody reads it.
+    pub fn is_pinned(&self) -> bool {
+        self.flag(PINNED)
+    }
+
+    pub(super) fn set_pinned(&mut self, to: bool) {
+        self.set_flag(PINNED, to);
+    }
+
+    pub(super) fn is_verified(&self) -> bool {
+        self.flag(VERIFIED)
+    }
+
+    pub(super) fn set_verified(&mut self) {
+        self.set_flag(VERIFIED, true);
+    }
+
+    /// The number of its row, if it has one.
+    pub(super) fn row(&self) -> Option<u32> {
+        self.flag(ROW).then(|| self.word(START))
+    }
+
+    /// The one extent of a block without a row.
+    pub(super) fn span(&self) -> Span {
+        assert!(!self.flag(ROW), "the extents are in a row");
+        let length = self.length() as u32;
+        Span {
+            drive: DriveId(u16::from(self.0[DRIVE])),
+            range: UnitRange { start: self.word(START), count: units_for(length) },
+            length,
+            crc: self.word(CRC),
+        }
+    }
+}

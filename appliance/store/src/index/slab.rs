@@ -1,0 +1,198 @@
+//! All blocks, by slot.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use memkv_poller::local::Event;
+
+use super::entry::{Entry, Row, Span};
+use super::pieces::Pool;
+use crate::DriveId;
+use crate::block::{Block, KeyHash, Slot};
+
+/// Reads of one block.
+#[derive(Default)]
+struct Pins {
+    count: u32,
+    /// Told when the last one ends after the block left the index; made by the first who waits.
+    unread: Option<Rc<Event>>,
+}
+
+/// All blocks with stable slots: small integers that travel in messages and in the policy's links.
+#[derive(Default)]
+pub struct Slab {
+    entries: Pool<Entry>,
+    rows: Pool<Row>,
+    /// Of the few blocks that are being read. A tree, which never has to be sorted anew.
+    pins: BTreeMap<Slot, Pins>,
+}
+
+/// The extents of one block, in the order of its payload.
+pub enum Spans<'a> {
+    /// One, from the entry.
+    One(Option<Span>),
+    /// Those of a row.
+    Row(std::slice::Iter<'a, Span>),
+}
+
+impl Iterator for Spans<'_> {
+    type Item = Span;
+
+    fn next(&mut self) -> Option<Span> {
+        match self {
+            Self::One(span) => span.take(),
+            Self::Row(spans) => spans.next().copied(),
+        }
+    }
+}
+
+impl Slab {
+    pub(super) fn insert(&mut self, block: &Block) -> Slot {
+        let row = Row::of(block).map_or(0, |row| self.rows.insert(row));
+        let number = self.entries.insert(Entry::of(block, row));
+        Slot::of(number).expect("slots count from one")
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) {
+        let entry = self.get(slot);
+        assert!(!entry.is_pinned(), "units are freed when nobody reads them");
+        if let Some(row) = entry.row() {
+            self.rows.remove(row);
+        }
+        self.entries.remove(slot.number());
+    }
+
+    /// The block of a slot that has one.
+    pub fn get(&self, slot: Slot) -> &Entry {
+        let entry = &self.entries[slot.number()];
+        assert!(entry.is_used(), "the slot holds a block");
+        entry
+    }
+
+    /// The hash of a number that the table has. Nothing else of the block is looked at: that would
+    /// be another question to memory.
+    pub(super) fn hash_at(&self, number: u32) -> KeyHash {
+        self.entries[number].hash()
+    }
+
+    pub(super) fn entry(&mut self, slot: Slot) -> &mut Entry {
+        let entry = &mut self.entries[slot.number()];
+        assert!(entry.is_used(), "the slot holds a block");
+        entry
+    }
+
+    /// The block of a slot that may have been reused since: checked by generation.
+    pub fn find(&self, slot: Slot, generation: u64) -> Option<&Entry> {
+        let entry = self.at(slot.number())?;
+        (entry.generation() == generation).then_some(entry)
+    }
+
+    /// The highest slot's number. Slots are dense: those from 1 to here hold blocks, or did.
+    pub fn last(&self) -> u32 {
+        self.entries.last()
+    }
+
+    /// The block of a slot's number, if one is there.
+    pub fn at(&self, number: u32) -> Option<&Entry> {
+        if number == 0 || number > self.last() {
+            return None;
+        }
+        Some(&self.entries[number]).filter(|entry| entry.is_used())
+    }
+
+    /// Blocks with slots of these numbers, in their order. All of them is many: ask for some at a
+    /// time.
+    pub fn iter(
+        &self,
+        numbers: std::ops::RangeInclusive<u32>,
+    ) -> impl Iterator<Item = (Slot, &Entry)> {
+        numbers.filter_map(|number| Some((Slot::of(number)?, self.at(number)?)))
+    }
+
+    /// The extents of a block.
+    pub fn spans(&self, slot: Slot) -> Spans<'_> {
+        let entry = self.get(slot);
+        match entry.row() {
+            None => Spans::One(Some(entry.span())),
+            Some(row) => Spans::Row(self.rows[row].spans.iter()),
+        }
+    }
+
+    /// Whether some of a block lies on a drive.
+    pub fn is_on(&self, slot: Slot, drive: DriveId) -> bool {
+        self.spans(slot).any(|span| span.drive == drive)
+    }
+
+    /// Units of 16 KiB that a block takes.
+    pub fn units(&self, slot: Slot) -> u64 {
+        self.spans(slot).map(|span| u64::from(span.range.count)).sum()
+    }
+
+    /// One bit per extent whose bytes were checked since the last unclean start, or written by us.
+    pub fn verified(&self, slot: Slot) -> u16 {
+        let entry = self.get(slot);
+        match entry.row() {
+            None => u16::from(entry.is_verified()),
+            Some(row) => self.rows[row].verified,
+        }
+    }
+
+    /// Bytes of these extents were checked.
+    pub fn mark_verified(&mut self, slot: Slot, extents: u16) {
+        match self.get(slot).row() {
+            None if extents & 1 == 1 => self.entry(slot).set_verified(),
+            None => {}
+            Some(row) => self.rows[row].verified |= extents,
+        }
+    }
+
+    /// Flags of a block's record, but that of being unverified.
+    pub fn flags(&self, slot: Slot) -> u16 {
+        self.get(slot).row().map_or(0, |row| self.rows[row].flags)
+    }
+
+    /// The bytes of a block failed their CRC: it is a miss from now on.
+    pub fn mark_corrupt(&mut self, slot: Slot) {
+        self.entry(slot).set_corrupt();
+    }
+
+    /// Reads of a block under way; its units are not reused before this is zero.
+    pub fn pins(&self, slot: Slot) -> u32 {
+        if !self.get(slot).is_pinned() {
+            return 0;
+        }
+        self.pins[&slot].count
+    }
+
+    /// A read begins.
+    pub fn pin(&mut self, slot: Slot) {
+        self.entry(slot).set_pinned(true);
+        self.pins.entry(slot).or_default().count += 1;
+    }
+
+    /// A read ends. If it was the last one and somebody waits for that, he is told.
+    pub fn unpin(&mut self, slot: Slot) {
+        assert!(self.get(slot).is_pinned(), "a read ends once");
+        let pins = self.pins.get_mut(&slot).expect("a pinned block is read by somebody");
+        pins.count -= 1;
+        if pins.count > 0 {
+            return;
+        }
+        let unread = self.pins.remove(&slot).and_then(|pins| pins.unread);
+        self.entry(slot).set_pinned(false);
+        if let Some(unread) = unread {
+            unread.notify_all();
+        }
+    }
+
+    /// Told when the last read of a block ends; none when nobody reads it.
+    pub fn unread(&mut self, slot: Slot) -> Option<Rc<Event>> {
+        let pins = self.pins.get_mut(&slot)?;
+        Some(pins.unread.get_or_insert_default().clone())
+    }
+
+    /// Bytes it holds, but for blocks that are being read and the extents of rows.
+    pub fn bytes(&self) -> usize {
+        self.entries.bytes() + self.rows.bytes()
+    }
+}
