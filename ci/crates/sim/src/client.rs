@@ -263,6 +263,7 @@ impl Client {
     fn send_new(&mut self, stage: &mut Stage, work: Work) {
         stage.requests += 1;
         stage.bump(Count::Requests);
+        stage.counters.add(Count::Operations, work.operations() as u64);
         let hurried = stage.rng.below(1_000) < u64::from(stage.options.hurried);
         let deadline_ms = if hurried { 1 + stage.below(3) as u32 } else { 0 };
         let id = self.next_request;

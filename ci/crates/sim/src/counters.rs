@@ -2,12 +2,11 @@
 //! with a least count; the tier fails when one stays below it, for a race that never happens proves
 //! nothing.
 
-use std::collections::BTreeMap;
-
 /// A counted thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
     Requests,
+    Operations,
     Replies,
     Hits,
     Misses,
@@ -148,9 +147,9 @@ pub const LEAST: &[(Count, u64)] = &[
     (CorruptByScrub, 100),
 ];
 
-/// Counts of one seed, or of many.
+/// Counts of one seed, or of many: at the place of each its count, once it happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters(BTreeMap<Count, u64>);
+pub struct Counters(Vec<Option<(Count, u64)>>);
 
 impl Counters {
     /// Adds one.
@@ -160,21 +159,24 @@ impl Counters {
 
     /// Adds `more`.
     pub fn add(&mut self, count: Count, more: u64) {
-        if more > 0 {
-            *self.0.entry(count).or_default() += more;
+        if more == 0 {
+            return;
         }
+        let at = count as usize;
+        if at >= self.0.len() {
+            self.0.resize(at + 1, None);
+        }
+        self.0[at].get_or_insert((count, 0)).1 += more;
     }
 
     /// The count so far.
     pub fn get(&self, count: Count) -> u64 {
-        self.0.get(&count).copied().unwrap_or(0)
+        self.0.get(count as usize).copied().flatten().map_or(0, |(_, value)| value)
     }
 
     /// Adds all of another.
     pub fn merge(&mut self, other: &Counters) {
-        for (&count, &more) in &other.0 {
-            self.add(count, more);
-        }
+        other.iter().for_each(|(count, more)| self.add(count, more));
     }
 
     /// What has happened too rarely, and how often it did.
@@ -185,7 +187,7 @@ impl Counters {
 
     /// All counts in their order.
     pub fn iter(&self) -> impl Iterator<Item = (Count, u64)> + '_ {
-        self.0.iter().map(|(&count, &value)| (count, value))
+        self.0.iter().copied().flatten()
     }
 }
 

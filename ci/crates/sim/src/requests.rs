@@ -65,6 +65,20 @@ impl Work {
         matches!(self, Work::Put { .. } | Work::Offer { .. } | Work::Delete(_))
     }
 
+    /// How many operations it is: one of the store's for every key.
+    pub fn operations(&self) -> usize {
+        match self {
+            Work::Put { items, .. } | Work::Offer { items, .. } => items.len(),
+            Work::Get(items) => items.len(),
+            Work::Exists(sights) | Work::Match(sights, _) | Work::Lease { sights, .. } => {
+                sights.len()
+            }
+            Work::Release(keys) => keys.len(),
+            Work::Delete(deletes) => deletes.len(),
+            Work::Suspect { .. } => 1,
+        }
+    }
+
     /// Whether it needs a credit.
     pub fn needs_credit(&self) -> bool {
         matches!(self, Work::Put { .. })
