@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memkv_block::{Completion, Done, Io, IoBuf};
-use memkv_dma::{Class, DmaBuf};
+use memkv_block::{Completion, Io, SECTOR_MAX};
+use memkv_dma::{Class, DmaBuf, DmaRef};
 use memkv_store::{DriveId, Extent, Refusal, Reservation};
 use memkv_wire::Crc32c;
 
@@ -15,7 +15,7 @@ use crate::extents::Piece;
 ///
 /// Each piece is written as soon as it is there, while the next one arrives. Buffers are kept until
 /// every write is done: when a drive fails in the middle, its extents are placed elsewhere once, and
-/// written again from the same memory. But whoever waits for memory holds none, or puts of many
+/// written again from the same memory, which a drive that stalled may be reading still. But whoever waits for memory holds none, or puts of many
 /// pieces would wait for one another: what was written is let go first, and can then not be placed
 /// again.
 pub struct Writes {
@@ -37,13 +37,13 @@ struct Part {
 enum Write {
     /// The payload was received into the medium itself: there is nothing to write.
     InPlace,
-    Running(DriveId, Completion),
+    Running(DriveId, Completion, DmaRef),
     /// On its drive; its memory is kept for a second place.
-    Written(DmaBuf),
+    Written(DmaRef),
     /// On its drive, and its memory let go.
     Settled,
-    /// Its drive failed. With its memory, unless that was let go or the driver went away with it.
-    Failed(DriveId, Option<DmaBuf>),
+    /// Its drive failed. With its memory, unless that was let go.
+    Failed(DriveId, Option<DmaRef>),
 }
 
 /// Where the next piece of payload is received.
@@ -96,8 +96,7 @@ impl Writes {
             let piece = Piece { at: 0, length: extent.length };
             return Some(Place { buffer, part: Part { piece, ..part }, in_place: true });
         }
-        let padded = part.piece.padded(context, &extent);
-        let mut buffer = context.pool.allocate(Class::Receive, padded).ok()?;
+        let mut buffer = context.pool.allocate(Class::Receive, padded(part.piece)).ok()?;
         buffer.set_len(part.piece.length as usize);
         context.counters.wait_chunk.record(Duration::ZERO);
         Some(Place { buffer, part, in_place: false })
@@ -109,10 +108,9 @@ impl Writes {
             return ready;
         }
         self.let_go(context).await;
-        let (part, extent) = self.next_part(context);
+        let (part, _) = self.next_part(context);
         let since = context.local.now();
-        let padded = part.piece.padded(context, &extent);
-        let mut buffer = context.pool.allocate_wait(Class::Receive, padded).await;
+        let mut buffer = context.pool.allocate_wait(Class::Receive, padded(part.piece)).await;
         let waited = context.local.now().saturating_duration_since(since);
         context.counters.wait_chunk.record(waited);
         buffer.set_len(part.piece.length as usize);
@@ -158,15 +156,15 @@ impl Writes {
     /// Waits until no write is under way, whatever they came to.
     async fn settle(&mut self, context: &Context) {
         for (_, write) in &mut self.writes {
-            let Write::Running(drive, completion) = write else { continue };
+            let Write::Running(drive, completion, bytes) = write else { continue };
             let drive = *drive;
-            let Done { result, buf } = completion.await;
-            *write = match (result, buf.and_then(IoBuf::into_exclusive)) {
-                (Ok(()), Some(buffer)) => Write::Written(buffer),
-                (Ok(()), None) => Write::Settled,
-                (Err(error), buffer) => {
+            let result = completion.await.result;
+            let bytes = bytes.clone();
+            *write = match result {
+                Ok(()) => Write::Written(bytes),
+                Err(error) => {
                     context.store.drive_failed(drive, &error).await;
-                    Write::Failed(drive, buffer)
+                    Write::Failed(drive, Some(bytes))
                 }
             };
         }
@@ -210,8 +208,8 @@ impl Writes {
                 continue;
             }
             match std::mem::replace(slot, Write::Failed(extent.drive, None)) {
-                Write::Written(buffer) | Write::Failed(_, Some(buffer)) => {
-                    *slot = start(context, &extent, *piece, buffer);
+                Write::Written(bytes) | Write::Failed(_, Some(bytes)) => {
+                    *slot = submit(context, &extent, *piece, bytes);
                 }
                 _ => return Err(WriteError::Drive),
             }
@@ -233,12 +231,22 @@ impl Writes {
     }
 }
 
+/// Bytes of a piece's transfer: whole sectors of any drive, so that any may be its second place.
+fn padded(piece: Piece) -> usize {
+    (piece.length as usize).next_multiple_of(SECTOR_MAX)
+}
+
 fn start(context: &Context, extent: &Extent, piece: Piece, mut buffer: DmaBuf) -> Write {
-    let length = piece.padded(context, extent);
     // The padding is zeroed: what an earlier block left in the chunk never reaches this one's
     // units.
-    buffer.set_len(length);
+    buffer.set_len(padded(piece));
     buffer.as_mut_slice()[piece.length as usize..].fill(0);
-    let io = Io::write(piece.offset(extent), length, buffer);
-    Write::Running(extent.drive, context.drive(extent.drive).queue.submit(io))
+    submit(context, extent, piece, buffer.freeze())
+}
+
+/// Writes a piece with its padding. The driver has the bytes only on loan: one that never answers
+/// takes nothing away.
+fn submit(context: &Context, extent: &Extent, piece: Piece, bytes: DmaRef) -> Write {
+    let io = Io::write(piece.offset(extent), bytes.len(), bytes.clone());
+    Write::Running(extent.drive, context.drive(extent.drive).queue.submit(io), bytes)
 }

@@ -101,6 +101,24 @@ fn a_drive_that_stalls_while_a_reply_is_sent_ends_it_with_zeros() {
 }
 
 #[test]
+fn a_put_whose_drive_stalls_under_it_is_placed_again_byte_for_byte() {
+    let mut machine = machine(2);
+    let mut client = machine.client(1);
+    // Some pieces of what is stored there are written, then one hangs.
+    let (faults, start) = machine.faults[0].clone();
+    let (range, when, effect) = (start..u64::MAX, When::Nth(3), Effect::Hang);
+    faults.add(Rule { range, when, effect, ..Rule::fail(Op::Write) });
+    let bytes = value(9, 4 * MIB + 5);
+    assert_eq!(client.put(&mut machine, "moved", &bytes).status, Status::Ok);
+    assert_eq!(machine.store.counters().drives_failed.get(), 1);
+    assert!(client.get(&mut machine, "moved").1 == bytes);
+    // The driver gives back what it had on loan; nothing of it is used any more.
+    faults.release();
+    machine.assert_at_rest();
+    assert!(client.get(&mut machine, "moved").1 == bytes);
+}
+
+#[test]
 fn a_drive_that_stalls_in_a_put_is_told_to_the_others_and_they_take_the_next() {
     let mut machine = machine(2);
     let mut client = machine.client(1);

@@ -11,6 +11,9 @@ use crate::{Completion, Io, IoBuf, IoError, Op};
 /// every device with sectors of 512 or 4096 bytes known to us.
 pub(crate) const MEMORY_GRAIN: u32 = 512;
 
+/// The largest sector of a device in bytes: what is as long as some of these fits all devices.
+pub const SECTOR_MAX: usize = 4096;
+
 /// The shape of a device.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Geometry {

@@ -55,7 +55,7 @@ mod threads;
 mod uring;
 
 pub use completion::{Completer, Completion, completion};
-pub use device::{BlockDevice, BlockQueue, Geometry, Kind, flush, read, write};
+pub use device::{BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write};
 pub use io::{Done, Io, IoBuf, IoError, Op};
 pub use memory::memory;
 #[cfg(unix)]
