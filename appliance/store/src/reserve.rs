@@ -155,19 +155,32 @@ impl Store {
     }
 
     /// Refuses a put by what its key holds. That the key is present acknowledges what is stored as
-    /// the put itself would have been: flushed, where it asks for that and the block may not be.
+    /// the put itself would have been: flushed, where it asks for that and the block may not be, and
+    /// read, where nobody has seen its bytes since a crash.
     async fn refuse(self: &Rc<Self>, request: &ReserveRequest) -> Result<(), Refusal> {
-        let state = self.refuse_by_state(request);
-        let flushed = !request.durable || self.config.durability == Durability::Power;
-        if flushed || !matches!(state, Err(Refusal::Present(_))) {
-            return state;
+        let existing = loop {
+            match self.refuse_by_state(request) {
+                Err(Refusal::Present(existing)) => {
+                    let slot = self.slot_of(request.hash).expect("it is present");
+                    if self.blocks.borrow().is_verified(slot) {
+                        break existing;
+                    }
+                    if !self.verify(slot, existing.generation).await {
+                        return Err(self.busy(10));
+                    }
+                }
+                other => return other,
+            }
+        };
+        if request.durable && self.config.durability != Durability::Power {
+            let slot = self.slot_of(request.hash).expect("it is present");
+            let drives: BTreeSet<DriveId> =
+                self.blocks.borrow().spans(slot).map(|span| span.drive).collect();
+            // A drive that fails takes the block with it: the put comes again.
+            self.flush_all(drives.into_iter()).await.map_err(|_| self.busy(10))?;
         }
-        let slot = self.slot_of(request.hash).expect("it is present");
-        let drives: BTreeSet<DriveId> =
-            self.blocks.borrow().spans(slot).map(|span| span.drive).collect();
-        // A drive that fails takes the block with it: the put comes again.
-        self.flush_all(drives.into_iter()).await.map_err(|_| self.busy(10))?;
-        state
+        self.counters.present.bump();
+        Err(Refusal::Present(existing))
     }
 
     fn refuse_by_state(&self, request: &ReserveRequest) -> Result<(), Refusal> {
@@ -175,7 +188,6 @@ impl Store {
         match (request.mode, existing) {
             (Mode::Absent, None) | (Mode::Replace, _) => Ok(()),
             (Mode::Absent, Some(existing)) if existing.length == request.length => {
-                self.counters.present.bump();
                 Err(Refusal::Present(existing))
             }
             (Mode::Absent, Some(existing)) => Err(Refusal::Conflict(existing)),

@@ -50,6 +50,16 @@ pub struct ScrubCounters {
     pub slots: Counter,
 }
 
+/// Why an extent is not verified.
+enum Bad {
+    /// It has other bytes than were stored.
+    Corrupt,
+    /// The drive cannot read it.
+    Unreadable,
+    /// The drive is gone, and the block with it.
+    Drive,
+}
+
 /// Lets through so many bytes a second.
 struct Pace {
     bytes_per_second: u64,
@@ -109,27 +119,17 @@ impl Store {
     async fn scrub_block(self: &Rc<Self>, slot: Slot, generation: u64, pace: &mut Pace) {
         let mut index = 0;
         while let Some((key, extent, buf)) = self.scrub_target(slot, generation, index).await {
-            let journal = self.drive(extent.drive).journal.clone();
             // Nothing has waited since the block was found: it is still the one.
-            self.blocks.borrow_mut().pin(slot);
-            let read = journal.scrub_extent((extent.range, extent.length, extent.crc), buf).await;
-            self.unpin(slot);
             let counters = &self.counters.scrub;
-            let bad = match read {
+            let bad = match self.check_extent((slot, generation, index), extent, buf).await {
                 Ok(()) => {
                     counters.extents.bump();
                     counters.bytes.add(u64::from(extent.length));
-                    self.mark_verified(slot, generation, 1 << index);
                     None
                 }
-                Err(ExtentFault::Io(error @ (IoError::Offline | IoError::Stalled(_)))) => {
-                    return self.drive_failed(extent.drive, &error);
-                }
-                Err(ExtentFault::Crc { .. }) => Some(&counters.corrupt),
-                Err(ExtentFault::Io(error)) => {
-                    tracing::warn!(drive = extent.drive.0, %error, "cannot read a block");
-                    Some(&counters.unreadable)
-                }
+                Err(Bad::Drive) => return,
+                Err(Bad::Corrupt) => Some(&counters.corrupt),
+                Err(Bad::Unreadable) => Some(&counters.unreadable),
             };
             if let Some(counter) = bad {
                 // Behind a clean checkpoint no removal may come; the block is found again.
@@ -144,6 +144,68 @@ impl Store {
         }
     }
 
+    /// Checks an extent of a block that is there: it is verified then.
+    async fn check_extent(
+        self: &Rc<Self>,
+        (slot, generation, index): (Slot, u64, usize),
+        extent: Extent,
+        buf: DmaBuf,
+    ) -> Result<(), Bad> {
+        let journal = self.drive(extent.drive).journal.clone();
+        self.blocks.borrow_mut().pin(slot);
+        let read = journal.scrub_extent((extent.range, extent.length, extent.crc), buf).await;
+        self.unpin(slot);
+        match read {
+            Ok(()) => {
+                self.mark_verified(slot, generation, 1 << index);
+                Ok(())
+            }
+            Err(ExtentFault::Io(error @ (IoError::Offline | IoError::Stalled(_)))) => {
+                self.drive_failed(extent.drive, &error);
+                Err(Bad::Drive)
+            }
+            Err(ExtentFault::Crc { .. }) => Err(Bad::Corrupt),
+            Err(ExtentFault::Io(error)) => {
+                tracing::warn!(drive = extent.drive.0, %error, "cannot read a block");
+                Err(Bad::Unreadable)
+            }
+        }
+    }
+
+    /// Reads a block whose bytes nobody has seen since a crash, before a put is told that it is
+    /// there. What is not what was stored is a miss from here on, and the put is to look again. Says
+    /// whether there was memory to read it with.
+    pub(crate) async fn verify(self: &Rc<Self>, slot: Slot, generation: u64) -> bool {
+        let mut index = 0;
+        while let Some((_, extent)) = self.extent_of(slot, generation, index) {
+            if self.blocks.borrow().verified(slot) & (1 << index) == 0 {
+                let Some(buf) = self.drive(extent.drive).journal.scrub_buffer(extent.length) else {
+                    return false;
+                };
+                let seen = self.check_extent((slot, generation, index), extent, buf).await;
+                if matches!(seen, Err(Bad::Corrupt | Bad::Unreadable)) {
+                    // Whoever changes the key takes the block away.
+                    let mut blocks = self.blocks.borrow_mut();
+                    if blocks.find(slot, generation).is_some() {
+                        blocks.mark_corrupt(slot);
+                    }
+                }
+            }
+            index += 1;
+        }
+        true
+    }
+
+    /// An extent of the block, if that is still there to be read.
+    fn extent_of(&self, slot: Slot, generation: u64, index: usize) -> Option<(KeyHash, Extent)> {
+        let blocks = self.blocks.borrow();
+        let block = blocks.find(slot, generation)?;
+        if !block.is_published() || self.unreadable(&blocks, slot).is_some() {
+            return None;
+        }
+        Some((block.hash(), self.extent(blocks.spans(slot).nth(index)?)))
+    }
+
     /// An extent of the block, if that is still there to be read, and memory to read it with.
     async fn scrub_target(
         &self,
@@ -152,14 +214,7 @@ impl Store {
         index: usize,
     ) -> Option<(KeyHash, Extent, DmaBuf)> {
         while !self.draining.get() {
-            let (key, extent) = {
-                let blocks = self.blocks.borrow();
-                let block = blocks.find(slot, generation)?;
-                if !block.is_published() || self.unreadable(&blocks, slot).is_some() {
-                    return None;
-                }
-                (block.hash(), self.extent(blocks.spans(slot).nth(index)?))
-            };
+            let (key, extent) = self.extent_of(slot, generation, index)?;
             if let Some(buf) = self.drive(extent.drive).journal.scrub_buffer(extent.length) {
                 return Some((key, extent, buf));
             }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use common::{EXTENT, Machine, Node, UNIT, config, put, tiny_ring, without_eviction};
 use memkv_journal::TrimConfig;
-use memkv_store::{Deleted, Miss, MissReason, Refusal, ScrubConfig, Store, StoreConfig};
+use memkv_store::{
+    Deleted, Miss, MissReason, Mode, Refusal, ReserveRequest, ScrubConfig, Store, StoreConfig,
+};
 
 const MIB: usize = 1 << 20;
 const DAY: Duration = Duration::from_secs(86_400);
@@ -160,6 +162,34 @@ fn the_scrubber_drops_what_rotted_and_verifies_the_rest() {
     // What was dropped is gone for good.
     let node = machine.restart(node);
     assert_eq!(node.existing("rotten"), Err(Miss(MissReason::Never)));
+}
+
+#[test]
+fn a_put_of_what_is_there_reads_it_first_when_nobody_has_since_a_crash() {
+    let (mut machine, mut node) = one_drive(config());
+    let fine: Vec<u8> = (0..100_000u32).map(|n| (n * 7 % 251) as u8).collect();
+    store_bytes(&machine, &mut node, "fine", &fine);
+    let torn = store_bytes(&machine, &mut node, "torn", &fine);
+    machine.kill(node);
+    machine.disks[0].set_bytes(torn[3] + 9, &[0xFF, 0xFE]);
+    machine.config.scrub = None;
+    let mut node = machine.start();
+    let absent = |node: &Node, name: &str| ReserveRequest {
+        mode: Mode::Absent,
+        ..put(&node.store, name, fine.len() as u64)
+    };
+    let request = absent(&node, "fine");
+    assert!(matches!(node.reserve(request), Err(Refusal::Present(_))));
+    let grant = node.store.lease(node.hash("fine")).expect("its bytes are right");
+    assert_eq!(grant.verified.count_ones(), grant.extents.len() as u32);
+    node.store.unpin(grant.slot);
+    assert!(node.existing("torn").is_ok(), "nobody has looked");
+    let request = absent(&node, "torn");
+    let generation = node.put_as(request).expect("it is not there, and there is room");
+    assert_eq!(node.generation("torn"), Some(generation));
+    assert_eq!(node.store.under_way().leaving, 0);
+    let node = machine.restart(node);
+    assert_eq!(node.generation("torn"), Some(generation));
 }
 
 #[test]

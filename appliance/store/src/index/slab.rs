@@ -137,6 +137,12 @@ impl Slab {
         }
     }
 
+    /// Whether all bytes of a block are known to be what was stored.
+    pub fn is_verified(&self, slot: Slot) -> bool {
+        let all = (1u32 << self.spans(slot).count()) - 1;
+        u32::from(self.verified(slot)) & all == all
+    }
+
     /// Bytes of these extents were checked.
     pub fn mark_verified(&mut self, slot: Slot, extents: u16) {
         match self.get(slot).row() {
