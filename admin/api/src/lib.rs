@@ -1,9 +1,9 @@
-//! The contract by which a node is asked how it is.
+//! The contract by which a node is asked how it is, and told to read its configuration again.
 //!
 //! Three programs meet here. The node implements [`NodeAdmin`]; `admin/http` turns its answers into
-//! `/v1/health`, `/v1/ready`, `/v1/status`, `/v1/metrics`, `/v1/namespaces` and `/v1/keys`; `memkvctl
-//! status` and `memkvctl ls` read the JSON back into the same types. So this crate holds plain data
-//! that serialises, one trait, the notation for sizes that all of them print and read ([`size`]),
+//! `/v1/health`, `/v1/ready`, `/v1/status`, `/v1/metrics`, `/v1/namespaces`, `/v1/keys` and
+//! `/v1/reload`; `memkvctl status`, `ls` and `reload` read the JSON back into the same types. So this
+//! crate holds plain data that serialises, one trait, the notation for sizes that all of them print and read ([`size`]),
 //! and nothing that runs: no socket, no reactor, no metrics library.
 //!
 //! * [`Health`] is for a load balancer: three words and the count of drives.
@@ -11,8 +11,9 @@
 //! * [`NodeStatus`] is for a person: everything worth knowing, with the reasons for what was chosen.
 //! * [`MetricsSnapshot`] is for a time series: counters, gauges and histograms by name.
 //! * [`NamespacesPage`] and [`KeysPage`] are what is stored, a page at a time.
+//! * [`Reloaded`] is what became of the configuration when it was read again.
 //!
-//! Every answer but the last is a snapshot taken from counters that the reactors keep anyway. An
+//! Every answer but the last two is a snapshot taken from counters that the reactors keep anyway. An
 //! implementation waits for a reactor a bounded while at most: a node whose reactors are stuck is
 //! exactly the one that is asked.
 
@@ -21,6 +22,7 @@
 mod health;
 mod list;
 mod metrics;
+mod reload;
 pub mod size;
 mod status;
 mod version;
@@ -33,6 +35,7 @@ pub use list::{
 pub use metrics::{
     Bucket, Counter, Gauge, Histogram, Label, MetricsSnapshot, STAGE_BUCKETS_SECONDS,
 };
+pub use reload::{ConfigStatus, ReloadError, Reloaded};
 pub use status::{
     ConnectionStatus, DriveState, DriveStatus, EvictionStatus, MemoryStatus, NodeStatus,
     PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, ScrubStatus, StorageStatus,
@@ -66,4 +69,11 @@ pub trait NodeAdmin: Send + Sync {
     /// # Errors
     /// [`NoAnswer`] when the store is too busy, or stopping.
     fn keys(&self, request: &KeysRequest) -> Result<KeysPage, NoAnswer>;
+
+    /// Reads the configuration again and goes on with it, as far as that takes no restart. Called on
+    /// a thread that may wait.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; unless a reactor did not answer, nothing was changed.
+    fn reload(&self) -> Result<Reloaded, ReloadError>;
 }

@@ -3,6 +3,7 @@
 //! The JSON is meant to be read by scripts too, so names are spelled out, carry their unit, and are
 //! only ever added to. A reader skips names it does not know.
 
+use crate::reload::ConfigStatus;
 use crate::version::Version;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,6 +40,9 @@ pub struct NodeStatus {
     /// Reading what nobody reads.
     #[serde(default)]
     pub scrub: ScrubStatus,
+    /// Which configuration holds.
+    #[serde(default)]
+    pub config: ConfigStatus,
     /// The store's counters by name (`put`, `get`, `hit`, `miss_evicted`, …), since the start.
     pub counters: BTreeMap<String, u64>,
     /// The process as the operating system sees it.

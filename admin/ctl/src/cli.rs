@@ -18,6 +18,7 @@ Examples:
   memkvctl get greeting -o copy.bin
   memkvctl ls llama-70b --limit 20
   memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900
+  memkvctl reload --server 10.0.0.1:9900
   memkvctl bench --sizes 64KiB,4MiB --ops put,get --seconds 5
   memkvctl replay conversation_trace.jsonl.zst --block-bytes 64KiB --until 600s --verify
 
@@ -25,7 +26,8 @@ Exit codes:
   0  done
   1  a key is missing, or something failed
   2  the command line or the client configuration is wrong
-  3  a server cannot be reached";
+  3  a server cannot be reached
+  4  some of what changed needs a restart (reload)";
 
 const PUT_EXAMPLES: &str = "\
 Examples:
@@ -58,6 +60,18 @@ const STATUS_EXAMPLES: &str = "\
 Examples:
   memkvctl status
   memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900 --json";
+
+const RELOAD_HELP: &str = "\
+Servers read the file that they were started with (memkv start --config) again, as by SIGHUP. The
+file is checked as a whole first: when something is wrong with it, nothing is changed and the
+answer says what and where. Else it holds from now on, but for the keys that are named as needing a
+restart. A client whose key is no longer in it is served to the end of what it has begun.
+
+Live: network.auth_key and network.keys, limits, storage.eviction, log.level.
+
+Examples:
+  memkvctl reload
+  memkvctl reload --server 10.0.0.1:9900,10.0.0.2:9900 --json";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
@@ -118,6 +132,9 @@ pub enum Command {
     /// Show how servers are
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Have servers read their configuration again
+    #[command(after_help = RELOAD_HELP)]
+    Reload(ReloadArgs),
     /// Measure throughput, latency and CPU cost of put, get and exists
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
@@ -184,6 +201,14 @@ pub struct ListArgs {
 pub struct StatusArgs {
     /// How long to wait for each server
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    pub timeout: Duration,
+}
+
+/// Options of `reload`.
+#[derive(Args, Debug)]
+pub struct ReloadArgs {
+    /// How long to wait for each server
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
     pub timeout: Duration,
 }
 

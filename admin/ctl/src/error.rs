@@ -22,6 +22,8 @@ pub enum Exit {
     Usage,
     /// A server cannot be reached.
     Unreachable,
+    /// Some of what a configuration changed waits for a restart.
+    NeedsRestart,
 }
 
 impl From<Exit> for ExitCode {
@@ -32,6 +34,7 @@ impl From<Exit> for ExitCode {
             // What clap exits with, too.
             Exit::Usage => Self::from(2),
             Exit::Unreachable => Self::from(3),
+            Exit::NeedsRestart => Self::from(4),
         }
     }
 }
@@ -61,6 +64,14 @@ pub enum CtlError {
         server: String,
         /// The code.
         code: u16,
+    },
+    /// A server did not take its configuration.
+    #[error("{server}: {reason}")]
+    NotReloaded {
+        /// The server.
+        server: String,
+        /// What it said.
+        reason: String,
     },
     /// A server says that it is not well.
     #[error("{server} is unhealthy")]

@@ -57,12 +57,26 @@ pub enum HttpError {
 
 /// Asks `server` (`host:port`) for `path`.
 pub fn get(server: &str, path: &str, timeout: Duration) -> Result<Answer, HttpError> {
+    ask(server, ("GET", ""), path, timeout)
+}
+
+/// Tells `server` to do what `path` stands for; nothing else is said.
+pub fn post(server: &str, path: &str, timeout: Duration) -> Result<Answer, HttpError> {
+    ask(server, ("POST", "Content-Length: 0\r\n"), path, timeout)
+}
+
+fn ask(
+    server: &str,
+    (method, more): (&str, &str),
+    path: &str,
+    timeout: Duration,
+) -> Result<Answer, HttpError> {
     let deadline = Instant::now() + timeout;
     let name = || server.to_owned();
     let mut stream = connect(server, deadline)?;
     let broken = |source| HttpError::Broken { server: name(), source };
-    let request =
-        format!("GET {path} HTTP/1.0\r\nHost: {server}\r\nAccept: application/json\r\n\r\n");
+    let accept = "Accept: application/json";
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {server}\r\n{accept}\r\n{more}\r\n");
     stream.set_write_timeout(Some(left(deadline).map_err(broken)?)).map_err(broken)?;
     stream.write_all(request.as_bytes()).map_err(broken)?;
     let bytes = read_all(&mut stream, deadline).map_err(broken)?;

@@ -2,7 +2,7 @@
 //!
 //! The binary is a command line ([`cli`]) around two libraries: the client engine, which talks to
 //! servers ([`connect`], [`blocks`]), and the workload loops, whose reports are shown as tables or
-//! JSON ([`bench`], [`replay`]). [`status`] and [`list`] ask the admin endpoints instead, over plain
+//! JSON ([`bench`], [`replay`]). [`status`], [`list`] and [`mod@reload`] ask the admin endpoints instead, over plain
 //! HTTP.
 //!
 //! Results go to standard output, everything else to standard error; exit codes are [`error::Exit`].
@@ -19,6 +19,7 @@ mod faults;
 mod http;
 mod list;
 mod progress;
+mod reload;
 mod replay;
 mod status;
 mod table;
@@ -52,6 +53,7 @@ fn run(cli: &Cli) -> Result<Exit, CtlError> {
         Command::Delete(args) => blocks::delete(global, args),
         Command::Ls(args) => list::run(global, args),
         Command::Status(args) => show_status(global, args),
+        Command::Reload(args) => reload::run(global, args),
         Command::Bench(args) => bench::run(global, args),
         Command::Replay(args) => replay::run(global, args),
     }

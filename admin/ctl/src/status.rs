@@ -5,7 +5,8 @@ use crate::http::{self, HttpError};
 use crate::table::{percent, plain_table, seconds};
 use memkv_admin_api::size::short_size;
 use memkv_admin_api::{
-    DriveState, DriveStatus, Health, HealthStatus, NodeStatus, PoolBacking, ScrubStatus, TrimStatus,
+    ConfigStatus, DriveState, DriveStatus, Health, HealthStatus, NodeStatus, PoolBacking,
+    ScrubStatus, TrimStatus,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -108,6 +109,21 @@ fn line(text: &mut String, name: &str, value: &str) {
     writeln!(text, "{name:<13} {value}").expect("writing to a string");
 }
 
+fn config(text: &mut String, config: &ConfigStatus) {
+    let Some(file) = &config.file else { return };
+    let mut told = format!("{file}, read {} times", config.generation);
+    if config.generation == 1 {
+        told = format!("{file}, as of the start");
+    }
+    if !config.needs_restart.is_empty() {
+        told += &format!("; waits for a restart: {}", config.needs_restart.join(", "));
+    }
+    line(text, "config", &told);
+    if let Some(error) = &config.last_error {
+        line(text, "", &format!("LAST RELOAD FAILED: {error}"));
+    }
+}
+
 fn node(text: &mut String, server: &str, health: &Health, status: &NodeStatus) {
     let word = match health.status {
         HealthStatus::Healthy => "healthy",
@@ -141,6 +157,7 @@ fn node(text: &mut String, server: &str, health: &Health, status: &NodeStatus) {
     };
     line(text, "eviction", &eviction);
     line(text, "durability", &status.durability);
+    config(text, &status.config);
     line(text, "trim", &trim(&status.drives));
     line(text, "scrub", &scrub(&status.scrub));
     line(text, "memory", &memory(status));

@@ -59,6 +59,12 @@ impl NodeAdmin for Fake {
             }],
             connections: ConnectionStatus { open: 7, max: 1024, ..ConnectionStatus::default() },
             scrub: ScrubStatus::default(),
+            config: ConfigStatus {
+                file: Some("/etc/memkv/config.yaml".into()),
+                generation: 3,
+                needs_restart: vec!["node.reactors".into()],
+                last_error: None,
+            },
             eviction: EvictionStatus {
                 enabled: true,
                 policy: "lru".into(),
@@ -80,6 +86,22 @@ impl NodeAdmin for Fake {
 
     fn keys(&self, _request: &KeysRequest) -> Result<KeysPage, NoAnswer> {
         Err(NoAnswer)
+    }
+
+    /// What it answers is told by the number of drives.
+    fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let reloaded = Reloaded {
+            file: "/etc/memkv/config.yaml".into(),
+            generation: 3,
+            applied: vec!["log.level".into(), "network.keys".into()],
+            sessions_ended: 2,
+            ..Reloaded::default()
+        };
+        match self.online {
+            0 => Err(ReloadError::Refused("line 3 column 1: limits.foo: unknown key".into())),
+            1 => Ok(Reloaded { needs_restart: vec!["memory.max_size".into()], ..reloaded }),
+            _ => Ok(reloaded),
+        }
     }
 }
 
@@ -172,6 +194,31 @@ fn an_unhealthy_server_fails_the_command() {
     let output = memkvctl(&["status", "--server", &data]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains("UNHEALTHY"));
+}
+
+#[test]
+fn a_reload_ends_in_a_code_of_its_own_when_something_waits_for_a_restart() {
+    let (_server, data) = serve(2);
+    let output = memkvctl(&["reload", "--server", &data]);
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("reloaded, configuration 3 from /etc/memkv/config.yaml"), "{said}");
+    assert!(said.contains("applied: log.level, network.keys"), "{said}");
+    assert!(said.contains("sessions of retired keys that end: 2"), "{said}");
+    let (_server, data) = serve(1);
+    let output = memkvctl(&["reload", "--server", &data, "--json"]);
+    assert_eq!(output.status.code(), Some(4));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(told[0]["server"], data.as_str());
+    assert_eq!(told[0]["reloaded"]["needs_restart"], serde_json::json!(["memory.max_size"]));
+    assert_eq!(told[0]["reloaded"]["generation"], 3);
+    let (_server, data) = serve(0);
+    let output = memkvctl(&["reload", "--server", &data, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let error = told[0]["error"].as_str().expect("it is told");
+    assert!(error.contains("nothing was changed: line 3 column 1: limits.foo"), "{error}");
+    assert_eq!(memkvctl(&["reload", "--server", NOBODY]).status.code(), Some(3));
 }
 
 #[test]

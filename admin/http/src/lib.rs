@@ -5,6 +5,7 @@
 //! GET /v1/ready    ok                         200; 503 with the reason when not
 //! GET /v1/status   the whole picture as JSON
 //! GET /v1/metrics  Prometheus text
+//! POST /v1/reload  the configuration is read again: 200, or 409, 422, 503 with the reason
 //! ```
 //!
 //! It runs on one thread of its own with a small runtime ([`server`]), apart from the reactors: it can

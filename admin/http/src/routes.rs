@@ -1,10 +1,13 @@
 //! What is answered to which request.
 //!
-//! Six paths, reading only; two take a query. Everything else is a 404 or a 405 with a JSON body, so that a script
+//! Six paths that read, two of which take a query, and one that has the configuration read again, and
+//! takes nothing. Everything else is a 404 or a 405 with a JSON body, so that a script
 //! that asks for JSON never has to parse anything else.
 
 use crate::metrics::Exporter;
-use memkv_admin_api::{KeysRequest, NoAnswer, NodeAdmin, PAGE_DEFAULT, PAGE_MAX, Readiness};
+use memkv_admin_api::{
+    KeysRequest, NoAnswer, NodeAdmin, PAGE_DEFAULT, PAGE_MAX, Readiness, ReloadError,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -35,9 +38,15 @@ pub fn routes(
     let query = warp::query::<Query>()
         .map(Some)
         .or_else(|_| std::future::ready(Ok::<_, Infallible>((None,))));
-    warp::method().and(warp::path::full()).and(query).map(
+    warp::method().and(warp::path::full()).and(query).then(
         move |method: Method, path: FullPath, query: Option<Query>| {
-            answer(&state, &method, path.as_str(), query)
+            let state = state.clone();
+            async move {
+                match path.as_str() {
+                    RELOAD => reload(state, &method).await,
+                    path => answer(&state, &method, path, query),
+                }
+            }
         },
     )
 }
@@ -46,8 +55,11 @@ pub fn routes(
 type Query = BTreeMap<String, String>;
 
 /// The paths there are.
-const KNOWN: [&str; 6] =
-    ["/v1/health", "/v1/ready", "/v1/status", "/v1/metrics", "/v1/namespaces", "/v1/keys"];
+const KNOWN: [&str; 7] =
+    ["/v1/health", "/v1/ready", "/v1/status", "/v1/metrics", "/v1/namespaces", "/v1/keys", RELOAD];
+
+/// The one path that changes something.
+const RELOAD: &str = "/v1/reload";
 
 fn answer(state: &State, method: &Method, path: &str, query: Option<Query>) -> Response {
     let route: fn(&State, Option<Query>) -> Response = match path {
@@ -68,10 +80,37 @@ fn answer(state: &State, method: &Method, path: &str, query: Option<Query>) -> R
     if method == Method::GET || method == Method::HEAD {
         return route(state, query);
     }
-    let error = json!({"error": "method not allowed", "method": method.as_str(), "allowed": "GET"});
+    not_allowed(method, "GET", "GET, HEAD")
+}
+
+fn not_allowed(method: &Method, allowed: &str, header: &'static str) -> Response {
+    let error =
+        json!({"error": "method not allowed", "method": method.as_str(), "allowed": allowed});
     let mut response = json_body(StatusCode::METHOD_NOT_ALLOWED, &error);
-    response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("a plain header"));
+    response.headers_mut().insert(ALLOW, header.parse().expect("a plain header"));
     response
+}
+
+/// Has the configuration read again, on a thread that may wait while others are answered here.
+async fn reload(state: Arc<State>, method: &Method) -> Response {
+    if method != Method::POST {
+        return not_allowed(method, "POST", "POST");
+    }
+    let reloaded = tokio::task::spawn_blocking(move || state.node.reload()).await;
+    let error = match reloaded {
+        Ok(Ok(reloaded)) => return json_body(StatusCode::OK, &json!(reloaded)),
+        Ok(Err(error)) => error,
+        Err(panicked) => {
+            tracing::error!(%panicked, "a reload ended early");
+            ReloadError::NoAnswer(NoAnswer)
+        }
+    };
+    let code = match error {
+        ReloadError::NoFile => StatusCode::CONFLICT,
+        ReloadError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        ReloadError::NoAnswer(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    json_body(code, &json!({"error": "not reloaded", "reason": error.to_string()}))
 }
 
 fn health(state: &State) -> Response {

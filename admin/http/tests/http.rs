@@ -97,6 +97,20 @@ impl NodeAdmin for Fake {
         };
         Ok(KeysPage { keys: vec![entry], next: None })
     }
+
+    fn reload(&self) -> Result<Reloaded, ReloadError> {
+        match (self.broken, self.ready) {
+            (true, _) => Err(ReloadError::Refused("line 3 column 1: log: unknown".into())),
+            (false, false) => Err(ReloadError::NoFile),
+            (false, true) => Ok(Reloaded {
+                file: "/etc/memkv/config.yaml".into(),
+                generation: 2,
+                applied: vec!["log.level".into()],
+                needs_restart: vec!["memory.max_size".into()],
+                ..Reloaded::default()
+            }),
+        }
+    }
 }
 
 fn status() -> NodeStatus {
@@ -121,6 +135,7 @@ fn status() -> NodeStatus {
         reactors: vec![],
         connections: ConnectionStatus::default(),
         scrub: ScrubStatus::default(),
+        config: ConfigStatus::default(),
         eviction: EvictionStatus {
             enabled: true,
             policy: "lru".into(),
@@ -248,9 +263,37 @@ fn everything_else_is_a_json_error() {
         assert_eq!(answer.json()["method"], method);
         assert_eq!(answer.headers["allow"], "GET, HEAD");
     }
+    for method in ["GET", "HEAD", "PUT", "DELETE"] {
+        let answer = request(&server, method, "/v1/reload");
+        assert_eq!(answer.code, 405, "{method}");
+        assert_eq!(answer.headers["allow"], "POST");
+    }
     let answer = request(&server, "HEAD", "/v1/health");
     assert_eq!((answer.code, answer.body.as_str()), (200, ""));
     assert_eq!(get(&server, "/v1/health?verbose=1").code, 200, "a query changes nothing");
+}
+
+#[test]
+fn a_reload_is_asked_for_and_answered_with_what_became_of_it() {
+    let server = serve(fake());
+    let answer = request(&server, "POST", "/v1/reload");
+    assert_eq!(answer.code, 200);
+    let told: Reloaded = serde_json::from_value(answer.json()).expect("what became of it");
+    assert_eq!(told.generation, 2);
+    assert_eq!(
+        (&told.applied[..], &told.needs_restart[..]),
+        (&["log.level".to_owned()][..], &["memory.max_size".to_owned()][..],)
+    );
+    let refused = serve(Fake { broken: true, ..fake() });
+    let answer = request(&refused, "POST", "/v1/reload");
+    assert_eq!(answer.code, 422);
+    assert_eq!(answer.json()["error"], "not reloaded");
+    let reason = "nothing was changed: line 3 column 1: log: unknown";
+    assert_eq!(answer.json()["reason"], reason);
+    let without = serve(Fake { ready: false, ..fake() });
+    let answer = request(&without, "POST", "/v1/reload");
+    assert_eq!(answer.code, 409);
+    assert!(answer.body.contains("without a configuration file"), "{}", answer.body);
 }
 
 /// The families of a metrics text: kind, and each sample's name and labels with its value.

@@ -62,7 +62,10 @@ Serves blocks on the data address, and health, status and metrics by HTTP on the
 
 With no option it listens on 127.0.0.1:9900 and keeps blocks in a file in your data directory
 ($XDG_DATA_HOME/memkv or ~/.local/share/memkv; on macOS ~/Library/Application Support/memkv): the
-smaller of 4 GiB and a quarter of the free space. SIGTERM and SIGINT stop it in order.
+smaller of 4 GiB and a quarter of the free space.
+
+SIGTERM and SIGINT stop it in order. SIGHUP, like memkvctl reload, has the file of --config read
+again: keys, limits, eviction and log level change while it serves.
 
 Block devices (storage.mode: direct) are formatted by memkv setup first, and need hugepages for
 memory.max_size unless memory.hugepages says otherwise.";

@@ -16,6 +16,7 @@
 //! asked of the machine (memory, cores, free space, environment) comes in through [`Machine`], so the
 //! tests decide what the machine is like.
 
+mod change;
 mod file;
 mod locate;
 mod problem;
@@ -25,6 +26,7 @@ pub mod schema;
 mod tests;
 mod tree;
 
+pub use change::Changes;
 pub use file::parse_address;
 pub use problem::{ConfigError, Origin, Problem, ProblemKind, Warning};
 

@@ -275,7 +275,7 @@ pub async fn open_store(
     Ok(OpenStore { store, devices, left_out, recoveries, node, incarnation })
 }
 
-fn policy(config: &Config) -> Policy {
+pub(crate) fn policy(config: &Config) -> Policy {
     match config.storage.eviction.policy {
         EvictionPolicy::Chain => Policy::Chain,
         EvictionPolicy::Lru => Policy::Lru,
@@ -283,7 +283,7 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-fn store_config(config: &Config) -> StoreConfig {
+pub(crate) fn store_config(config: &Config) -> StoreConfig {
     let (trim, scrub) = (config.storage.trim, config.storage.scrub_bytes_per_second);
     let eviction = config.storage.eviction;
     let share = |percent: u8| f64::from(percent) / 100.0;

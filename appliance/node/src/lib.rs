@@ -5,6 +5,7 @@
 //! * [`logging`] starts the log.
 //! * [`node`] wires pollers to cores, [`drives`] opens the store on those of them that are
 //!   [`members`], [`status`] tells how it is and `listing` what it stores.
+//! * [`reload`] reads the configuration again while the node serves.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
 //!   drive`, which work on drives that no server has.
 
@@ -21,5 +22,6 @@ pub mod members;
 pub mod node;
 pub mod offline;
 pub mod paths;
+pub mod reload;
 pub mod serve;
 pub mod status;

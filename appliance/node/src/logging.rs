@@ -9,7 +9,7 @@ use thiserror::Error;
 use tracing::Subscriber;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, fmt, reload};
 
 /// Why logging did not start.
 #[derive(Debug, Error)]
@@ -22,18 +22,37 @@ pub enum LoggingError {
         /// What is wrong with it.
         source: ParseError,
     },
+    /// The log that was to be changed is written no more.
+    #[error("the log's level cannot be set")]
+    Gone(#[source] reload::Error),
     /// The process logs already.
     #[error("logging was started twice")]
     Twice,
 }
 
+/// The level of a log, to be set anew while it is written.
+pub struct Level(Box<SetLevel>);
+
+type SetLevel = dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync;
+
+impl Level {
+    /// Shows from now on what the filter lets through.
+    ///
+    /// # Errors
+    /// [`LoggingError::Filter`], or [`LoggingError::Gone`].
+    pub fn set(&self, filter: &str) -> Result<(), LoggingError> {
+        self.0(parse(filter)?).map_err(LoggingError::Gone)
+    }
+}
+
 /// Starts logging for the whole process.
-pub fn start(log: &Log) -> Result<(), LoggingError> {
+pub fn start(log: &Log) -> Result<Level, LoggingError> {
     let terminal = std::io::stderr().is_terminal();
     let format = log.format.unwrap_or(if terminal { LogFormat::Human } else { LogFormat::Json });
     let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-    let subscriber = subscriber(format, colour, &log.filter, std::io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)
+    let (subscriber, level) = subscriber(format, colour, &log.filter, std::io::stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)?;
+    Ok(level)
 }
 
 fn subscriber<W>(
@@ -41,21 +60,30 @@ fn subscriber<W>(
     colour: bool,
     filter: &str,
     writer: W,
-) -> Result<Box<dyn Subscriber + Send + Sync>, LoggingError>
+) -> Result<(Box<dyn Subscriber + Send + Sync>, Level), LoggingError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|source| LoggingError::Filter { filter: filter.to_owned(), source })?;
+    let filter = parse(filter)?;
     let builder = fmt().with_env_filter(filter).with_writer(writer).with_ansi(colour);
     Ok(match format {
-        LogFormat::Human => Box::new(builder.with_target(false).finish()),
+        LogFormat::Human => {
+            let builder = builder.with_target(false).with_filter_reloading();
+            let level = builder.reload_handle();
+            (Box::new(builder.finish()), Level(Box::new(move |filter| level.reload(filter))))
+        }
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_current_span(false);
-            Box::new(builder.with_span_list(false).finish())
+            let builder = builder.with_span_list(false).with_filter_reloading();
+            let level = builder.reload_handle();
+            (Box::new(builder.finish()), Level(Box::new(move |filter| level.reload(filter))))
         }
     })
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
+    let parsed = EnvFilter::builder().parse(filter);
+    parsed.map_err(|source| LoggingError::Filter { filter: filter.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -77,19 +105,19 @@ mod tests {
         }
     }
 
-    fn logged(format: LogFormat, filter: &str, emit: impl FnOnce()) -> String {
+    fn logged(format: LogFormat, filter: &str, emit: impl FnOnce(&Level)) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber =
+        let (subscriber, level) =
             subscriber(format, false, filter, move || writer.clone()).expect("a good filter");
-        tracing::subscriber::with_default(subscriber, emit);
+        tracing::subscriber::with_default(subscriber, || emit(&level));
         let bytes = captured.0.lock().expect("no test panics while writing").clone();
         String::from_utf8(bytes).expect("text")
     }
 
     #[test]
     fn json_lines_carry_the_agreed_names() {
-        let text = logged(LogFormat::Json, "info", || {
+        let text = logged(LogFormat::Json, "info", |_| {
             tracing::info!(address = "127.0.0.1:9900", drives = 2, "serving");
             tracing::debug!("not shown");
         });
@@ -105,9 +133,29 @@ mod tests {
 
     #[test]
     fn human_lines_are_plain() {
-        let text = logged(LogFormat::Human, "warn", || tracing::warn!(code = 7, "odd"));
+        let text = logged(LogFormat::Human, "warn", |_| tracing::warn!(code = 7, "odd"));
         assert!(text.contains("WARN odd code=7"), "{text}");
         assert!(!text.contains('\u{1b}'), "no colour codes: {text:?}");
+    }
+
+    #[test]
+    fn the_level_changes_while_the_log_is_written() {
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let text = logged(format, "info", |level| {
+                // One place in the code, so that what is known of it has to change, too.
+                let tell = |n: u32| tracing::debug!(n, "a detail");
+                tell(1);
+                level.set("debug").expect("a level");
+                tell(2);
+                assert!(level.set("memkv=loud").is_err(), "`loud` is no level");
+                tell(3);
+                level.set("error").expect("a level");
+                tell(4);
+            });
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines.len(), 2, "{text}");
+            assert!(lines[0].contains('2') && lines[1].contains('3'), "{text}");
+        }
     }
 
     #[test]

@@ -25,12 +25,13 @@ use memkv_poller::{
     IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock,
 };
 use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
-use memkv_store::{DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort};
+use memkv_store::{DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort, Tuning};
 
 use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
 use crate::hugepages::{Reserved, TooFew};
 use crate::listing::ListPiece;
+use crate::reload::Source;
 use crate::status::{DrivesAtStart, Shared};
 
 /// Messages under way from other reactors to the store.
@@ -96,6 +97,8 @@ pub(crate) enum Control {
     Drain(mpsc::Sender<()>),
     /// Leave clean checkpoints, then say so (reactor 0).
     Shutdown(mpsc::Sender<()>),
+    /// Go on with these settings; how many sessions end by them.
+    Reload(Arc<Config>, mpsc::Sender<u64>),
     /// Walk over a piece of the store (reactor 0): what is there, and where to go on.
     List(ListPiece, mpsc::Sender<(Vec<Listed>, Option<u64>)>),
     /// Tell the state of the drives (reactor 0).
@@ -189,6 +192,13 @@ impl Node {
     /// What the admin endpoint asks.
     pub fn admin(&self) -> Arc<Shared> {
         self.shared.clone()
+    }
+
+    /// From now on the configuration can be read again from there; see [`Shared::reload`].
+    ///
+    /// [`Shared::reload`]: memkv_admin_api::NodeAdmin::reload
+    pub fn reload_from(&self, source: Source) {
+        self.shared.reloads.read_from(source);
     }
 
     /// Stops in order: sessions end, drives get clean checkpoints.
@@ -348,29 +358,50 @@ fn context(
         let queue = device.open_queue(local).map_err(StartError::Queue)?;
         drives.push(DriveIo { device: device.clone(), queue });
     }
-    let mut keys = KeyRing::default();
-    for entry in &parts.config.network.keys {
-        keys.add(entry.id, entry.key.clone(), &entry.tenant);
-    }
-    let limits = &parts.config.limits;
     let stats = shared.clone();
     Ok(Context::new(ContextParts {
         local: local.clone(),
         pool: parts.pool.clone(),
         drives,
         store,
-        keys,
-        limits: SessionLimits {
-            credits: limits.credits,
-            requests: limits.max_requests,
-            deadline: Duration::from_millis(u64::from(limits.request_timeout_ms)),
-            ..SessionLimits::default()
-        },
+        keys: key_ring(&parts.config),
+        limits: session_limits(&parts.config),
         identity: shared.identity,
         entropy: Box::new(drives::random),
         stats: Box::new(move || stats.wire_stats()),
         counters: shared.session_counters(id),
     }))
+}
+
+fn key_ring(config: &Config) -> KeyRing {
+    let mut keys = KeyRing::default();
+    for entry in &config.network.keys {
+        keys.add(entry.id, entry.key.clone(), &entry.tenant);
+    }
+    keys
+}
+
+fn session_limits(config: &Config) -> SessionLimits {
+    let limits = &config.limits;
+    let milliseconds = |ms| Duration::from_millis(u64::from(ms));
+    SessionLimits {
+        credits: limits.credits,
+        requests: limits.max_requests,
+        deadline: milliseconds(limits.request_timeout_ms),
+        lease: milliseconds(limits.lease_ms),
+        value: limits.max_value,
+        ..SessionLimits::default()
+    }
+}
+
+/// Goes on with other settings; how many sessions end by them.
+fn reload(context: &Rc<Context>, store: Option<&Rc<Store>>, config: &Config) -> u64 {
+    if let Some(store) = store {
+        store.tune(Tuning::of(&drives::store_config(config)));
+        store.change_policy(drives::policy(config));
+    }
+    context.set_limits(session_limits(config));
+    context.set_keys(key_ring(config)) as u64
 }
 
 /// Serves a reactor's inbox: connections, and the orders of stopping.
@@ -404,6 +435,9 @@ fn serve_orders(
                         store.shutdown().await;
                         let _ = done.send(());
                     });
+                }
+                Control::Reload(config, done) => {
+                    let _ = done.send(reload(&context, store.as_ref(), &config));
                 }
                 Control::List(piece, answer) => {
                     let store = store.as_ref().expect("only reactor 0 has the store");

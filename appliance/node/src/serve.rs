@@ -1,10 +1,12 @@
-//! `memkv start`: from the command line to a running node, and back on a signal.
+//! `memkv start`: from the command line to a running node, and back on a signal. SIGHUP has the
+//! configuration read again.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use memkv_admin_api::NodeAdmin;
 use memkv_admin_http::AdminServer;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -14,6 +16,7 @@ use crate::drives::Progress;
 use crate::logging;
 use crate::node::Node;
 use crate::paths::ThisMachine;
+use crate::reload::Source;
 
 /// Runs a node until SIGTERM or SIGINT.
 pub fn start(args: &StartArgs) -> Exit {
@@ -24,20 +27,25 @@ pub fn start(args: &StartArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    if let Err(error) = logging::start(&config.log) {
-        eprintln!("memkv: {}", chain(&error));
-        return Exit::Usage;
-    }
+    let log = match logging::start(&config.log) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("memkv: {}", chain(&error));
+            return Exit::Usage;
+        }
+    };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     // Blocked before any thread starts, so that every thread inherits it and only `wait` gets them.
-    let signals = stop_signals();
+    let signals = our_signals();
     if let Err(error) = signals.thread_block() {
         tracing::error!(%error, "cannot block signals");
         return Exit::Failed;
     }
-    match run(config, &signals) {
+    let source =
+        Source { overrides: args.overrides(), machine: Box::new(ThisMachine), log: Some(log) };
+    match run(config, source, &signals) {
         Ok(()) => Exit::Done,
         Err(error) => {
             tracing::error!("{}", chain(&*error));
@@ -46,15 +54,17 @@ pub fn start(args: &StartArgs) -> Exit {
     }
 }
 
-fn stop_signals() -> SigSet {
+fn our_signals() -> SigSet {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGHUP);
     signals
 }
 
-fn run(config: Config, signals: &SigSet) -> Result<(), Box<dyn std::error::Error>> {
+fn run(config: Config, source: Source, signals: &SigSet) -> Result<(), Box<dyn std::error::Error>> {
     let node = Node::start(config, &preallocation())?;
+    node.reload_from(source);
     let address = node.address();
     let admin = admin_address(address);
     let http = match AdminServer::start(admin, node.admin()) {
@@ -70,7 +80,13 @@ fn run(config: Config, signals: &SigSet) -> Result<(), Box<dyn std::error::Error
         admin = %http.address(),
         "memkv serves"
     );
-    let signal = signals.wait()?;
+    let signal = loop {
+        match signals.wait()? {
+            // What became of it is in the log.
+            Signal::SIGHUP => drop(node.admin().reload()),
+            signal => break signal,
+        }
+    };
     tracing::info!(%signal, "stopping");
     node.stop()?;
     http.stop();

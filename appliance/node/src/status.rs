@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use memkv_admin_api as api;
@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::drives::Recovery;
 use crate::members::LeftOut;
 use crate::node::{Control, order};
+use crate::reload::Reloads;
 
 /// How long the admin endpoint waits for reactor 0.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
@@ -45,7 +46,8 @@ impl DrivesAtStart {
 pub struct Shared {
     pub(crate) address: SocketAddr,
     pub(crate) identity: Identity,
-    pub(crate) config: Config,
+    config: RwLock<Arc<Config>>,
+    pub(crate) reloads: Reloads,
     pub(crate) pool: Pool,
     pub(crate) store: Arc<StoreCounters>,
     sessions: Vec<Arc<SessionCounters>>,
@@ -72,7 +74,8 @@ impl Shared {
         Arc::new(Self {
             address,
             identity,
-            config: config.clone(),
+            config: RwLock::new(Arc::new(config.clone())),
+            reloads: Reloads::default(),
             pool,
             store,
             sessions: controls.iter().map(|_| Arc::default()).collect(),
@@ -84,6 +87,19 @@ impl Shared {
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         })
+    }
+
+    /// The configuration that holds.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_config(&self, config: Arc<Config>) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    pub(crate) fn reactor_inboxes(&self) -> &[InboxSender<Control>] {
+        &self.controls
     }
 
     pub(crate) fn add_reactor(&self, id: usize, stats: Arc<ReactorStats>) {
@@ -98,7 +114,7 @@ impl Shared {
     /// Whether one more connection may be served.
     pub(crate) fn admit(&self) -> bool {
         let open = self.sum(|s| s.connections.get());
-        let fits = open < u64::from(self.config.limits.max_connections);
+        let fits = open < u64::from(self.config().limits.max_connections);
         let admitted = fits && !self.closed.load(Ordering::Relaxed);
         let counter = if admitted { &self.accepted } else { &self.refused };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -186,7 +202,7 @@ impl Shared {
     fn scrub_row(&self) -> api::ScrubStatus {
         let scrub = &self.store.scrub;
         api::ScrubStatus {
-            bytes_per_second: self.config.storage.scrub_bytes_per_second,
+            bytes_per_second: self.config().storage.scrub_bytes_per_second,
             position: scrub.position.get(),
             slots: scrub.slots.get(),
             passes_total: scrub.passes.get(),
@@ -368,15 +384,16 @@ impl api::NodeAdmin for Shared {
     fn status(&self) -> api::NodeStatus {
         let drives = self.drive_rows(&self.drives().unwrap_or_default());
         let (user, system) = cpu_seconds();
-        let eviction = self.config.storage.eviction;
+        let config = self.config();
+        let eviction = config.storage.eviction;
         api::NodeStatus {
             version: api::version(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             node_uuid: uuid::Uuid::from_bytes(self.identity.server).to_string(),
             incarnation: self.identity.incarnation,
             address: self.address.to_string(),
-            storage_mode: self.config.storage.mode.word().to_owned(),
-            durability: self.config.storage.durability.word().to_owned(),
+            storage_mode: config.storage.mode.word().to_owned(),
+            durability: config.storage.durability.word().to_owned(),
             memory: self.memory_row(),
             storage: api::StorageStatus {
                 raw_bytes_total: drives.iter().map(|d| d.raw_bytes).sum(),
@@ -388,7 +405,7 @@ impl api::NodeAdmin for Shared {
             reactors: self.reactor_rows(),
             connections: api::ConnectionStatus {
                 open: self.sum(|s| s.connections.get()),
-                max: u64::from(self.config.limits.max_connections),
+                max: u64::from(config.limits.max_connections),
                 accepted_total: self.accepted.load(Ordering::Relaxed),
                 refused_total: self.refused.load(Ordering::Relaxed) + self.sum(|s| s.refused.get()),
             },
@@ -399,6 +416,7 @@ impl api::NodeAdmin for Shared {
                 low_percent: eviction.low,
             },
             scrub: self.scrub_row(),
+            config: self.config_row(),
             counters: self.counter_rows().map(|(name, _, n)| (name.to_owned(), n)).collect(),
             process: api::ProcessStatus {
                 pid: std::process::id(),
@@ -425,6 +443,11 @@ impl api::NodeAdmin for Shared {
             let labels = vec![("reason", reason.to_owned())];
             snapshot.counter("memkv_misses_total", "Lookups that found none.", labels, value);
         }
+        let reloads = self.reloads.seen();
+        for (result, value) in [("ok", reloads.done), ("failed", reloads.failed)] {
+            let labels = vec![("result", result.to_owned())];
+            snapshot.counter("memkv_reloads_total", "Configurations read again.", labels, value);
+        }
         let drives = self.drives().unwrap_or_default();
         let unit = memkv_dma::UNIT as u64;
         let total: u64 = drives.iter().map(|d| d.units_total * unit).sum();
@@ -444,6 +467,7 @@ impl api::NodeAdmin for Shared {
             ("memkv_storage_used_bytes", "Bytes of units in use.", (total - free) as f64),
             ("memkv_drives_online", "Drives that serve.", online as f64),
             ("memkv_drives", "Drives configured.", self.at_start.count() as f64),
+            ("memkv_config_generation", "Configurations so far.", (reloads.done + 1) as f64),
             ("memkv_connections", "Connections open.", self.sum(|c| c.connections.get()) as f64),
             ("memkv_pool_bytes", "Bytes of the memory pool.", self.pool.stats().size as f64),
         ] {
@@ -466,6 +490,10 @@ impl api::NodeAdmin for Shared {
 
     fn keys(&self, request: &api::KeysRequest) -> Result<api::KeysPage, api::NoAnswer> {
         self.keys_page(request)
+    }
+
+    fn reload(&self) -> Result<api::Reloaded, api::ReloadError> {
+        self.reload_config()
     }
 }
 

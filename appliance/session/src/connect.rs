@@ -1,16 +1,16 @@
 //! The handshake: who is there, which tenant, which keys from now on.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use memkv_net::{Connection, PayloadRef, SendOp, push};
 use memkv_wire::handshake::{ClientHello, Limits, ServerHello};
 use memkv_wire::{
-    FrameError, Header, MAX_INLINE, Opener, Sealer, SharedKey, Side, Status, VERSION, handshake,
+    FrameError, Header, MAX_INLINE, Opener, Sealer, Side, Status, VERSION, handshake,
 };
 
-use crate::Context;
+use crate::context::Proof;
 use crate::input::{Input, InputError};
+use crate::{Context, SessionLimits};
 
 /// What a handshake established.
 pub struct Connected {
@@ -18,7 +18,8 @@ pub struct Connected {
     pub opener: Opener,
     /// The client's id, the same on all its connections.
     pub client: u128,
-    pub tenant: Arc<str>,
+    pub proof: Proof,
+    pub limits: SessionLimits,
     pub namespace: String,
 }
 
@@ -64,8 +65,8 @@ pub async fn connect(
     let meta = input.bytes(peeked.meta_length() as usize).await?;
     // The key id is in the meta that it authenticates: read first, believed only after the MAC.
     let hello = ClientHello::parse(&meta)?;
-    let (key, tenant) = find_key(context, hello.key_id)?;
-    let (mut sealer, mut opener) = handshake::connect_keys(&key, hello.key_id, Side::Server);
+    let proof = find_key(context, hello.key_id)?;
+    let (mut sealer, mut opener) = handshake::connect_keys(&proof.key, hello.key_id, Side::Server);
     let header = opener.open(&raw, &meta)?;
     let Some(version) = hello.negotiate() else {
         refuse(connection, &mut sealer, &header, Status::UnsupportedVersion).await?;
@@ -73,13 +74,14 @@ pub async fn connect(
     };
     let mut server_nonce = [0; 32];
     (context.entropy)(&mut server_nonce);
-    let reply = server_hello(context, &hello, server_nonce, version);
+    let limits = context.limits();
+    let reply = server_hello(context, &limits, &hello, server_nonce, version);
     let mut encoded = Vec::new();
     reply.encode(&mut encoded);
-    let reply = Header::reply(&header, Status::Ok).with_credits(context.limits.credits);
+    let reply = Header::reply(&header, Status::Ok).with_credits(limits.credits);
     send(connection, &mut sealer, reply, &encoded).await?;
     let (sealer, opener) = handshake::session_keys(
-        &key,
+        &proof.key,
         hello.key_id,
         version,
         &hello.client_nonce,
@@ -90,26 +92,27 @@ pub async fn connect(
         sealer,
         opener,
         client: u128::from_le_bytes(hello.client_id),
-        tenant,
+        proof,
+        limits,
         namespace: hello.namespace.to_owned(),
     })
 }
 
-fn find_key(context: &Context, id: u32) -> Result<(SharedKey, Arc<str>), ConnectError> {
+fn find_key(context: &Context, id: u32) -> Result<Proof, ConnectError> {
     let keys = context.keys.borrow();
     let (key, tenant) = keys.find(id).ok_or(ConnectError::UnknownKey(id))?;
-    Ok((key.clone(), tenant.clone()))
+    Ok(Proof { id, key: key.clone(), tenant: tenant.clone() })
 }
 
 fn server_hello(
     context: &Context,
+    limits: &SessionLimits,
     hello: &ClientHello<'_>,
     server_nonce: [u8; 32],
     version: u8,
 ) -> ServerHello {
-    let limits = &context.limits;
-    let store = context.store.config();
-    let extent = store.extent_bytes;
+    let extent = context.store.config().extent_bytes;
+    let most = u64::from(extent) * memkv_wire::MAX_EXTENTS as u64;
     ServerHello {
         server_nonce,
         client_nonce: hello.client_nonce,
@@ -118,12 +121,12 @@ fn server_hello(
         namespace: 1,
         version,
         limits: Limits {
-            max_value: u64::from(extent) * memkv_wire::MAX_EXTENTS as u64,
+            max_value: most.min(limits.value),
             max_inline: MAX_INLINE,
             credits: limits.credits,
             max_items: limits.items,
             max_requests: limits.requests,
-            lease_ms_max: u32::try_from(store.lease_max.as_millis()).unwrap_or(u32::MAX),
+            lease_ms_max: u32::try_from(limits.lease.as_millis()).unwrap_or(u32::MAX),
             extent,
         },
     }

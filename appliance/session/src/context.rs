@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use memkv_wire::{SharedKey, Status};
 
 use crate::SessionCounters;
 use crate::outbox::Outbox;
-use crate::session::goodbye;
+use crate::session::{Session, goodbye};
 
 /// One drive as a session's reactor reaches it: the device for views, and a queue of this reactor.
 #[derive(Clone)]
@@ -43,10 +43,24 @@ impl KeyRing {
     pub fn find(&self, id: u32) -> Option<(&SharedKey, &Arc<str>)> {
         self.keys.get(&id).map(|(key, tenant)| (key, tenant))
     }
+
+    /// Whether what a session proved at its start would still be one.
+    fn holds(&self, proof: &Proof) -> bool {
+        let known = self.keys.get(&proof.id);
+        known.is_some_and(|(key, tenant)| *key == proof.key && *tenant == proof.tenant)
+    }
+}
+
+/// The key with which a client opened its session, and what it stands for.
+#[derive(Clone)]
+pub(crate) struct Proof {
+    pub id: u32,
+    pub key: SharedKey,
+    pub tenant: Arc<str>,
 }
 
 /// Bounds on what one connection may ask for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct SessionLimits {
     /// Inline puts a client may have under way, in frames of up to 256 KiB.
     pub credits: u32,
@@ -62,6 +76,10 @@ pub struct SessionLimits {
     pub transfer: u32,
     /// Leases per connection.
     pub leases: u32,
+    /// The longest lease.
+    pub lease: Duration,
+    /// The largest value, in bytes; the store's extents may allow less.
+    pub value: u64,
     /// How long a new connection may take to say who it is.
     pub handshake: Duration,
     /// How long a request may take that names no deadline.
@@ -78,6 +96,8 @@ impl Default for SessionLimits {
             sending: 32 << 20,
             transfer: 1 << 20,
             leases: 65_536,
+            lease: Duration::from_secs(60),
+            value: memkv_wire::MAX_VALUE,
             handshake: Duration::from_secs(5),
             deadline: Duration::from_secs(10),
         }
@@ -105,9 +125,13 @@ pub type Entropy = Box<dyn Fn(&mut [u8])>;
 
 /// An open session, as draining needs it.
 pub(crate) struct Live {
+    pub session: Weak<Session>,
     pub outbox: Rc<Outbox>,
     pub requests: Semaphore,
+    /// Permits of `requests`: the limit of the day on which the session began.
+    pub requests_most: u32,
     pub connection: Rc<dyn Connection>,
+    pub proof: Proof,
 }
 
 /// What a [`Context`] is made of.
@@ -141,7 +165,7 @@ pub struct Context {
     pub(crate) drives: Vec<DriveIo>,
     pub(crate) store: StoreHandle,
     pub(crate) keys: RefCell<KeyRing>,
-    pub(crate) limits: SessionLimits,
+    limits: Cell<SessionLimits>,
     pub(crate) identity: Identity,
     pub(crate) entropy: Entropy,
     pub(crate) stats: Box<dyn Fn() -> Vec<(u16, u64)>>,
@@ -163,7 +187,7 @@ impl Context {
             drives: parts.drives,
             store: parts.store,
             keys: RefCell::new(parts.keys),
-            limits: parts.limits,
+            limits: Cell::new(parts.limits),
             identity: parts.identity,
             entropy: parts.entropy,
             stats: parts.stats,
@@ -179,6 +203,58 @@ impl Context {
     /// The reactor's session counters, readable from any thread.
     pub fn counters(&self) -> Arc<SessionCounters> {
         self.counters.clone()
+    }
+
+    /// The bounds as they are now.
+    pub(crate) fn limits(&self) -> SessionLimits {
+        self.limits.get()
+    }
+
+    /// Other bounds from now on. What a session was told at its start (credits, requests under way,
+    /// its share of replies) stays as it was for that session.
+    pub fn set_limits(&self, limits: SessionLimits) {
+        self.limits.set(limits);
+    }
+
+    /// Other keys from now on. A session whose key is none of them ends: requests under way and
+    /// offered puts are finished, then it is told why. How many end.
+    pub fn set_keys(self: &Rc<Self>, keys: KeyRing) -> usize {
+        *self.keys.borrow_mut() = keys;
+        let retired = |live: &Live| !self.keys.borrow().holds(&live.proof);
+        let mut ended = 0;
+        for live in self.live.borrow_mut().extract_if(.., |_, live| retired(live)) {
+            ended += 1;
+            self.local.spawn(self.clone().retire(live.1));
+        }
+        ended
+    }
+
+    /// Ends a session whose key was retired.
+    async fn retire(self: Rc<Self>, live: Live) {
+        let _work = self.work();
+        let Live { session, outbox, requests, requests_most, connection, proof } = live;
+        if let Some(session) = session.upgrade() {
+            session.retired.set(true);
+        }
+        let text = format!("key {} was retired", proof.id);
+        let goodbye = goodbye(&self, Status::Ok, text);
+        let deadline = self.local.now() + self.limits().deadline;
+        let answered = async {
+            loop {
+                let all = requests.acquire(requests_most as usize).await;
+                match session.upgrade() {
+                    Some(session) if session.owes_payload() => {
+                        drop(all);
+                        session.payload_done.listen().await;
+                    }
+                    _ => break,
+                }
+            }
+            outbox.end(goodbye);
+            outbox.flushed().await;
+        };
+        let _ = timeout(&self.local, deadline, answered).await;
+        connection.shutdown();
     }
 
     /// Connections being served, and requests that outlive theirs: [`Context::drain`] waits for
@@ -204,11 +280,11 @@ impl Context {
     pub async fn drain(&self) {
         self.draining.set(true);
         let live = std::mem::take(&mut *self.live.borrow_mut());
-        for Live { outbox, requests, connection } in live.into_values() {
+        for Live { outbox, requests, requests_most, connection, .. } in live.into_values() {
             let goodbye = goodbye(self, Status::ShuttingDown, "the server is stopping".into());
             // A peer that does not read holds nobody up.
-            let (local, deadline) = (self.local.clone(), self.local.now() + self.limits.deadline);
-            let most = self.limits.requests as usize;
+            let (local, deadline) = (self.local.clone(), self.local.now() + self.limits().deadline);
+            let most = requests_most as usize;
             self.local.spawn(async move {
                 let answered = async {
                     // Whoever holds all permits knows that nothing is under way, nor begins.
@@ -226,7 +302,8 @@ impl Context {
     }
 
     pub(crate) fn joined(&self, number: u64, live: Live) {
-        if self.draining.get() {
+        // Its key may have been retired while it was being welcomed.
+        if self.draining.get() || !self.keys.borrow().holds(&live.proof) {
             return live.connection.shutdown();
         }
         self.live.borrow_mut().insert(number, live);

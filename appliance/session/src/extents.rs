@@ -21,7 +21,7 @@ pub struct Piece {
 impl Piece {
     /// The piece that begins at `at` of an extent with so many bytes of payload.
     pub fn of(context: &Context, at: u32, length: u32) -> Self {
-        Self { at, length: (length - at).min(context.limits.transfer) }
+        Self { at, length: (length - at).min(context.limits().transfer) }
     }
 
     /// Bytes of its transfer: whole sectors.

@@ -100,7 +100,7 @@ impl Session {
         let cuts = cuts(&block.extents, offset, end);
         // The budget is the connection's: a peer that reads slowly holds its own share of chunks.
         let bytes: u64 = cuts.iter().map(|cut| u64::from(cut.extent.length)).sum();
-        let budget = self.sending.acquire(bytes.min(context.limits.sending) as usize).await;
+        let budget = self.sending.acquire(bytes.min(self.sending_most) as usize).await;
         let since = context.local.now();
         match self.read_cuts(&lease, &cuts).await {
             Ok((pieces, crcs)) => {

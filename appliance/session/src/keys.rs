@@ -32,13 +32,13 @@ impl Session {
         let list = LeaseList::parse(meta)?;
         let (keys, places) = self.hashes(&list.keys);
         let duration = Duration::from_millis(u64::from(list.lease_ms));
-        let duration = duration.min(self.context.store.config().lease_max);
+        let duration = duration.min(self.context.limits().lease);
         {
             let now = self.context.local.now();
             let mut held = self.held.borrow_mut();
             let full = |held: &BTreeMap<KeyHash, Instant>| {
                 let more = keys.iter().filter(|&key| !held.contains_key(key)).count();
-                held.len() + more > self.context.limits.leases as usize
+                held.len() + more > self.context.limits().leases as usize
             };
             if full(&held) {
                 // Leases that ran out are none.

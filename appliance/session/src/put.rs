@@ -206,6 +206,9 @@ impl Session {
         if item.durable && self.context.store.config().durability == Durability::Memory {
             return Err(Status::Unsupported);
         }
+        if item.length > self.context.limits().value {
+            return Err(Status::TooLarge);
+        }
         let key = self.full_key(item.key).map_err(|_| Status::BadRequest)?;
         Ok(ReserveRequest {
             hash: self.context.store.hasher().hash(&key),
@@ -314,13 +317,16 @@ impl Session {
         let name = (header.request_id(), item);
         let (full, known) = {
             let offers = self.offers.borrow();
-            (offers.len() >= context.limits.offers as usize, offers.contains_key(&name))
+            (offers.len() >= context.limits().offers as usize, offers.contains_key(&name))
         };
         if known {
             return replies::item(Status::BadRequest);
         }
         if full {
             return replies::item(Status::LimitExceeded);
+        }
+        if self.retired.get() {
+            return replies::item(Status::ShuttingDown);
         }
         let length = request.length;
         let since = context.local.now();
@@ -354,6 +360,7 @@ impl Session {
                 session.offers.borrow_mut().remove(&name);
                 session.context.counters.offers_expired.bump();
             }
+            session.payload_done.notify_all();
         });
     }
 
@@ -375,6 +382,7 @@ impl Session {
             return Err(End::WrongLength { got, offered });
         }
         let mut writes = Writes::new(reservation);
+        self.receiving.set(true);
         let received = self.receive(input, opener, &header, &mut writes).await;
         let claimed = match received {
             Ok(claimed) => claimed,
@@ -387,6 +395,8 @@ impl Session {
         let now = self.context.local.now();
         self.context.counters.wait_receive.record(now.saturating_duration_since(began));
         let permit = self.requests.acquire(1).await;
+        self.receiving.set(false);
+        self.payload_done.notify_all();
         let work = self.context.work();
         let session = self.clone();
         self.context.local.spawn(async move {

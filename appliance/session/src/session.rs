@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use memkv_journal::{KeyBytes, KeyError};
 use memkv_net::Connection;
-use memkv_poller::local::Semaphore;
+use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Instant, timeout};
 use memkv_store::{Caller, KeyHash, Reservation};
 use memkv_wire::{
@@ -76,17 +76,25 @@ pub(crate) struct Session {
     pub offers: RefCell<BTreeMap<(u64, u32), Reservation>>,
     pub requests: Semaphore,
     pub sending: Semaphore,
+    /// Permits of `sending`.
+    pub sending_most: u64,
     /// Keys this session holds leases on, and until when.
     pub held: RefCell<BTreeMap<KeyHash, Instant>>,
     pub closed: Cell<bool>,
+    /// Its key was retired: what it was promised is finished, nothing more is promised.
+    pub retired: Cell<bool>,
+    /// The payload of an offered put is being received.
+    pub receiving: Cell<bool>,
+    /// Told when an offered put has its payload, or will not get it.
+    pub payload_done: Event,
 }
 
 /// Serves one connection to its end.
 pub async fn serve(context: Rc<Context>, connection: Rc<dyn Connection>) {
     let _work = context.work();
-    let patience = context.limits.longest();
+    let patience = context.limits().longest();
     let mut input = Input::new(connection.clone(), context.local.clone(), patience);
-    let deadline = context.local.now() + context.limits.handshake;
+    let deadline = context.local.now() + context.limits().handshake;
     let hello = connect(&context, &connection, &mut input);
     let connected = match timeout(&context.local, deadline, hello).await {
         Ok(Ok(connected)) => connected,
@@ -112,28 +120,34 @@ async fn run(
     input: &mut Input,
     connected: Connected,
 ) {
-    let limits = &context.limits;
-    let Connected { sealer, mut opener, client, tenant, namespace } = connected;
+    let Connected { sealer, mut opener, client, proof, limits, namespace } = connected;
     let session = Rc::new(Session {
         context: context.clone(),
         number: context.session_number(),
         client,
-        tenant,
+        tenant: proof.tenant.clone(),
         namespace,
         outbox: Rc::default(),
         credits: RefCell::new(CreditAccount::new(limits.credits)),
         offers: RefCell::default(),
         requests: Semaphore::new(limits.requests as usize),
         sending: Semaphore::new(limits.sending as usize),
+        sending_most: limits.sending,
         held: RefCell::default(),
         closed: Cell::new(false),
+        retired: Cell::new(false),
+        receiving: Cell::new(false),
+        payload_done: Event::default(),
     });
     let outbox = session.outbox.clone();
     context.local.spawn(outbox.run(context.clone(), connection.clone(), sealer));
     let live = Live {
+        session: Rc::downgrade(&session),
         outbox: session.outbox.clone(),
         requests: session.requests.clone(),
+        requests_most: limits.requests,
         connection: connection.clone(),
+        proof,
     };
     context.joined(session.number, live);
 
@@ -235,9 +249,15 @@ impl Session {
     /// When a request must have given up.
     pub fn deadline(&self, header: &Header) -> Instant {
         let given = header.deadline_ms();
-        let limit = self.context.limits.deadline;
+        let limits = self.context.limits();
+        let limit = limits.deadline;
         let wait = if given == 0 { limit } else { Duration::from_millis(u64::from(given)) };
-        self.context.local.now() + wait.min(self.context.limits.longest())
+        self.context.local.now() + wait.min(limits.longest())
+    }
+
+    /// Whether a put that was offered and has a place still waits for payload.
+    pub fn owes_payload(&self) -> bool {
+        !self.closed.get() && (self.receiving.get() || !self.offers.borrow().is_empty())
     }
 
     /// Who asks, for retries.
@@ -264,6 +284,7 @@ impl Session {
             self.context.counters.lost_after_reserve.bump();
         }
         drop(waiting);
+        self.payload_done.notify_all();
         let held = std::mem::take(&mut *self.held.borrow_mut());
         if !held.is_empty() {
             self.context.store.unhold(held.into_keys().collect(), self.number).await;

@@ -14,7 +14,8 @@ use memkv_journal::Record;
 use crate::block::{MissReason, Slot};
 use crate::commit::Plan;
 use crate::locks::KeyGuard;
-use crate::{DriveId, EvictionConfig, Store};
+use crate::policy::EvictionPolicy;
+use crate::{DriveId, Store};
 
 /// Victims taken together: their removals share journal frames.
 const BATCH: usize = 64;
@@ -24,7 +25,7 @@ const SKIPS: usize = 4096;
 impl Store {
     /// Wakes the evictor when space in use is above the high watermark.
     pub(crate) fn watch_space(&self) {
-        if let Some(eviction) = &self.config.eviction {
+        if let Some(eviction) = self.tuning.get().eviction {
             let (used, total) = self.usage();
             if used as f64 > total as f64 * eviction.high {
                 self.evict_now.notify_all();
@@ -34,25 +35,27 @@ impl Store {
 
     /// The evictor's task.
     pub(crate) async fn evictor(self: Rc<Self>) {
-        let Some(eviction) = self.config.eviction else { return };
         loop {
             // First look, then listen: nobody repeats what he said before we listened.
-            self.make_room(eviction).await;
+            self.make_room().await;
             self.evict_now.listen().await;
         }
     }
 
     /// Evicts until nobody needs it any more, or nothing is left that may go.
-    async fn make_room(self: &Rc<Self>, eviction: EvictionConfig) {
-        let mut bound = eviction.high;
+    async fn make_room(self: &Rc<Self>) {
+        let mut above = false;
         // A store that stops needs no room, and its last checkpoints must stay the last word.
         while !self.draining.get() {
+            // The marks may have moved since the last look.
+            let Some(eviction) = self.tuning.get().eviction else { return };
             let (used, total) = self.usage();
             // What only waits for its readers is as good as free: no other block goes for it.
             let used = used.saturating_sub(self.leaving.get());
+            // Once above the high watermark, down to the low one.
+            let bound = if above { eviction.low } else { eviction.high };
             if used as f64 > total as f64 * bound {
-                // Once above the high watermark, down to the low one.
-                bound = eviction.low;
+                above = true;
             } else if !self.put_lacks_space() && self.evict_blocks.get() == 0 {
                 return;
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::Store;
 use crate::block::{Extent, KeyHash, MissReason, Slot};
-use crate::policy::Named;
+use crate::policy::{EvictionPolicy, Named};
 
 /// What is stored under a key, for answers that carry no payload.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -138,7 +138,7 @@ impl Store {
     pub fn hold(&self, key: KeyHash, holder: u64, duration: Duration) -> Result<Existing, Miss> {
         let slot = self.find(key).map_err(Miss)?;
         let now = self.local.now();
-        let until = now + duration.min(self.config.lease_max);
+        let until = now + duration.min(self.tuning.get().lease_max);
         let mut leases = self.leases.borrow_mut();
         let holders = leases.entry(slot).or_default();
         // A block in use is never looked at by the evictor: leases that ran out are dropped here.

@@ -48,6 +48,7 @@ mod remove;
 mod reserve;
 mod scrub;
 mod store;
+mod tune;
 
 pub use block::{Block, Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};
@@ -64,3 +65,4 @@ pub use remove::Deleted;
 pub use reserve::{Mode, Refusal, ReservationGrant, ReserveRequest};
 pub use scrub::ScrubCounters;
 pub use store::{KeyHasher, Store, UnderWay};
+pub use tune::Tuning;

@@ -6,6 +6,7 @@
 //! deterministic: the same calls give the same victims.
 
 mod chain;
+mod change;
 mod ghosts;
 mod list;
 mod lru;
@@ -15,6 +16,7 @@ mod s3_fifo;
 mod tests;
 
 pub use chain::Chain;
+pub(crate) use change::Policies;
 pub use lru::Lru;
 pub use s3_fifo::S3Fifo;
 

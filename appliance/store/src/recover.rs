@@ -32,10 +32,10 @@ use crate::drives::{Drive, DriveState};
 use crate::gone::Gone;
 use crate::index::{EXPIRES_MAX, GENERATION_MAX};
 use crate::membership::Members;
-use crate::policy::EvictionPolicy;
+use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
 use crate::store::KeyHasher;
-use crate::{DriveId, Store, StoreConfig};
+use crate::{DriveId, Store, StoreConfig, Tuning};
 
 /// One opened drive.
 pub struct RecoveredDrive {
@@ -186,6 +186,7 @@ impl Store {
     ) -> Self {
         let hasher = KeyHasher::new(&drives[0].journal.superblock().identity.secret);
         let remembered = Remembered::new(config.remember, config.remember_max);
+        let tuning = Tuning::of(&config);
         Self {
             local: local.clone(),
             config,
@@ -193,7 +194,9 @@ impl Store {
             drives,
             blocks: RefCell::default(),
             keys: RefCell::default(),
-            policy: RefCell::new(policy),
+            policy: RefCell::new(Policies::new(policy)),
+            next_policy: Cell::new(None),
+            tuning: Cell::new(tuning),
             locks: Rc::default(),
             pending: RefCell::default(),
             next_pending: Cell::new(1),

@@ -102,7 +102,7 @@ impl Store {
                 blocks.mark_corrupt(slot);
             }
         }
-        let deadline = self.local.now() + self.config.default_deadline;
+        let deadline = self.local.now() + self.tuning.get().default_deadline;
         let Ok(_guard) = self.lock_key(key, deadline).await else { return };
         let Some(slot) = self.slot_of(key) else { return };
         if self.blocks.borrow().get(slot).generation() != generation {

@@ -267,7 +267,7 @@ impl Store {
         let nothing_leaves = self.counters.blocks.get() == 0
             && self.leaving.get() == 0
             && self.pending.borrow().is_empty();
-        if self.config.eviction.is_none() || nothing_leaves || self.units_of(length) > total {
+        if self.tuning.get().eviction.is_none() || nothing_leaves || self.units_of(length) > total {
             if self.trimming() > 0 && self.units_of(length) <= total {
                 // What is free is withheld until the device has answered.
                 return self.busy(1);

@@ -19,10 +19,10 @@ use crate::index::{GENERATION_MAX, Index, Keys, Span};
 use crate::locks::KeyLocks;
 use crate::membership::Members;
 use crate::metrics::StoreCounters;
-use crate::policy::EvictionPolicy;
+use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
 use crate::reserve::Pending;
-use crate::{DriveId, DriveStatus, StoreConfig};
+use crate::{DriveId, DriveStatus, Policy, StoreConfig, Tuning};
 
 /// Hashes keys under the store's secret; cheap to clone and to send to other reactors.
 #[derive(Clone)]
@@ -92,7 +92,10 @@ pub struct Store {
     pub(crate) drives: Vec<Drive>,
     pub(crate) blocks: RefCell<Index>,
     pub(crate) keys: RefCell<Keys>,
-    pub(crate) policy: RefCell<Box<dyn EvictionPolicy>>,
+    pub(crate) policy: RefCell<Policies>,
+    /// The policy to change to, once the change under way is done.
+    pub(crate) next_policy: Cell<Option<Policy>>,
+    pub(crate) tuning: Cell<Tuning>,
     pub(crate) locks: Rc<KeyLocks>,
     pub(crate) pending: RefCell<BTreeMap<u64, Pending>>,
     pub(crate) next_pending: Cell<u64>,
@@ -125,7 +128,7 @@ impl Store {
         &self.local
     }
 
-    /// Its settings.
+    /// Its settings as they were at its start; see [`Store::tune`].
     pub fn config(&self) -> &StoreConfig {
         &self.config
     }

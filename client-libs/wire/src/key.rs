@@ -78,6 +78,15 @@ impl SharedKey {
     }
 }
 
+/// In a time that says nothing about where two keys differ.
+impl PartialEq for SharedKey {
+    fn eq(&self, other: &SharedKey) -> bool {
+        self.0.iter().zip(&other.0).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+}
+
+impl Eq for SharedKey {}
+
 impl Drop for SharedKey {
     fn drop(&mut self) {
         self.0.zeroize();
@@ -132,6 +141,17 @@ mod tests {
         assert_ne!(key(1), SharedKey::from_bytes([1; 32]).to_hex(), "not the secret itself");
         let again = SharedKey::from_hex(&key(1)).expect("its own digits").to_hex();
         assert_eq!(again, key(1));
+    }
+
+    #[test]
+    fn keys_are_equal_when_every_byte_is() {
+        let key = SharedKey::from_bytes([7; 32]);
+        assert_eq!(key, key.clone());
+        for at in 0..32 {
+            let mut bytes = [7; 32];
+            bytes[at] ^= 0x80;
+            assert_ne!(key, SharedKey::from_bytes(bytes), "byte {at}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The configuration as a person meets it: what works, and what each mistake is answered with.
 
+mod changes;
 mod mistakes;
 
 use super::*;

@@ -124,7 +124,8 @@ fn finish(command: &str, done: Result<Exit, OfflineError>) -> Exit {
 fn start_log(level: &str) -> Result<(), OfflineError> {
     let filter = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let filter = filter.unwrap_or_else(|| level.to_owned());
-    Ok(logging::start(&crate::config::Log { format: Some(LogFormat::Human), filter })?)
+    logging::start(&crate::config::Log { format: Some(LogFormat::Human), filter })?;
+    Ok(())
 }
 
 /// Prints to standard output.

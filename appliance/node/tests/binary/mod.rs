@@ -1,12 +1,14 @@
 //! The real binary: commands that are run to their end, and servers that are started and killed.
 #![allow(dead_code, reason = "each test uses its part of it")]
 
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use memkv_admin_api::NodeStatus;
 use memkv_client::{Client, Config};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -140,6 +142,38 @@ impl Server {
             _ => None,
         });
         Client::new(config.expect("a good configuration")).expect("a client")
+    }
+
+    /// Sends SIGHUP.
+    pub fn hang_up(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).expect("it runs");
+    }
+
+    /// Asks the admin endpoint; the code and the body.
+    pub fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        let data = self.yaml["network"]["address"].as_str().expect("an address");
+        let mut admin: SocketAddr = data.parse().expect("an address");
+        admin.set_port(admin.port() + 1);
+        let mut stream = TcpStream::connect(admin).expect("the admin endpoint listens");
+        write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n").expect("it reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it answers and closes");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (code.expect("a code"), body.to_owned())
+    }
+
+    /// Asks for the status until it is as wanted.
+    pub fn wait_for_status(&self, wanted: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let (_, body) = self.ask("GET", "/v1/status");
+            let status: NodeStatus = serde_json::from_str(&body).expect("a status");
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status:?}");
+        }
     }
 
     /// Kills it, as a crash would; its log.

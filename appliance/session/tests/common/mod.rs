@@ -22,7 +22,7 @@ use memkv_sim::{
 use memkv_store::{
     Lru, RecoveredDrive, RemoteStore, Store, StoreConfig, StoreHandle, StorePort, UnderWay,
 };
-use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
+use memkv_wire::handshake::{ClientHello, Limits, ServerHello, connect_keys, session_keys};
 use memkv_wire::{
     CrcList, DataMeta, DataReply, GetItem, GetItems, GetReply, HEADER_LEN, Header, ItemReplies,
     ItemReply, Opcode, Opener, PutItem, PutItems, PutMode, Sealer, SharedKey, Side, Status,
@@ -66,7 +66,7 @@ pub struct Machine {
     connections: Cell<u64>,
 }
 
-const KEY: [u8; 32] = [5; 32];
+pub const KEY: [u8; 32] = [5; 32];
 
 impl Machine {
     pub fn new(options: Options) -> Machine {
@@ -110,7 +110,7 @@ impl Machine {
                 drives: devices.iter().map(drive).collect(),
                 store: handle,
                 keys,
-                limits: options.limits.clone(),
+                limits: options.limits,
                 identity: memkv_session::Identity { server: [3; 16], incarnation: 1 },
                 entropy: Box::new(|bytes| bytes.fill(9)),
                 stats: Box::new(Vec::new),
@@ -151,7 +151,17 @@ impl Machine {
         let connection = wrap(connection);
         self.world.local(reactor).spawn(serve(self.contexts[reactor].clone(), connection));
         self.world.kick();
-        Client::greet(self, end, number)
+        Client::greet(self, end, number, 1, KEY).expect("the server answers")
+    }
+
+    /// A client with another key, if it is welcome.
+    pub fn client_with(&mut self, reactor: usize, id: u32, key: [u8; 32]) -> Option<Client> {
+        let number = self.connections.get() + 1;
+        self.connections.set(number);
+        let (end, connection) = self.net.connect(number);
+        self.world.local(reactor).spawn(serve(self.contexts[reactor].clone(), connection));
+        self.world.kick();
+        Client::greet(self, end, number, id, key)
     }
 
     pub fn now(&self) -> Instant {
@@ -292,20 +302,28 @@ pub struct Frame {
 pub struct Client {
     pub end: ClientEnd,
     pub extent: usize,
+    pub limits: Limits,
     sealer: Sealer,
     opener: Opener,
     next_request: u64,
 }
 
 impl Client {
-    fn greet(machine: &mut Machine, end: ClientEnd, number: u64) -> Client {
-        let key = SharedKey::from_bytes(KEY);
-        let (mut sealer, mut opener) = connect_keys(&key, 1, Side::Client);
+    /// `None` when the server does not welcome it.
+    fn greet(
+        machine: &mut Machine,
+        end: ClientEnd,
+        number: u64,
+        id: u32,
+        key: [u8; 32],
+    ) -> Option<Client> {
+        let key = SharedKey::from_bytes(key);
+        let (mut sealer, mut opener) = connect_keys(&key, id, Side::Client);
         let client_nonce = [7; 32];
         let hello = ClientHello {
             client_nonce,
             client_id: number.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
-            key_id: 1,
+            key_id: id,
             namespace: "tests",
             version_min: VERSION,
             version_max: VERSION,
@@ -313,11 +331,12 @@ impl Client {
         let mut meta = Vec::new();
         hello.encode(&mut meta);
         end.send_with(|out| sealer.seal(&mut Header::request(Opcode::Connect, 0), &meta, out));
-        let reply = receive(machine, &end, &mut opener).expect("the server answers");
+        let reply = receive(machine, &end, &mut opener)?;
         let hello = ServerHello::parse(&reply.meta).expect("a server's hello");
         let nonces = (&client_nonce, &hello.server_nonce);
-        let (sealer, opener) = session_keys(&key, 1, VERSION, nonces.0, nonces.1, Side::Client);
-        Client { end, extent: hello.limits.extent as usize, sealer, opener, next_request: 1 }
+        let (sealer, opener) = session_keys(&key, id, VERSION, nonces.0, nonces.1, Side::Client);
+        let (extent, limits) = (hello.limits.extent as usize, hello.limits);
+        Some(Client { end, extent, limits, sealer, opener, next_request: 1 })
     }
 
     pub fn request(&mut self, opcode: Opcode) -> Header {
@@ -377,8 +396,9 @@ impl Client {
         }
     }
 
-    /// Sends the first `sent` bytes of an offered value's frame; all of it with its trailer.
-    pub fn send_data(&mut self, request: u64, value: &[u8], sent: Option<usize>) {
+    /// Sends the first `sent` bytes of an offered value's frame; all of it with its trailer. The
+    /// header's MAC.
+    pub fn send_data(&mut self, request: u64, value: &[u8], sent: Option<usize>) -> [u8; 32] {
         let mut meta = Vec::new();
         DataMeta { item: 0 }.encode(&mut meta);
         let header = Header::request(Opcode::Data, request);
@@ -391,6 +411,15 @@ impl Client {
             self.sealer.seal_trailer(header.mac(), crcs.as_slice(), &mut frame);
         }
         self.end.send(&frame);
+        *header.mac()
+    }
+
+    /// Sends what [`Client::send_data`] kept back after the first `sent` bytes.
+    pub fn send_rest(&mut self, mac: &[u8; 32], value: &[u8], sent: usize) {
+        let mut rest = value[sent..].to_vec();
+        let crcs = crcs(value, self.extent);
+        self.sealer.seal_trailer(mac, crcs.as_slice(), &mut rest);
+        self.end.send(&rest);
     }
 
     /// The answer to an offered value's payload.
