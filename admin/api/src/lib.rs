@@ -34,9 +34,9 @@ pub use metrics::{
     Bucket, Counter, Gauge, Histogram, Label, MetricsSnapshot, STAGE_BUCKETS_SECONDS,
 };
 pub use status::{
-    ConnectionStatus, DriveState, DriveStatus, EvictionStatus, MemoryStatus, NodeStatus,
+    ConnectionStatus, DriveState, DriveStatus, EvictionStatus, IoStatus, MemoryStatus, NodeStatus,
     PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, ScrubStatus, StorageStatus,
-    TrimStatus,
+    TrimStatus, TurnStatus,
 };
 pub use version::{VERSION_TEXT, Version, version};
 

@@ -431,6 +431,49 @@ fn the_lock_goes_with_the_last_handle(kind: Kind) {
     assert_eq!(again().unwrap().geometry().capacity, CAPACITY);
 }
 
+fn what_is_asked_is_counted(kind: Kind) {
+    let rig = rig(kind);
+    on_reactor(&rig, |bench| async move {
+        let queue = &*bench.queue;
+        write(queue, 0, SECTOR, bench.filled(SECTOR, 1)).await.0.unwrap();
+        write(queue, MIB, 3 * SECTOR, bench.filled(3 * SECTOR, 2)).await.0.unwrap();
+        bench.expect(0, SECTOR, 1).await;
+        flush(queue).await.unwrap();
+        // Refused before the device sees it, or by it: nothing was done.
+        write(queue, CAPACITY, SECTOR, bench.buffer(SECTOR)).await.0.unwrap_err();
+    });
+    let stats = rig.device.stats();
+    assert_eq!((stats.reads, stats.writes, stats.flushes), (1, 2, 1));
+    assert_eq!((stats.read_bytes, stats.written_bytes), (SECTOR as u64, 4 * SECTOR as u64));
+    assert_eq!(stats.depth, 0);
+    if kind != Kind::Memory {
+        assert_eq!((stats.submitted, stats.enters, stats.transfers), (4, 4, 3));
+        assert_eq!(stats.depth_high, 1);
+        let registered = if kind == Kind::Uring { 3 } else { 0 };
+        assert_eq!(stats.fixed, registered);
+    }
+    assert_eq!((stats.dry, stats.starved > Duration::from_secs(1)), (0, false));
+}
+
+/// Two transfers that fill the window, one after the other: when the first is done, the device has
+/// nothing although the second was there.
+fn a_device_that_waits_for_the_node_is_noticed(kind: Kind) {
+    let rig = rig(kind);
+    on_reactor(&rig, |bench| async move {
+        let write = |n: u64| {
+            let buffer = bench.filled(2 << 20, n);
+            bench.queue.submit(Io::write(n * 2 * MIB, 2 << 20, buffer))
+        };
+        let all: Vec<_> = (0..3).map(write).collect();
+        for one in all {
+            one.await.result.unwrap();
+        }
+    });
+    let stats = rig.device.stats();
+    assert_eq!((stats.dry, stats.depth_high), (2, 1));
+    assert!(stats.starved > Duration::ZERO);
+}
+
 macro_rules! suite {
     ($driver:ident, $kind:expr, [$($test:ident),* $(,)?]) => {
         mod $driver {
@@ -457,6 +500,7 @@ macro_rules! common {
             histories_agree_with_an_array,
             every_reactor_has_its_own_queue,
             a_sleeping_reactor_is_woken,
+            what_is_asked_is_counted,
             $($more,)*
         ]);
     };
@@ -477,4 +521,5 @@ common!(
     a_file_truncated_underneath_is_an_error,
     a_drive_is_locked,
     the_lock_goes_with_the_last_handle,
+    a_device_that_waits_for_the_node_is_noticed,
 );

@@ -20,10 +20,11 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use memkv_dma::Pool;
 use memkv_poller::Local;
 
-use crate::IoError;
+use crate::counters::Counters;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
 use crate::medium::Medium;
 use crate::threads::Workers;
+use crate::{DeviceStats, IoError};
 use ring::Ring;
 
 /// A drive driven by io_uring.
@@ -35,6 +36,7 @@ pub(crate) struct Uring {
 /// What the drive's queues share.
 struct Shared {
     medium: Arc<Medium>,
+    counters: Arc<Counters>,
     pool: Pool,
     /// The one thread that discards on block devices, which io_uring could not do before Linux 6.12;
     /// started when it is first needed.
@@ -49,6 +51,7 @@ impl Uring {
         drop(Ring::new(&medium)?);
         let shared = Shared {
             medium,
+            counters: Arc::default(),
             pool,
             discarder: Mutex::new(None),
             unregistered_file: Once::new(),
@@ -81,7 +84,8 @@ impl Shared {
         if let Some(workers) = &*discarder {
             return Ok(Arc::clone(workers));
         }
-        let workers = Arc::new(Workers::start(Arc::clone(&self.medium), 1)?);
+        let workers =
+            Arc::new(Workers::start(Arc::clone(&self.medium), Arc::clone(&self.counters), 1)?);
         *discarder = Some(Arc::clone(&workers));
         Ok(workers)
     }
@@ -112,6 +116,10 @@ impl BlockDevice for Uring {
 
     fn reason(&self) -> &str {
         &self.reason
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.shared.counters.stats()
     }
 
     fn open_queue(&self, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
