@@ -455,25 +455,6 @@ fn what_is_asked_is_counted(kind: Kind) {
     assert_eq!((stats.dry, stats.starved > Duration::from_secs(1)), (0, false));
 }
 
-/// Two transfers that fill the window, one after the other: when the first is done, the device has
-/// nothing although the second was there.
-fn a_device_that_waits_for_the_node_is_noticed(kind: Kind) {
-    let rig = rig(kind);
-    on_reactor(&rig, |bench| async move {
-        let write = |n: u64| {
-            let buffer = bench.filled(2 << 20, n);
-            bench.queue.submit(Io::write(n * 2 * MIB, 2 << 20, buffer))
-        };
-        let all: Vec<_> = (0..3).map(write).collect();
-        for one in all {
-            one.await.result.unwrap();
-        }
-    });
-    let stats = rig.device.stats();
-    assert_eq!((stats.dry, stats.depth_high), (2, 1));
-    assert!(stats.starved > Duration::ZERO);
-}
-
 macro_rules! suite {
     ($driver:ident, $kind:expr, [$($test:ident),* $(,)?]) => {
         mod $driver {
@@ -521,5 +502,4 @@ common!(
     a_file_truncated_underneath_is_an_error,
     a_drive_is_locked,
     the_lock_goes_with_the_last_handle,
-    a_device_that_waits_for_the_node_is_noticed,
 );
