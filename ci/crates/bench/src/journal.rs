@@ -35,6 +35,8 @@ const RECORDS: u64 = 4 << 20;
 /// The stretch at the end of the file in which the machine's own rate is measured.
 const OWN: u64 = 16 * MIB;
 const PAGE: usize = 4096;
+/// Times that each side has in a round: what a durable write takes changes from one moment to the next.
+const TURNS: usize = 25;
 /// Writers at a time, those beside one.
 const MANY: u32 = 32;
 /// In memory: writers at a time, and appends of a round.
@@ -88,17 +90,19 @@ pub fn measure(folder: &Path, effort: Effort) -> Result<Section, BenchError> {
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
         eprintln!("bench: journal, round {} of {}", round + 1, effort.rounds);
-        let mut rates = Rates::default();
-        for turn in 0..rates.len() {
-            let at = (turn + round as usize) % rates.len();
-            rates[at] = match at {
-                0 => own.measure(effort.slice).map_err(doing("the machine's own rate"))?,
-                1 => bench.power(1, IdlePolicy::Busy, effort.slice)?,
-                2 => bench.power(1, IdlePolicy::Adaptive, effort.slice)?,
-                _ => bench.power(MANY, IdlePolicy::Adaptive, effort.slice)?,
+        let mut rates = [Rate::default(); 4];
+        for turn in 0..rates.len() * TURNS {
+            let at = (turn + turn / rates.len() + round as usize) % rates.len();
+            let slice = effort.slice / TURNS as u32;
+            let done = match at {
+                0 => own.measure(slice).map_err(doing("the machine's own rate"))?,
+                1 => bench.power(1, IdlePolicy::Busy, slice)?,
+                2 => bench.power(1, IdlePolicy::Adaptive, slice)?,
+                _ => bench.power(MANY, IdlePolicy::Adaptive, slice)?,
             };
+            rates[at].add(done);
         }
-        rounds.push(rates);
+        rounds.push(rates.map(|rate| rate.per_second()));
     }
     let driver = bench.device.reason().to_owned();
     drop(bench);
@@ -109,7 +113,8 @@ pub fn measure(folder: &Path, effort: Effort) -> Result<Section, BenchError> {
 fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Section {
     let mut section = Section::new([
         format!(
-            "medians of {} rounds (smallest–largest), {} ms of each side in a round, in turn",
+            "medians of {} rounds (smallest–largest), {} ms of each side in a round, {TURNS} times in \
+             turn",
             effort.rounds,
             effort.slice.as_millis()
         ),
@@ -155,6 +160,28 @@ fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Sectio
 /// Of one round: the machine's own rate, one writer on a busy and on an adaptive reactor, and many.
 type Rates = [f64; 4];
 
+/// Appends or writes, and how long they took.
+#[derive(Clone, Copy, Default)]
+struct Rate {
+    count: u64,
+    took: Duration,
+}
+
+impl Rate {
+    fn since(begun: Instant, count: u64) -> Rate {
+        Rate { count, took: begun.elapsed() }
+    }
+
+    fn add(&mut self, other: Rate) {
+        self.count += other.count;
+        self.took += other.took;
+    }
+
+    fn per_second(self) -> f64 {
+        self.count as f64 / self.took.as_secs_f64()
+    }
+}
+
 /// A journal on a reactor of its own.
 struct Bench {
     device: Arc<dyn BlockDevice>,
@@ -191,18 +218,17 @@ impl Bench {
         Ok(Bench { device, reactor, journal: opened? })
     }
 
-    /// Durable appends a second of so many writers at a time.
+    /// Durable appends of so many writers at a time.
     fn power(
         &mut self,
         writers: u32,
         idle: IdlePolicy,
         slice: Duration,
-    ) -> Result<f64, BenchError> {
-        let until = Instant::now() + slice;
-        let go_on = Rc::new(move |_| Instant::now() < until);
+    ) -> Result<Rate, BenchError> {
         let begun = Instant::now();
+        let go_on = Rc::new(move |_| begun.elapsed() < slice);
         let appends = self.run(writers, idle, true, go_on)?;
-        Ok(appends as f64 / begun.elapsed().as_secs_f64())
+        Ok(Rate::since(begun, appends))
     }
 
     /// Appends of so many writers at a time, each as long as `go_on` says of those before.
@@ -322,8 +348,8 @@ impl OwnRate {
         Ok(OwnRate { file, page: Arena::new(PAGE as u64, Hugepages::Never)? })
     }
 
-    /// Writes a second, one after the other.
-    fn measure(&self, slice: Duration) -> std::io::Result<f64> {
+    /// Writes, one after the other.
+    fn measure(&self, slice: Duration) -> std::io::Result<Rate> {
         let page = self.page.lend(0, PAGE);
         let begun = Instant::now();
         let mut writes = 0;
@@ -333,7 +359,7 @@ impl OwnRate {
             self.file.sync_data()?;
             writes += 1;
         }
-        Ok(writes as f64 / begun.elapsed().as_secs_f64())
+        Ok(Rate::since(begun, writes))
     }
 }
 
