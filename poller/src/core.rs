@@ -33,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) timers: RefCell<TimerHeap>,
     /// When the present pass began: what timers go by.
     pub(crate) pass_began: Cell<Instant>,
+    /// When the last turn of a task or a poller ended: the next is measured from here.
+    turn_ended: Cell<Instant>,
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<TaskKey>>,
     /// Tasks that woke themselves while running: they had their turn, and wait for the next pass.
@@ -69,6 +71,7 @@ impl Core {
             rng: RefCell::new(rng),
             timers: RefCell::default(),
             pass_began: Cell::new(now),
+            turn_ended: Cell::new(now),
             ready: RefCell::default(),
             yielded: RefCell::default(),
             running: Cell::new(None),
@@ -78,16 +81,29 @@ impl Core {
         }
     }
 
+    /// A pass begins.
+    pub(crate) fn begin_pass(&self, now: Instant) {
+        self.pass_began.set(now);
+        self.turn_ended.set(now);
+    }
+
+    /// What ran since the last turn ended was a turn of `who`.
+    pub(crate) fn end_turn(&self, who: &'static str) {
+        let now = self.clock.now();
+        let took = now.saturating_duration_since(self.turn_ended.replace(now));
+        self.shared.stats.turn_took(who, took);
+    }
+
     pub(crate) fn enter(self: &Rc<Core>) -> Entered {
         Entered(CURRENT.with(|current| current.replace(Some(self.clone()))))
     }
 
-    pub(crate) fn spawn(&self, future: Pin<Box<dyn Future<Output = ()>>>) {
+    pub(crate) fn spawn(&self, name: &'static str, future: Pin<Box<dyn Future<Output = ()>>>) {
         if self.closed.get() {
             // The reactor is gone or going: the task is dropped without having run.
             return;
         }
-        let key = self.tasks.borrow_mut().insert(future);
+        let key = self.tasks.borrow_mut().insert(name, future);
         self.ready.borrow_mut().push_back(key);
         stats::add(&self.shared.stats.tasks_spawned, 1);
         stats::add(&self.shared.stats.tasks_live, 1);
@@ -148,15 +164,17 @@ impl Core {
     fn run_task(&self, key: TaskKey) {
         let taken = self.tasks.borrow_mut().take(key);
         let Some(mut task) = taken else { return };
+        let name = task.name;
         task.alarm.flag.lower();
         self.running.set(Some(key));
         let done = task.future.as_mut().poll(&mut Context::from_waker(&task.alarm.waker));
         self.running.set(None);
+        self.end_turn(name);
         if done.is_pending() {
             self.tasks.borrow_mut().put_back(key, task);
             return;
         }
-        let Task { future, alarm } = task;
+        let Task { future, alarm, .. } = task;
         drop(future);
         self.tasks.borrow_mut().retire(key, alarm);
         stats::sub(&self.shared.stats.tasks_live, 1);

@@ -1,5 +1,6 @@
 //! What code on a reactor holds: [`Local`], and the futures it hands out.
 
+use std::any::type_name;
 use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
@@ -37,6 +38,11 @@ impl Local {
         self.core.clock.now()
     }
 
+    /// When the present pass of the reactor began; costs nothing to ask.
+    pub fn pass_began(&self) -> Instant {
+        self.core.pass_began.get()
+    }
+
     /// Seconds since 1970-01-01 UTC, by the reactor's clock.
     pub fn unix_seconds(&self) -> u64 {
         self.core.clock.unix_seconds()
@@ -49,18 +55,18 @@ impl Local {
 
     /// Starts a task. It is detached and never cancelled: it runs until it is done, or until the
     /// reactor is dropped.
-    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
-        self.core.spawn(Box::pin(future));
+    pub fn spawn<F: Future<Output = ()> + 'static>(&self, future: F) {
+        self.core.spawn(type_name::<F>(), Box::pin(future));
     }
 
     /// Starts a task whose result can be awaited. Dropping the handle does not cancel the task.
-    pub fn spawn_join<T: 'static>(
+    pub fn spawn_join<T: 'static, F: Future<Output = T> + 'static>(
         &self,
-        future: impl Future<Output = T> + 'static,
+        future: F,
     ) -> JoinHandle<T> {
         let join = Rc::new(RefCell::new(Join { value: None, waker: None }));
         let theirs = join.clone();
-        self.spawn(async move {
+        let task = async move {
             let value = future.await;
             let mut join = theirs.borrow_mut();
             join.value = Some(value);
@@ -69,7 +75,8 @@ impl Local {
             if let Some(waker) = waker {
                 waker.wake();
             }
-        });
+        };
+        self.core.spawn(type_name::<F>(), Box::pin(task));
         JoinHandle { join }
     }
 

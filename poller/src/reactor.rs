@@ -168,7 +168,7 @@ impl Reactor {
         let stats = &self.core.shared.stats;
         self.meter.charge(now, stats);
         stats::add(&stats.polls, 1);
-        self.core.pass_began.set(now);
+        self.core.begin_pass(now);
         let mut work = self.take_inbox();
         work += self.core.fire_timers(TIMERS_PER_PASS);
         work += self.core.run_tasks(TURNS_PER_PASS);
@@ -234,6 +234,7 @@ impl Reactor {
         for call in self.calls.drain(..) {
             call(&self.local);
         }
+        self.core.end_turn("inbox");
         count
     }
 
@@ -244,7 +245,10 @@ impl Reactor {
         while at < self.pollers.len() {
             let poller = &mut self.pollers[at];
             match poller.poll() {
-                Progress::Busy(count) => work = work.saturating_add(count.max(1)),
+                Progress::Busy(count) => {
+                    work = work.saturating_add(count.max(1));
+                    self.core.end_turn(poller.name());
+                }
                 Progress::Idle if poller.retired() => {
                     drop(self.pollers.remove(at));
                     continue;

@@ -1,6 +1,14 @@
 //! What a reactor counts about itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// A turn that takes no longer is not worth a note: 50 µs.
+const NOTED: Duration = Duration::from_micros(50);
+
+/// A turn that takes longer keeps everybody else on the reactor waiting: 200 µs.
+pub const LONG_TURN: Duration = Duration::from_micros(200);
 
 /// Counters of one reactor. The reactor writes, anyone reads; each is exact by itself, but two read
 /// one after the other need not belong to the same moment.
@@ -20,6 +28,44 @@ pub struct ReactorStats {
     pub tasks_live: AtomicU64,
     /// Closures waiting in the inbox now.
     pub inbox_depth: AtomicU64,
+    /// Whose turns took how long, of those that took more than [`NOTED`].
+    turns: Mutex<Vec<Turns>>,
+}
+
+/// The turns of one kind of task or poller that took more than 50 µs, by the clock on the wall: what
+/// the system gave to other processes meanwhile is in it.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Turns {
+    /// The poller's name, or the path of the task's function.
+    pub who: &'static str,
+    /// Turns longer than [`LONG_TURN`].
+    pub long: u64,
+    /// The longest one.
+    pub longest: Duration,
+}
+
+impl ReactorStats {
+    /// Who had turns of more than 50 µs, in the order in which each had the first.
+    pub fn turns(&self) -> Vec<Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Somebody's turn has ended.
+    pub(crate) fn turn_took(&self, who: &'static str, took: Duration) {
+        if took <= NOTED {
+            return;
+        }
+        let who = who.trim_end_matches("::{{closure}}");
+        let long = u64::from(took > LONG_TURN);
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        match turns.iter_mut().find(|turns| turns.who == who) {
+            Some(turns) => {
+                turns.long += long;
+                turns.longest = turns.longest.max(took);
+            }
+            None => turns.push(Turns { who, long, longest: took }),
+        }
+    }
 }
 
 /// Adds to a counter that only one thread writes: a plain load and store, no locked instruction.

@@ -88,6 +88,8 @@ pub(crate) struct Alarm {
 /// A future and its waker.
 pub(crate) struct Task {
     pub(crate) future: Pin<Box<dyn Future<Output = ()>>>,
+    /// The path of its function.
+    pub(crate) name: &'static str,
     pub(crate) alarm: Alarm,
 }
 
@@ -117,7 +119,11 @@ impl TaskTable {
     }
 
     /// Keeps a new task. Its flag is up: the caller queues it.
-    pub(crate) fn insert(&mut self, future: Pin<Box<dyn Future<Output = ()>>>) -> TaskKey {
+    pub(crate) fn insert(
+        &mut self,
+        name: &'static str,
+        future: Pin<Box<dyn Future<Output = ()>>>,
+    ) -> TaskKey {
         let index = self.free.pop().unwrap_or_else(|| {
             let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 tasks");
             self.slots.push(Slot { generation: 0, state: State::Vacant(None) });
@@ -142,7 +148,7 @@ impl TaskTable {
                 Alarm { waker: Waker::from(flag.clone()), flag }
             }
         };
-        slot.state = State::Waiting(Task { future, alarm });
+        slot.state = State::Waiting(Task { future, name, alarm });
         key
     }
 

@@ -37,9 +37,9 @@ pub use metrics::{
 };
 pub use reload::{ConfigStatus, ReloadError, Reloaded};
 pub use status::{
-    ConnectionStatus, DriveState, DriveStatus, EvictionStatus, MemoryStatus, NodeStatus,
+    ConnectionStatus, DriveState, DriveStatus, EvictionStatus, IoStatus, MemoryStatus, NodeStatus,
     PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, ScrubStatus, StorageStatus,
-    TrimStatus,
+    TrimStatus, TurnStatus,
 };
 pub use version::{VERSION_TEXT, Version, version};
 

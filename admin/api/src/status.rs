@@ -126,6 +126,40 @@ pub struct DriveStatus {
     /// What of its free space the device was told.
     #[serde(default)]
     pub trim: TrimStatus,
+    /// What the device was asked.
+    #[serde(default)]
+    pub io: IoStatus,
+}
+
+/// What a device was asked since the start, by all reactors together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoStatus {
+    /// Reads done.
+    pub reads_total: u64,
+    /// Bytes of them.
+    pub read_bytes_total: u64,
+    /// Writes done: values, journal, checkpoints.
+    pub writes_total: u64,
+    /// Bytes of them.
+    pub written_bytes_total: u64,
+    /// Flushes done, those of checkpoints included.
+    pub flushes_total: u64,
+    /// Commands handed to the system.
+    pub submitted_total: u64,
+    /// System calls by which they were handed over.
+    pub enters_total: u64,
+    /// Reads and writes among them.
+    pub transfers_total: u64,
+    /// Those to or from registered memory.
+    pub fixed_transfers_total: u64,
+    /// Commands the device has now.
+    pub depth: u64,
+    /// The most it had at a time.
+    pub depth_high: u64,
+    /// Times the device had done all it had while more was waiting.
+    pub dry_total: u64,
+    /// Microseconds in which commands waited while the device had none.
+    pub starved_us_total: u64,
 }
 
 /// Telling a drive what is free, since the start.
@@ -205,6 +239,20 @@ pub struct ReactorStatus {
     pub tasks_live: u64,
     /// Tasks ever started.
     pub tasks_spawned: u64,
+    /// Whose turns took longest, of those longer than 50 µs.
+    #[serde(default)]
+    pub turns: Vec<TurnStatus>,
+}
+
+/// The longest turns of one kind of task or poller, by the clock on the wall.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TurnStatus {
+    /// The poller's name, or the path of the task's function.
+    pub who: String,
+    /// Turns longer than 200 µs.
+    pub long_total: u64,
+    /// The longest one, in microseconds.
+    pub longest_us: f64,
 }
 
 /// Client connections.

@@ -56,6 +56,7 @@ impl NodeAdmin for Fake {
                 sleeps: 20,
                 tasks_live: 3,
                 tasks_spawned: 40,
+                turns: Vec::new(),
             }],
             connections: ConnectionStatus { open: 7, max: 1024, ..ConnectionStatus::default() },
             scrub: ScrubStatus::default(),
@@ -118,6 +119,7 @@ fn drive() -> DriveStatus {
         used_bytes: 1 << 30,
         recovery: RecoveryStatus { blocks: 256, milliseconds: 31, ..RecoveryStatus::default() },
         trim: TrimStatus::default(),
+        io: IoStatus::default(),
     }
 }
 

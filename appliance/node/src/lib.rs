@@ -4,7 +4,8 @@
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
 //! * [`node`] wires pollers to cores, [`drives`] opens the store on those of them that are
-//!   [`members`], [`status`] tells how it is and `listing` what it stores.
+//!   [`members`], [`status`] tells how it is, `work` what drives and reactors did, and `listing` what
+//!   it stores.
 //! * [`reload`] reads the configuration again while the node serves.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
 //!   drive`, which work on drives that no server has.
@@ -25,3 +26,4 @@ pub mod paths;
 pub mod reload;
 pub mod serve;
 pub mod status;
+mod work;

@@ -22,6 +22,7 @@ use crate::drives::Recovery;
 use crate::members::LeftOut;
 use crate::node::{Control, order};
 use crate::reload::Reloads;
+use crate::work;
 
 /// How long the admin endpoint waits for reactor 0.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
@@ -195,6 +196,7 @@ impl Shared {
                 milliseconds: recovery.took.as_millis() as u64,
             },
             trim: trim_row(&drive.trim),
+            io: work::io_row(&device.stats()),
         });
         rows.chain(self.at_start.left_out.iter().map(left_out_row)).collect()
     }
@@ -243,6 +245,7 @@ impl Shared {
                 sleeps: get(&stats.sleeps),
                 tasks_live: get(&stats.tasks_live),
                 tasks_spawned: get(&stats.tasks_spawned),
+                turns: work::turn_rows(stats),
             }
         });
         rows.collect()
@@ -474,6 +477,8 @@ impl api::NodeAdmin for Shared {
             snapshot.gauge(name, help, Vec::new(), value);
         }
         trim_metrics(&mut snapshot, &drives);
+        work::io_metrics(&mut snapshot, &self.at_start.devices);
+        work::turn_metrics(&mut snapshot, &self.reactor_rows());
         scrub_metrics(&mut snapshot, &s.scrub);
         for class in Class::ALL {
             let labels = vec![("class", class.name().to_owned())];
@@ -556,6 +561,7 @@ fn left_out_row(drive: &LeftOut) -> api::DriveStatus {
         used_bytes: 0,
         recovery: api::RecoveryStatus::default(),
         trim: api::TrimStatus::default(),
+        io: work::io_row(&drive.device.stats()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use memkv_dma::{DmaBuf, DmaRef};
 use memkv_poller::Local;
 
-use crate::{Completion, Io, IoBuf, IoError, Op};
+use crate::{Completion, DeviceStats, Io, IoBuf, IoError, Op};
 
 /// The grain that buffers in memory have to lie on: what direct I/O asks of the address at most, on
 /// every device with sectors of 512 or 4096 bytes known to us.
@@ -100,6 +100,11 @@ pub trait BlockDevice: Send + Sync {
 
     /// Why this driver was chosen, in words for the log and the status page.
     fn reason(&self) -> &str;
+
+    /// What it was asked; nothing where nobody counts.
+    fn stats(&self) -> DeviceStats {
+        DeviceStats::default()
+    }
 
     /// Opens one reactor's queue and adds what has to be polled to the reactor. Called on the thread of
     /// the reactor; [`IoError::Os`] when the system has no more rings or memory.

@@ -38,6 +38,7 @@
 #![warn(missing_docs)]
 
 mod completion;
+mod counters;
 mod device;
 mod io;
 mod memory;
@@ -55,6 +56,7 @@ mod threads;
 mod uring;
 
 pub use completion::{Completer, Completion, completion};
+pub use counters::DeviceStats;
 pub use device::{BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write};
 pub use io::{Done, Io, IoBuf, IoError, Op};
 pub use memory::memory;

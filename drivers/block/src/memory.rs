@@ -13,8 +13,11 @@ use std::sync::Arc;
 use memkv_dma::{Arena, ArenaError, DmaBuf, DmaRef, Hugepages};
 use memkv_poller::Local;
 
+use crate::counters::Counters;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
-use crate::{Completion, Done, FILE_SECTOR, Io, IoBuf, IoError, MAX_TRANSFER, Op, completion};
+use crate::{
+    Completion, DeviceStats, Done, FILE_SECTOR, Io, IoBuf, IoError, MAX_TRANSFER, Op, completion,
+};
 
 /// A device of `size` bytes of memory, rounded down to sectors of 4096 bytes; zeroed.
 ///
@@ -24,12 +27,13 @@ pub fn memory(size: u64, hugepages: Hugepages) -> Result<Arc<dyn BlockDevice>, A
     let arena = Arena::new(capacity, hugepages)?;
     let reason = format!("memory was asked for, made of {}", arena.backing());
     tracing::info!(size = capacity, backing = %arena.backing(), "memory device");
-    Ok(Arc::new(Memory { arena, reason }))
+    Ok(Arc::new(Memory { arena, reason, counters: Arc::default() }))
 }
 
 struct Memory {
     arena: Arena,
     reason: String,
+    counters: Arc<Counters>,
 }
 
 impl BlockDevice for Memory {
@@ -49,8 +53,13 @@ impl BlockDevice for Memory {
         &self.reason
     }
 
+    fn stats(&self) -> DeviceStats {
+        self.counters.stats()
+    }
+
     fn open_queue(&self, _local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
-        Ok(Rc::new(MemoryQueue { arena: self.arena.clone(), geometry: self.geometry() }))
+        let counters = Arc::clone(&self.counters);
+        Ok(Rc::new(MemoryQueue { arena: self.arena.clone(), geometry: self.geometry(), counters }))
     }
 
     fn view(&self, offset: u64, len: usize) -> Option<DmaRef> {
@@ -65,6 +74,7 @@ impl BlockDevice for Memory {
 struct MemoryQueue {
     arena: Arena,
     geometry: Geometry,
+    counters: Arc<Counters>,
 }
 
 impl MemoryQueue {
@@ -94,6 +104,7 @@ impl MemoryQueue {
 impl BlockQueue for MemoryQueue {
     fn submit(&self, mut io: Io) -> Completion {
         let result = self.carry_out(&mut io);
+        self.counters.done(&io, result.is_ok());
         let (completer, completion) = completion();
         completer.complete(Done::of(io, result));
         completion

@@ -14,9 +14,10 @@ use std::thread::JoinHandle;
 use memkv_poller::Local;
 
 use crate::completion::{Completer, Completion, completion};
+use crate::counters::{Counters, Tally};
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
 use crate::medium::Medium;
-use crate::{Done, Io, IoError};
+use crate::{DeviceStats, Done, Io, IoError};
 
 /// Commands of one drive that are carried out at the same time. Direct I/O reaches most of a drive's
 /// speed at depth 1; more threads would only contend with the reactors for cores.
@@ -30,7 +31,8 @@ pub(crate) struct Threads {
 
 impl Threads {
     pub fn new(medium: Arc<Medium>, reason: String) -> io::Result<Threads> {
-        Ok(Threads { workers: Arc::new(Workers::start(medium, WORKERS)?), reason })
+        let workers = Workers::start(medium, Arc::default(), WORKERS)?;
+        Ok(Threads { workers: Arc::new(workers), reason })
     }
 }
 
@@ -49,6 +51,10 @@ impl BlockDevice for Threads {
 
     fn reason(&self) -> &str {
         &self.reason
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.workers.shared.counters.stats()
     }
 
     fn open_queue(&self, _local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
@@ -99,6 +105,7 @@ struct Jobs {
 
 struct Shared {
     medium: Arc<Medium>,
+    counters: Arc<Counters>,
     jobs: Mutex<Jobs>,
     bell: Condvar,
 }
@@ -125,7 +132,15 @@ impl Shared {
 
     fn work(&self) {
         while let Some(Job { mut io, completer, outstanding }) = self.next() {
+            let mut tally = Tally::default();
+            if io.buf.is_some() {
+                tally.transfer(false);
+            }
+            self.counters.handed_over(1, 1);
             let result = self.medium.carry_out(&mut io);
+            self.counters.came_back(1);
+            tally.done(&io, result.is_ok());
+            self.counters.take(&mut tally);
             // Before the caller is woken, who may look at the count.
             outstanding.fetch_sub(1, Ordering::AcqRel);
             completer.complete(Done::of(io, result));
@@ -140,9 +155,14 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads.
-    pub fn start(medium: Arc<Medium>, count: usize) -> io::Result<Workers> {
-        let shared = Arc::new(Shared { medium, jobs: Mutex::default(), bell: Condvar::new() });
+    /// Starts `count` threads, which add to `counters` what they do.
+    pub fn start(
+        medium: Arc<Medium>,
+        counters: Arc<Counters>,
+        count: usize,
+    ) -> io::Result<Workers> {
+        let jobs = Mutex::default();
+        let shared = Arc::new(Shared { medium, counters, jobs, bell: Condvar::new() });
         let mut workers = Workers { shared: Arc::clone(&shared), threads: Vec::new() };
         for _ in 0..count {
             let shared = Arc::clone(&shared);

@@ -27,7 +27,7 @@ use memkv_poller::Local;
 
 use crate::completion::Watched;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
-use crate::{Completion, Done, Io, IoError, completion};
+use crate::{Completion, DeviceStats, Done, Io, IoError, completion};
 
 /// Looks in the time that a drive may take.
 const LOOKS: u32 = 8;
@@ -67,6 +67,10 @@ impl BlockDevice for WatchedDevice {
 
     fn reason(&self) -> &str {
         self.device.reason()
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.device.stats()
     }
 
     fn open_queue(&self, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {

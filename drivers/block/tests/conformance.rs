@@ -431,6 +431,30 @@ fn the_lock_goes_with_the_last_handle(kind: Kind) {
     assert_eq!(again().unwrap().geometry().capacity, CAPACITY);
 }
 
+fn what_is_asked_is_counted(kind: Kind) {
+    let rig = rig(kind);
+    on_reactor(&rig, |bench| async move {
+        let queue = &*bench.queue;
+        write(queue, 0, SECTOR, bench.filled(SECTOR, 1)).await.0.unwrap();
+        write(queue, MIB, 3 * SECTOR, bench.filled(3 * SECTOR, 2)).await.0.unwrap();
+        bench.expect(0, SECTOR, 1).await;
+        flush(queue).await.unwrap();
+        // Refused before the device sees it, or by it: nothing was done.
+        write(queue, CAPACITY, SECTOR, bench.buffer(SECTOR)).await.0.unwrap_err();
+    });
+    let stats = rig.device.stats();
+    assert_eq!((stats.reads, stats.writes, stats.flushes), (1, 2, 1));
+    assert_eq!((stats.read_bytes, stats.written_bytes), (SECTOR as u64, 4 * SECTOR as u64));
+    assert_eq!(stats.depth, 0);
+    if kind != Kind::Memory {
+        assert_eq!((stats.submitted, stats.enters, stats.transfers), (4, 4, 3));
+        assert_eq!(stats.depth_high, 1);
+        let registered = if kind == Kind::Uring { 3 } else { 0 };
+        assert_eq!(stats.fixed, registered);
+    }
+    assert_eq!((stats.dry, stats.starved > Duration::from_secs(1)), (0, false));
+}
+
 macro_rules! suite {
     ($driver:ident, $kind:expr, [$($test:ident),* $(,)?]) => {
         mod $driver {
@@ -457,6 +481,7 @@ macro_rules! common {
             histories_agree_with_an_array,
             every_reactor_has_its_own_queue,
             a_sleeping_reactor_is_woken,
+            what_is_asked_is_counted,
             $($more,)*
         ]);
     };

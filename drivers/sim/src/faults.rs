@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memkv_block::{
-    BlockDevice, BlockQueue, Completer, Completion, Done, Geometry, Io, IoBuf, IoError, Kind, Op,
-    completion,
+    BlockDevice, BlockQueue, Completer, Completion, DeviceStats, Done, Geometry, Io, IoBuf,
+    IoError, Kind, Op, completion,
 };
 use memkv_poller::{Local, Rng};
 
@@ -183,6 +183,10 @@ impl BlockDevice for FaultyDevice {
 
     fn reason(&self) -> &str {
         self.device.reason()
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.device.stats()
     }
 
     fn open_queue(&self, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {

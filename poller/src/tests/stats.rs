@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{settle, still};
-use crate::TaskOrder;
+use super::{TestClock, settle, still};
+use crate::{Local, TaskOrder};
 
 fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
@@ -45,4 +45,23 @@ fn time_is_charged_to_what_the_pass_found() {
     assert_eq!((read(&stats.busy_ns), read(&stats.idle_ns)), (30, 500));
     assert_eq!(read(&stats.polls), 3);
     assert_eq!(read(&stats.sleeps), 0);
+}
+
+#[test]
+fn long_turns_are_told_by_name() {
+    let (mut reactor, clock) = still(TaskOrder::Fifo, 0);
+    async fn slow(clock: TestClock, micros: &'static [u64], local: Local) {
+        for &micros in micros {
+            clock.advance(Duration::from_micros(micros));
+            local.yield_now().await;
+        }
+    }
+    let local = reactor.local();
+    local.spawn(slow(clock.clone(), &[300, 10, 250, 200], local.clone()));
+    let quick = clock.clone();
+    local.spawn(async move { quick.advance(Duration::from_micros(50)) });
+    settle(&mut reactor);
+    let [turns] = reactor.stats().turns()[..] else { panic!("{:?}", reactor.stats().turns()) };
+    assert!(turns.who.ends_with("long_turns_are_told_by_name::slow"), "{}", turns.who);
+    assert_eq!((turns.long, turns.longest), (2, Duration::from_micros(300)));
 }

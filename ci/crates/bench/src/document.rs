@@ -13,6 +13,15 @@ pub const RUN: Marks = Marks("<!-- tables begin -->", "<!-- tables end -->");
 /// The place of the comparison of eviction policies.
 pub const EVICTION: Marks = Marks("<!-- eviction begin -->", "<!-- eviction end -->");
 
+/// The place of drives beside fio.
+pub const DIRECT: Marks = Marks("<!-- direct begin -->", "<!-- direct end -->");
+/// The place of the journal.
+pub const JOURNAL: Marks = Marks("<!-- journal begin -->", "<!-- journal end -->");
+/// The place of what space costs.
+pub const SPACE: Marks = Marks("<!-- space begin -->", "<!-- space end -->");
+/// The place of gets beside background work.
+pub const BACKGROUND: Marks = Marks("<!-- background begin -->", "<!-- background end -->");
+
 /// Puts `tables` between the marks of the document.
 ///
 /// # Errors

@@ -38,6 +38,32 @@ pub enum BenchError {
         /// Where to read on.
         log: PathBuf,
     },
+    /// A command failed.
+    #[error("{name} failed and said: {said}")]
+    Said {
+        /// Which.
+        name: &'static str,
+        /// What it said.
+        said: String,
+    },
+    /// A device of the bench's own failed.
+    #[error("the bench's own I/O failed")]
+    Block(#[from] memkv_block::IoError),
+    /// A drive of the bench's own cannot be opened.
+    #[error("a drive cannot be opened")]
+    Open(#[from] memkv_block::OpenError),
+    /// A drive of the bench's own cannot be formatted.
+    #[error("a drive cannot be formatted")]
+    Format(#[from] memkv_journal::FormatError),
+    /// A journal of the bench's own cannot be opened.
+    #[error("a journal cannot be opened")]
+    Recover(#[from] memkv_journal::OpenError),
+    /// A journal of the bench's own failed.
+    #[error("a journal failed")]
+    Journal(#[from] memkv_journal::JournalError),
+    /// There is no memory for a pool.
+    #[error("no memory for a pool")]
+    Pool(#[from] memkv_dma::PoolError),
     /// A call of the memkv client failed.
     #[error("a call of the client failed")]
     Client(#[from] ClientError),

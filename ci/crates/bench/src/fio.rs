@@ -14,8 +14,40 @@ use serde_json::Value;
 use crate::error::{BenchError, doing};
 use crate::measure::Operation;
 
-/// Requests in flight.
-const DEPTH: u32 = 4;
+/// Requests in flight of the floor.
+const DEPTH: usize = 4;
+/// Bytes of a request of the floor.
+const BLOCK: usize = 4 << 20;
+
+/// What fio is asked: direct I/O by io_uring from hugepages.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// A file or a block device.
+    pub target: &'a Path,
+    /// How much of it is used.
+    pub target_bytes: u64,
+    /// Write or read.
+    pub operation: Operation,
+    /// Bytes of a request.
+    pub block: usize,
+    /// Requests in flight.
+    pub depth: usize,
+    /// In any order, else one after the other.
+    pub random: bool,
+    /// Bytes moved.
+    pub bytes: u64,
+}
+
+/// What fio found.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Floor {
+    /// GiB per second.
+    pub speed: f64,
+    /// Requests per second.
+    pub iops: f64,
+    /// CPU seconds per GiB.
+    pub cost: f64,
+}
 
 /// fio and the file it works on.
 pub struct Fio {
@@ -55,35 +87,58 @@ impl Fio {
 
     /// GiB per second of writing or reading; what fio says when it does not work.
     pub fn run(&self, operation: Operation) -> Result<f64, String> {
-        let direction = match operation {
+        let job = Job {
+            target: &self.file,
+            target_bytes: self.file_bytes,
+            operation,
+            block: BLOCK,
+            depth: DEPTH,
+            random: false,
+            bytes: self.run_bytes,
+        };
+        job.run().map(|floor| floor.speed)
+    }
+}
+
+impl Job<'_> {
+    /// Does it; what fio says when it does not work.
+    pub fn run(&self) -> Result<Floor, String> {
+        let direction = match self.operation {
             Operation::Put => "write",
             Operation::Get => "read",
         };
+        let order = if self.random { "rand" } else { "" };
         let mut command = Command::new("fio");
-        command.args(["--name=floor", "--ioengine=io_uring", "--direct=1", "--bs=4M"]);
+        command.args(["--name=floor", "--ioengine=io_uring", "--direct=1"]);
         command.args(["--mem=shmhuge", "--output-format=json", "--fallocate=none"]);
-        command.arg(format!("--filename={}", self.file.display()));
-        command.arg(format!("--rw={direction}"));
-        command.arg(format!("--iodepth={DEPTH}"));
-        command.arg(format!("--size={}", self.file_bytes));
-        command.arg(format!("--io_size={}", self.run_bytes));
+        // What it would change of its buffers before each write is no part of a disk's speed.
+        command.args(["--scramble_buffers=0", "--norandommap", "--randrepeat=0"]);
+        command.arg(format!("--filename={}", self.target.display()));
+        command.arg(format!("--rw={order}{direction}"));
+        command.arg(format!("--bs={}", self.block));
+        command.arg(format!("--iodepth={}", self.depth));
+        command.arg(format!("--size={}", self.target_bytes));
+        command.arg(format!("--io_size={}", self.bytes));
         let output = command.output().map_err(|error| format!("fio cannot be started: {error}"))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
             return Err(format!("fio failed and said: {line}"));
         }
-        speed(&output.stdout, direction).ok_or_else(|| "fio's answer cannot be read".to_owned())
+        floor(&output.stdout, direction).ok_or_else(|| "fio's answer cannot be read".to_owned())
     }
 }
 
-/// The bytes per second of fio's only job, as GiB per second.
-fn speed(answer: &[u8], direction: &str) -> Option<f64> {
+/// What fio's only job found; its CPU time is told as shares of the time that it ran.
+fn floor(answer: &[u8], direction: &str) -> Option<Floor> {
     // Warnings may stand in front of the document.
     let begin = answer.iter().position(|byte| *byte == b'{')?;
     let answer: Value = serde_json::from_slice(&answer[begin..]).ok()?;
-    let bytes = answer["jobs"][0][direction]["bw_bytes"].as_f64()?;
-    (bytes > 0.0).then_some(bytes / f64::from(1 << 30))
+    let job = &answer["jobs"][0];
+    let speed = job[direction]["bw_bytes"].as_f64()? / f64::from(1 << 30);
+    let busy = (job["usr_cpu"].as_f64()? + job["sys_cpu"].as_f64()?) / 100.0;
+    let iops = job[direction]["iops"].as_f64()?;
+    (speed > 0.0).then_some(Floor { speed, iops, cost: busy / speed })
 }
 
 #[cfg(test)]
@@ -93,9 +148,12 @@ mod tests {
     #[test]
     fn the_speed_is_read_from_behind_warnings() {
         let answer = br#"fio: a warning
-            {"jobs": [{"write": {"bw_bytes": 3221225472}, "read": {"bw_bytes": 0}}]}"#;
-        assert_eq!(speed(answer, "write"), Some(3.0));
-        assert_eq!(speed(answer, "read"), None);
-        assert_eq!(speed(b"no document", "read"), None);
+            {"jobs": [{"write": {"bw_bytes": 3221225472, "iops": 768.0}, "usr_cpu": 4.5,
+             "sys_cpu": 1.5, "read": {"bw_bytes": 0, "iops": 0}}]}"#;
+        let found = floor(answer, "write").unwrap();
+        assert_eq!((found.speed, found.iops), (3.0, 768.0));
+        assert!((found.cost - 0.02).abs() < 1e-9);
+        assert_eq!(floor(answer, "read"), None);
+        assert_eq!(floor(b"no document", "read"), None);
     }
 }

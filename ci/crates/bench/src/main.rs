@@ -11,11 +11,14 @@
 
 #![forbid(unsafe_code)]
 
+mod background;
 mod cpu;
+mod direct;
 mod document;
 mod error;
 mod eviction;
 mod fio;
+mod journal;
 mod machine;
 mod measure;
 mod plain;
@@ -23,12 +26,14 @@ mod plan;
 mod report;
 mod ring;
 mod run;
+mod section;
 mod servers;
+mod space;
 mod tables;
 
 use std::error::Error;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +42,7 @@ use crate::error::{BenchError, doing};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::run::Bench;
+use crate::section::Section;
 use crate::tables::Style;
 
 /// Measures memkv beside a plain TCP server and the disk's own speed.
@@ -52,6 +58,14 @@ enum Task {
     Run(RunArguments),
     /// Compares the eviction policies by their prefix hits
     Eviction(EvictionArguments),
+    /// Measures drives beside fio, with and without the server
+    Direct(RunArguments),
+    /// Measures the journal beside the machine's own durable writes
+    Journal(RunArguments),
+    /// Measures what of a drive holds values, and what writing them costs
+    Space(RunArguments),
+    /// Measures gets beside what a node does for itself
+    Background(RunArguments),
     /// Prints the hugepages of 2 MiB that a run can use
     Hugepages,
     /// The plain server alone, until it is killed
@@ -110,8 +124,21 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Run(arguments) => run(&arguments),
         Task::Eviction(arguments) => compare_eviction(&arguments),
+        Task::Direct(arguments) => part(&arguments, &document::DIRECT, |binary, folder| {
+            direct::compare(binary, folder, direct::Effort::new(arguments.quick, arguments.rounds))
+        }),
+        Task::Journal(arguments) => part(&arguments, &document::JOURNAL, |_, folder| {
+            journal::measure(folder, journal::Effort::new(arguments.quick, arguments.rounds))
+        }),
+        Task::Space(arguments) => part(&arguments, &document::SPACE, |binary, folder| {
+            space::measure(binary, folder, space::Effort::new(arguments.quick))
+        }),
+        Task::Background(arguments) => part(&arguments, &document::BACKGROUND, |binary, folder| {
+            let effort = background::Effort::new(arguments.quick, arguments.rounds);
+            background::measure(binary, folder, effort)
+        }),
         Task::Hugepages => {
-            println!("{}", Plan::new(false, None).hugepages());
+            println!("{}", Plan::new(false, None).hugepages().max(direct::HUGEPAGES));
             Ok(true)
         }
         Task::Plain(arguments) => {
@@ -165,13 +192,50 @@ fn compare_eviction(arguments: &EvictionArguments) -> Result<bool, BenchError> {
     Ok(comparison.checks().into_iter().all(|(_, good)| good))
 }
 
-fn run(arguments: &RunArguments) -> Result<bool, BenchError> {
+/// A new folder on a disk.
+fn make_folder(arguments: &RunArguments) -> Result<(tempfile::TempDir, PathBuf), BenchError> {
     let io = |error| doing("the bench's folder")(error);
     fs::create_dir_all(&arguments.folder).map_err(io)?;
     machine::on_disk(&arguments.folder)?;
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&arguments.folder);
     let folder = folder.map_err(io)?;
     let path = folder.path().canonicalize().map_err(io)?;
+    Ok((folder, path))
+}
+
+/// One of the parts that are told as a section.
+fn part(
+    arguments: &RunArguments,
+    marks: &document::Marks,
+    measure: impl FnOnce(&Path, &Path) -> Result<Section, BenchError>,
+) -> Result<bool, BenchError> {
+    let (folder, path) = make_folder(arguments)?;
+    let section = match measure(&arguments.binary, &path) {
+        Ok(section) => section,
+        Err(error) => {
+            // Its logs say more.
+            let _ = folder.keep();
+            return Err(error);
+        }
+    };
+    if arguments.json {
+        let json = serde_json::to_string_pretty(&section);
+        println!("{}", json.expect("a section is plain data"));
+    } else {
+        print!("{}", section.text(Style::Terminal));
+        println!();
+        for check in &section.checks {
+            println!("test {} ... {}", check.name, check.outcome);
+        }
+    }
+    if let Some(document) = &arguments.write_docs {
+        document::write(document, marks, &section.text(Style::Markdown))?;
+    }
+    Ok(section.is_good())
+}
+
+fn run(arguments: &RunArguments) -> Result<bool, BenchError> {
+    let (folder, path) = make_folder(arguments)?;
     let plan = Plan::new(arguments.quick, arguments.rounds);
     let outcome = match Bench::start(&arguments.binary, &path, plan).and_then(Bench::run) {
         Ok(outcome) => outcome,

@@ -58,7 +58,8 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn at_most(value: f64, bar: f64) -> Verdict {
+    /// Held when it is not above the bar.
+    pub fn at_most(value: f64, bar: f64) -> Verdict {
         match value {
             value if value <= bar => Verdict::Pass,
             value if value <= bar * (1.0 + TOLERANCE) => Verdict::Tie,
@@ -66,7 +67,8 @@ impl Verdict {
         }
     }
 
-    fn at_least(value: f64, bar: f64) -> Verdict {
+    /// Held when it is not below the bar.
+    pub fn at_least(value: f64, bar: f64) -> Verdict {
         match value {
             value if value >= bar => Verdict::Pass,
             value if value >= bar * (1.0 - TOLERANCE) => Verdict::Tie,
@@ -85,7 +87,7 @@ impl Verdict {
     }
 
     /// As the list of checks wants it.
-    fn outcome(&self) -> String {
+    pub fn outcome(&self) -> String {
         match self {
             Verdict::Pass | Verdict::Tie => "ok".to_owned(),
             Verdict::Miss => "FAILED".to_owned(),

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memkv_admin_api::{IoStatus, ReactorStatus, TurnStatus};
 use memkv_client::{Client, Config, SharedKey, StatId, Transport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -120,6 +121,10 @@ pub enum Medium {
     File(u64),
     /// Memory of this many bytes, with an eviction policy of this name.
     Evicting(u64, &'static str),
+    /// A block device, which is formatted first.
+    Device(PathBuf),
+    /// A file of this many bytes, and lines of the configuration that follow `storage:`.
+    Tuned(u64, String),
 }
 
 /// A memkv node, as it is shipped: all that is set is where it listens, its key, the size of its
@@ -172,6 +177,37 @@ impl Node {
         pool_bytes: u64,
         medium: &Medium,
     ) -> Result<Node, BenchError> {
+        Node::launch(Command::new(binary), binary, name, folder, pool_bytes, medium)
+    }
+
+    /// The same, on the first core alone, where the system can do that.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_on_core(
+        binary: &Path,
+        name: &'static str,
+        folder: &Path,
+        pool_bytes: u64,
+        medium: &Medium,
+    ) -> Result<Node, BenchError> {
+        let mut command = Command::new("taskset");
+        let bound = command.args(["-c", "0", "true"]).status().is_ok_and(|s| s.success());
+        let mut command = Command::new(if bound { Path::new("taskset") } else { binary });
+        if bound {
+            command.args(["-c", "0"]).arg(binary);
+        }
+        Node::launch(command, binary, name, folder, pool_bytes, medium)
+    }
+
+    fn launch(
+        mut command: Command,
+        binary: &Path,
+        name: &'static str,
+        folder: &Path,
+        pool_bytes: u64,
+        medium: &Medium,
+    ) -> Result<Node, BenchError> {
         let address = free_address()?;
         let drive = folder.join(format!("{name}.drive"));
         let storage = match medium {
@@ -184,6 +220,16 @@ impl Node {
                 let media = drive.display();
                 format!("mode: file\n  drives:\n    - media: {media}\n      max_size: {bytes}\n")
             }
+            Medium::Tuned(bytes, lines) => {
+                let media = drive.display();
+                format!(
+                    "mode: file\n  drives:\n    - media: {media}\n      max_size: {bytes}\n{lines}"
+                )
+            }
+            Medium::Device(path) => {
+                format_device(binary, path)?;
+                format!("mode: direct\n  drives:\n    - media: {}\n", path.display())
+            }
         };
         let config = format!(
             "network:\n  address: {address}\n  auth_key: {AUTH_KEY}\n\
@@ -191,7 +237,6 @@ impl Node {
         );
         let file = folder.join(format!("{name}.yaml"));
         fs::write(&file, config).map_err(doing("a node's configuration"))?;
-        let mut command = Command::new(binary);
         command.args(["start", "--config"]).arg(file).stdout(Stdio::null());
         let mut node = Node { process: Process::start(command, name, folder)?, address };
         node.wait_until_ready()?;
@@ -204,7 +249,8 @@ impl Node {
             self.process.check()?;
             // A new client each time: one that met a dead server rests before it tries again.
             let answers = self.client(1)?.server_stats();
-            if answers.iter().all(|(_, answer)| answer.is_ok()) {
+            // The admin endpoint is the last to listen.
+            if answers.iter().all(|(_, answer)| answer.is_ok()) && self.status().is_ok() {
                 return Ok(());
             }
             if begun.elapsed() > PATIENCE {
@@ -309,6 +355,56 @@ impl Node {
             .map_err(|source| BenchError::Answer { what, source: Some(source) })
     }
 
+    /// What its drive was asked.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn io(&self) -> Result<IoStatus, BenchError> {
+        let what = "the drive's row of /v1/status";
+        let row = self.status()?["drives"][0]["io"].take();
+        serde_json::from_value(row)
+            .map_err(|source| BenchError::Answer { what, source: Some(source) })
+    }
+
+    /// Whose turns took long on its reactors.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn turns(&self) -> Result<Vec<TurnStatus>, BenchError> {
+        let what = "the reactors' rows of /v1/status";
+        let rows = self.status()?["reactors"].take();
+        let rows: Vec<ReactorStatus> = serde_json::from_value(rows)
+            .map_err(|source| BenchError::Answer { what, source: Some(source) })?;
+        Ok(rows.into_iter().flat_map(|reactor| reactor.turns).collect())
+    }
+
+    /// Bytes that its scrubber found right.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn scrubbed(&self) -> Result<u64, BenchError> {
+        let bytes = self.status()?["scrub"]["bytes_total"].as_u64();
+        bytes.ok_or(BenchError::Answer { what: "the scrubber's row of /v1/status", source: None })
+    }
+
+    /// Ranges that its drive was told are free.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn trimmed(&self) -> Result<u64, BenchError> {
+        let ranges = self.status()?["drives"][0]["trim"]["ranges_total"].as_u64();
+        ranges.ok_or(BenchError::Answer { what: "the trimmer's row of /v1/status", source: None })
+    }
+
+    /// A counter of `/v1/status`.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such counter.
+    pub fn counter(&self, name: &str) -> Result<u64, BenchError> {
+        let value = self.status()?["counters"][name].as_u64();
+        value.ok_or(BenchError::Answer { what: "a counter of /v1/status", source: None })
+    }
+
     /// Ends it by SIGTERM.
     ///
     /// # Errors
@@ -324,6 +420,20 @@ impl Node {
             thread::sleep(Duration::from_millis(5));
         }
         Err(self.process.silent())
+    }
+}
+
+/// Formats a device for a node of its own.
+fn format_device(binary: &Path, path: &Path) -> Result<(), BenchError> {
+    let mut command = Command::new(binary);
+    command.args(["setup", "--force", "--drives"]).arg(path).env("MEMKV_AUTH_KEY", AUTH_KEY);
+    let output = command.output().map_err(doing("memkv setup cannot be started"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(BenchError::Said {
+            name: "memkv setup",
+            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }),
     }
 }
 

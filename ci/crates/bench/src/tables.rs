@@ -167,19 +167,22 @@ pub fn table(style: Style, head: &[&str]) -> Table {
     table
 }
 
-fn size(bytes: usize) -> String {
+/// Bytes in words.
+pub fn size(bytes: usize) -> String {
     match bytes >> 20 {
         0 => format!("{} KiB", bytes >> 10),
         mib => format!("{mib} MiB"),
     }
 }
 
-fn spread(spread: Spread, digits: usize) -> String {
+/// A median with its spread.
+pub fn spread(spread: Spread, digits: usize) -> String {
     let Spread { median, min, max } = spread;
     format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
 }
 
-fn ratio(ratio: Spread) -> String {
+/// A ratio with its spread.
+pub fn ratio(ratio: Spread) -> String {
     format!("{:.2}× ({:.2}–{:.2})", ratio.median, ratio.min, ratio.max)
 }
 

@@ -8,7 +8,8 @@
 //!
 //! Entries are handed to the kernel by the poller, which runs last in every pass of the reactor: all
 //! commands that the tasks of one pass submit cost one system call, and a single one leaves in the pass
-//! it was submitted in.
+//! it was submitted in. Only a device that has nothing to do is not left waiting for the end of the pass:
+//! what it is asked first leaves at once.
 
 mod queue;
 mod ring;
@@ -20,10 +21,11 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use memkv_dma::Pool;
 use memkv_poller::Local;
 
-use crate::IoError;
+use crate::counters::Counters;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
 use crate::medium::Medium;
 use crate::threads::Workers;
+use crate::{DeviceStats, IoError};
 use ring::Ring;
 
 /// A drive driven by io_uring.
@@ -35,7 +37,10 @@ pub(crate) struct Uring {
 /// What the drive's queues share.
 struct Shared {
     medium: Arc<Medium>,
+    counters: Arc<Counters>,
     pool: Pool,
+    /// Bytes of large transfers of one queue in the device at once.
+    window: u64,
     /// The one thread that discards on block devices, which io_uring could not do before Linux 6.12;
     /// started when it is first needed.
     discarder: Mutex<Option<Arc<Workers>>>,
@@ -49,7 +54,9 @@ impl Uring {
         drop(Ring::new(&medium)?);
         let shared = Shared {
             medium,
+            counters: Arc::default(),
             pool,
+            window: queue::WINDOW,
             discarder: Mutex::new(None),
             unregistered_file: Once::new(),
             unregistered_pool: Once::new(),
@@ -81,7 +88,8 @@ impl Shared {
         if let Some(workers) = &*discarder {
             return Ok(Arc::clone(workers));
         }
-        let workers = Arc::new(Workers::start(Arc::clone(&self.medium), 1)?);
+        let workers =
+            Arc::new(Workers::start(Arc::clone(&self.medium), Arc::clone(&self.counters), 1)?);
         *discarder = Some(Arc::clone(&workers));
         Ok(workers)
     }
@@ -114,8 +122,54 @@ impl BlockDevice for Uring {
         &self.reason
     }
 
+    fn stats(&self) -> DeviceStats {
+        self.shared.counters.stats()
+    }
+
     fn open_queue(&self, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
         let ring = self.shared.ring()?;
         Ok(queue::open(Arc::clone(&self.shared), ring, local))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use memkv_dma::{Class, Hugepages, PoolConfig};
+    use memkv_poller::{Reactor, ReactorConfig, Rng, SystemClock};
+
+    use super::*;
+    use crate::{Io, OpenOptions};
+
+    /// Transfers that each fill the window: when one is done, the device has nothing although the next
+    /// was there.
+    #[test]
+    fn a_device_that_waits_for_the_node_is_noticed() {
+        const LEN: usize = 1 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let config = PoolConfig { size: 32 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
+        let pool = Pool::new(config).unwrap();
+        let mut options = OpenOptions::new(directory.path().join("drive"), pool.clone());
+        options.size = Some(32 << 20);
+        let medium = Arc::new(Medium::open(&mut options).unwrap());
+        let mut device = Uring::new(medium, pool.clone(), String::new()).unwrap();
+        Arc::get_mut(&mut device.shared).unwrap().window = LEN as u64;
+        let clock = Rc::new(SystemClock);
+        let mut reactor = Reactor::new(ReactorConfig::default(), clock, Rng::seeded(0));
+        let queue = device.open_queue(&reactor.local()).unwrap();
+        reactor.block_on(async move {
+            let write = |n: usize| {
+                let buffer = pool.allocate(Class::Receive, LEN).unwrap();
+                queue.submit(Io::write((n * LEN) as u64, LEN, buffer))
+            };
+            let all: Vec<_> = (0..3).map(write).collect();
+            for one in all {
+                one.await.result.unwrap();
+            }
+        });
+        let stats = device.stats();
+        assert_eq!((stats.dry, stats.depth_high), (2, 1));
+        assert!(stats.starved > Duration::ZERO);
     }
 }

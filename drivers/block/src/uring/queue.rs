@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use memkv_poller::{Interrupt, Local, Poller, Progress};
+use memkv_poller::{Instant, Interrupt, Local, Poller, Progress};
 
 use super::Shared;
 use super::ring::{DEPTH, Ring, is_transient};
 use crate::completion::{Completer, Completion, completion};
+use crate::counters::Tally;
 use crate::device::BlockQueue;
 use crate::{Done, Io, IoError, Op};
 
@@ -19,9 +20,10 @@ const PER_POLL: u32 = 64;
 
 /// Bytes of large transfers in the device at once, those of one queue. A device serves all that it has
 /// at the same time, each a little; of what waits here, the first is done first, and while its bytes go
-/// on to a socket the device has the next. It covers the product of bandwidth and latency of one drive:
-/// 14 GB/s times 150 µs.
-const WINDOW: u64 = 2 << 20;
+/// on to a socket the device has the next. Two extents: one that is being served, and another, so that
+/// neither a device that cuts transfers up nor a reactor that is late finds the queue empty. Half an
+/// extent reached half of some drives' speed.
+pub(super) const WINDOW: u64 = 8 << 20;
 
 /// Transfers up to this size never wait for large ones: they are somebody's whole answer, or the
 /// journal's.
@@ -55,6 +57,15 @@ struct Engine {
     moving: u64,
     /// The device is not waited for any more.
     given_up: bool,
+    /// Commands in the ring that the kernel has not taken yet.
+    unsent: u64,
+    tally: Tally,
+    /// Since when commands have waited while the device had none.
+    hungry_since: Option<Instant>,
+    /// The last moment at which the device is known to have had work: the last look at the ring, or
+    /// waking up.
+    looked: Instant,
+    local: Local,
     /// Kept open as long as the ring, which names its descriptor.
     shared: Arc<Shared>,
 }
@@ -66,7 +77,7 @@ impl Engine {
 
     /// Whether a large transfer may go to the device: one may always.
     fn has_room(&self, io: &Io) -> bool {
-        self.moving == 0 || self.moving + io.len <= WINDOW
+        self.moving == 0 || self.moving + io.len <= self.shared.window
     }
 
     /// Takes a checked command: into a slot, or into one of the lines.
@@ -79,6 +90,11 @@ impl Engine {
             self.moving += io.len;
         }
         self.start(io, completer);
+        if self.hungry_since.is_some() {
+            // The device has nothing to do, and this pass may take long yet: whoever asked may go on
+            // with the next MiB of a socket.
+            self.enter();
+        }
     }
 
     /// Puts a command into a free slot, or into the line of those that wait for one.
@@ -98,7 +114,40 @@ impl Engine {
         // SAFETY: the command was checked before it came here. The slot keeps its buffer, and touches
         // nothing of it, until `answer` has taken the completion of this tag; if the queue is dropped
         // before, `drain` waits for it or leaks the slot.
-        unsafe { self.ring.push(&mut slot.io, slot.done, u64::from(index)) };
+        let fixed = unsafe { self.ring.push(&mut slot.io, slot.done, u64::from(index)) };
+        if let Some(fixed) = fixed {
+            self.tally.transfer(fixed);
+        }
+        self.unsent += 1;
+        if self.hungry_since.is_none() && self.shared.counters.depth() == 0 {
+            self.hungry_since = Some(self.local.now());
+        }
+    }
+
+    /// Hands what is in the ring over to the kernel. Says how many commands it took.
+    fn enter(&mut self) -> u32 {
+        let waited =
+            self.hungry_since.map(|since| self.local.now().saturating_duration_since(since));
+        let taken = self.ring.enter() as u64;
+        if taken > 0 {
+            self.unsent -= taken;
+            self.shared.counters.handed_over(taken, 1);
+            self.hungry_since = None;
+            self.shared.counters.starved(waited.unwrap_or_default());
+        }
+        taken as u32
+    }
+
+    /// The kernel has answered `count` commands: whether the device has others, or waits for us.
+    fn came_back(&mut self, count: u64) {
+        let counters = &self.shared.counters;
+        if count == 0 || counters.came_back(count) > 0 {
+            return;
+        }
+        if self.unsent > 0 || !self.waiting.is_empty() || !self.large.is_empty() {
+            counters.ran_dry();
+            self.hungry_since.get_or_insert(self.looked);
+        }
     }
 
     /// Takes one completion from the ring. A command that is done is returned, to be completed when
@@ -129,6 +178,7 @@ impl Engine {
             }
         };
         let slot = self.slots[usize::from(index)].take().expect("just looked at");
+        self.tally.done(&slot.io, result.is_ok());
         self.free.push(index);
         if is_large(&slot.io) {
             self.moving -= slot.io.len;
@@ -138,12 +188,16 @@ impl Engine {
 
     /// One turn: hands over what is new, takes what is done, lets waiting commands move up.
     fn turn(&mut self, finished: &mut Vec<(Completer, Done)>) -> Progress {
-        let mut work = self.ring.enter() as u32;
-        for _ in 0..PER_POLL {
-            let Some(answer) = self.answer() else { break };
-            work += 1;
+        let sent = self.enter();
+        let mut answers = 0;
+        while answers < PER_POLL
+            && let Some(answer) = self.answer()
+        {
+            answers += 1;
             finished.extend(answer);
         }
+        self.came_back(u64::from(answers));
+        let mut work = sent + answers;
         while !self.free.is_empty()
             && let Some((io, completer)) = self.waiting.pop_front()
         {
@@ -160,8 +214,12 @@ impl Engine {
         }
         if refilled {
             // What the tasks now do with what has come may take long: the device has work meanwhile.
-            self.ring.enter();
+            self.enter();
         }
+        if work > 0 {
+            self.shared.counters.take(&mut self.tally);
+        }
+        self.looked = self.local.pass_began();
         Progress::of(work)
     }
 
@@ -171,6 +229,7 @@ impl Engine {
         if self.given_up && self.in_device() > 0 {
             return self.leak("the drive does not answer, leaking buffers");
         }
+        let sent = self.in_device() as u64 - self.unsent;
         while let Some((io, completer)) = self.large.pop_front() {
             self.moving += io.len;
             self.start(io, completer);
@@ -189,6 +248,8 @@ impl Engine {
                 }
             }
         }
+        self.shared.counters.came_back(sent);
+        self.shared.counters.take(&mut self.tally);
         self.ring.unregister();
     }
 }
@@ -292,7 +353,9 @@ impl Poller for UringPoller {
 
     fn disarm(&mut self) {
         if std::mem::take(&mut self.armed) {
-            self.engine.borrow_mut().ring.disarm();
+            let mut engine = self.engine.borrow_mut();
+            engine.ring.disarm();
+            engine.looked = engine.local.now();
         }
     }
 
@@ -312,6 +375,11 @@ pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn Blo
         large: VecDeque::new(),
         moving: 0,
         given_up: false,
+        unsent: 0,
+        tally: Tally::default(),
+        hungry_since: None,
+        looked: local.now(),
+        local: local.clone(),
         shared: Arc::clone(&shared),
     };
     let engine = Rc::new(RefCell::new(engine));

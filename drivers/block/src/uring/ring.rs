@@ -100,20 +100,23 @@ impl Ring {
         let _ = (&self.wake).read(&mut [0; 8]);
     }
 
-    /// Puts what is left of `io` after `done` bytes into the ring, to be told apart by `tag`.
+    /// Puts what is left of `io` after `done` bytes into the ring, to be told apart by `tag`. Says
+    /// of a read or write whether its memory is registered.
     ///
     /// # Safety
     /// `io` must be checked against the drive, and its buffer must be kept, untouched, until the
     /// completion of `tag` has been taken from this ring.
-    pub unsafe fn push(&mut self, io: &mut Io, done: u64, tag: u64) {
-        let entry = self.entry(io, done).flags(self.flags).user_data(tag);
+    pub unsafe fn push(&mut self, io: &mut Io, done: u64, tag: u64) -> Option<bool> {
+        let (entry, fixed) = self.entry(io, done);
+        let entry = entry.flags(self.flags).user_data(tag);
         // SAFETY: by the contract of this function the memory that the entry names outlives the
         // command; the descriptor is the drive's, which the queue keeps open for longer.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "no more commands are started than the ring has entries");
+        fixed
     }
 
-    fn entry(&self, io: &mut Io, done: u64) -> squeue::Entry {
+    fn entry(&self, io: &mut Io, done: u64) -> (squeue::Entry, Option<bool>) {
         let fd = self.fd;
         let (offset, len) = (io.offset + done, io.len - done);
         let at = io.buf_at + done as usize;
@@ -121,27 +124,33 @@ impl Ring {
             (Op::Read, Some(IoBuf::Exclusive(buf))) => {
                 // Stays inside of the buffer: checked against its length.
                 let start = buf.as_mut_ptr().wrapping_add(at);
-                match self.registered_index(start, len) {
+                let registered = self.registered_index(start, len);
+                let entry = match registered {
                     Some(i) => {
                         opcode::ReadFixed::new(fd, start, len as u32, i).offset(offset).build()
                     }
                     None => opcode::Read::new(fd, start, len as u32).offset(offset).build(),
-                }
+                };
+                (entry, Some(registered.is_some()))
             }
             (Op::Write, Some(buf)) => {
                 let start = buf.as_ptr().wrapping_add(at);
-                match self.registered_index(start, len) {
+                let registered = self.registered_index(start, len);
+                let entry = match registered {
                     Some(i) => {
                         opcode::WriteFixed::new(fd, start, len as u32, i).offset(offset).build()
                     }
                     None => opcode::Write::new(fd, start, len as u32).offset(offset).build(),
-                }
+                };
+                (entry, Some(registered.is_some()))
             }
-            (Op::Flush, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            (Op::Deallocate, _) => opcode::Fallocate::new(fd, len)
-                .offset(offset)
-                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-                .build(),
+            (Op::Flush, _) => {
+                (opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(), None)
+            }
+            (Op::Deallocate, _) => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                (opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build(), None)
+            }
             (op, None | Some(IoBuf::Shared(_))) => panic!("an unchecked {op:?} reached the ring"),
         }
     }

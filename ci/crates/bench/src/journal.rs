@@ -1,0 +1,374 @@
+//! The journal under `power`, beside the machine's own rate of durable writes.
+//!
+//! The journal of the store, on a queue of the block driver over a file, without a store: writers that
+//! append a record and wait until it survives a power cut. The machine's own rate is that of a thread
+//! that writes 4 KiB past the page cache into the same file and calls `fdatasync`, on and on. What an
+//! append costs is measured in memory, where nothing is waited for.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memkv_block::{BlockDevice, OpenOptions};
+use memkv_dma::{Arena, Class, Hugepages, Pool, PoolConfig};
+use memkv_journal::{
+    BlockId, DriveUuid, FormatOptions, Identity, Journal, JournalError, KeyBytes, NodeUuid, Record,
+    UnitRange, format,
+};
+use memkv_poller::{IdlePolicy, Reactor, ReactorConfig, Rng, SystemClock};
+use uuid::Uuid;
+
+use crate::cpu::CpuClock;
+use crate::error::{BenchError, doing};
+use crate::report::{Spread, Verdict};
+use crate::section::{Grid, Section};
+use crate::tables::{ratio, spread};
+
+const MIB: u64 = 1 << 20;
+/// The file: room for the ring, and for as many records as a run appends.
+const FILE: u64 = 6144 * MIB;
+const RING: u64 = 1024 * MIB;
+const RECORDS: u64 = 4 << 20;
+/// The stretch at the end of the file in which the machine's own rate is measured.
+const OWN: u64 = 16 * MIB;
+const PAGE: usize = 4096;
+/// Times that each side has in a round: what a durable write takes changes from one moment to the next.
+const TURNS: usize = 25;
+/// Writers at a time, those beside one.
+const MANY: u32 = 32;
+/// In memory: writers at a time, and appends of a round.
+const CROWD: u32 = 256;
+const CROWD_APPENDS: u64 = 100_000;
+const MEMORY: u64 = 1024 * MIB;
+const MEMORY_RING: u64 = 256 * MIB;
+
+/// One writer beside the machine's own rate, at least.
+const ONE_BAR: f64 = 0.9;
+/// Many writers beside one, at least.
+const MANY_BAR: f64 = 12.0;
+/// Microseconds of CPU that an append takes, at most.
+const COST_BAR: f64 = 1.0;
+
+/// How much is done.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Rounds.
+    pub rounds: u32,
+    /// How long each side has in a round.
+    pub slice: Duration,
+}
+
+impl Effort {
+    /// How much is done when it is asked for like this.
+    pub fn new(quick: bool, rounds: Option<u32>) -> Effort {
+        let slice = Duration::from_millis(if quick { 250 } else { 500 });
+        Effort { rounds: rounds.unwrap_or(if quick { 7 } else { 15 }).clamp(1, 40), slice }
+    }
+}
+
+/// Measures all of it.
+///
+/// # Errors
+/// When the file cannot be had or fails.
+pub fn measure(folder: &Path, effort: Effort) -> Result<Section, BenchError> {
+    let pool = PoolConfig { size: 64 * MIB, chunk: 2 * MIB, hugepages: Hugepages::Prefer };
+    let pool = Pool::new(pool)?;
+    let path = folder.join("journal.drive");
+    let mut options = OpenOptions::new(&path, pool.clone());
+    options.size = Some(FILE);
+    let options_of_drive = FormatOptions {
+        ring_bytes: Some(RING),
+        block_limit: Some(RECORDS),
+        key_average: Some(64),
+        extent_units: None,
+    };
+    let mut bench = Bench::open(memkv_block::open(options)?, &pool, options_of_drive)?;
+    let own = OwnRate::new(&path)?;
+    let mut rounds = Vec::new();
+    for round in 0..effort.rounds {
+        eprintln!("bench: journal, round {} of {}", round + 1, effort.rounds);
+        let mut rates = [Rate::default(); 4];
+        for turn in 0..rates.len() * TURNS {
+            let at = (turn + turn / rates.len() + round as usize) % rates.len();
+            let slice = effort.slice / TURNS as u32;
+            let done = match at {
+                0 => own.measure(slice).map_err(doing("the machine's own rate"))?,
+                1 => bench.power(1, IdlePolicy::Busy, slice)?,
+                2 => bench.power(1, IdlePolicy::Adaptive, slice)?,
+                _ => bench.power(MANY, IdlePolicy::Adaptive, slice)?,
+            };
+            rates[at].add(done);
+        }
+        rounds.push(rates.map(|rate| rate.per_second()));
+    }
+    let driver = bench.device.reason().to_owned();
+    drop(bench);
+    let costs = costs_in_memory(&pool, effort.rounds)?;
+    Ok(tell(effort, &driver, &rounds, &costs))
+}
+
+fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Section {
+    let mut section = Section::new([
+        format!(
+            "medians of {} rounds (smallest–largest), {} ms of each side in a round, {TURNS} times in \
+             turn",
+            effort.rounds,
+            effort.slice.as_millis()
+        ),
+        format!("{driver}; ring of {} MiB, records with keys of 32 bytes", RING / MIB),
+    ]);
+    let all = |pick: &dyn Fn(&Rates) -> f64| {
+        Spread::of(rounds.iter().map(pick)).expect("there is a round")
+    };
+    let (busy, one, many) = (all(&|r| r[1] / r[0]), all(&|r| r[2] / r[0]), all(&|r| r[3] / r[2]));
+    let cost = Spread::of(costs.iter().copied()).expect("there is a round");
+    let mut grid = Grid::new(
+        "Appends a second that survive a power cut:",
+        &["", "rate", "ratio", "bar", "verdict"],
+    );
+    let mut row = |name: &str, rate: Spread, cells: [String; 3]| {
+        let [ratio, bar, verdict] = cells;
+        grid.rows.push(vec![name.to_owned(), spread(rate, 0), ratio, bar, verdict]);
+    };
+    row("O_DIRECT 4 KiB and fdatasync, a thread", all(&|r| r[0]), Default::default());
+    for (at, found, idle) in [(1, busy, "busy"), (2, one, "adaptive")] {
+        let verdict = Verdict::at_least(found.median, ONE_BAR);
+        let name = format!("one writer, {idle} reactor, {ONE_BAR} of fdatasync's rate at least");
+        let verdict = section.judge(name, &verdict);
+        let cells = [ratio(found), format!("≥ {ONE_BAR}×"), verdict];
+        row(&format!("one writer, {idle} reactor"), all(&|r| r[at]), cells);
+    }
+    let verdict = Verdict::at_least(many.median, MANY_BAR);
+    let name = format!("{MANY} writers of the journal, {MANY_BAR} times one at least");
+    let verdict = section.judge(name, &verdict);
+    let cells = [ratio(many), format!("≥ {MANY_BAR}×"), verdict];
+    row(&format!("{MANY} writers, adaptive reactor"), all(&|r| r[3]), cells);
+    section.grids.push(grid);
+    let verdict = Verdict::at_most(cost.median, COST_BAR);
+    let verdict = section.judge(format!("an append, {COST_BAR} µs of CPU at most"), &verdict);
+    section.notes.push(format!(
+        "An append costs {} µs of CPU, all of the journal and the task that asks included: {CROWD} \
+         writers in memory, nothing waited for. Bar {COST_BAR} µs: {verdict}.",
+        spread(cost, 2)
+    ));
+    section
+}
+
+/// Of one round: the machine's own rate, one writer on a busy and on an adaptive reactor, and many.
+type Rates = [f64; 4];
+
+/// Appends or writes, and how long they took.
+#[derive(Clone, Copy, Default)]
+struct Rate {
+    count: u64,
+    took: Duration,
+}
+
+impl Rate {
+    fn since(begun: Instant, count: u64) -> Rate {
+        Rate { count, took: begun.elapsed() }
+    }
+
+    fn add(&mut self, other: Rate) {
+        self.count += other.count;
+        self.took += other.took;
+    }
+
+    fn per_second(self) -> f64 {
+        self.count as f64 / self.took.as_secs_f64()
+    }
+}
+
+/// A journal on a reactor of its own.
+struct Bench {
+    device: Arc<dyn BlockDevice>,
+    reactor: Reactor,
+    journal: Rc<Journal>,
+}
+
+impl Bench {
+    fn open(
+        device: Arc<dyn BlockDevice>,
+        pool: &Pool,
+        options: FormatOptions,
+    ) -> Result<Bench, BenchError> {
+        let config = ReactorConfig::default();
+        let mut reactor = Reactor::new(config, Rc::new(SystemClock), Rng::seeded(0));
+        let local = reactor.local();
+        let queue = device.open_queue(&local)?;
+        let (geometry, pool) = (device.geometry(), pool.clone());
+        let drive = DriveUuid(Uuid::from_u128(2));
+        let identity = Identity {
+            node: NodeUuid(Uuid::from_u128(1)),
+            drive,
+            epoch: 1,
+            members: vec![drive],
+            secret: [7; 32],
+        };
+        let opened = reactor.block_on(async move {
+            let made = format(&*queue, &geometry, &pool, identity, options).await;
+            let superblock = made.map_err(BenchError::from)?;
+            fill_end(&*queue, geometry.capacity, &pool).await?;
+            let opened = memkv_journal::open(queue, &local, pool, superblock).await;
+            Ok::<_, BenchError>(opened?.0)
+        });
+        Ok(Bench { device, reactor, journal: opened? })
+    }
+
+    /// Durable appends of so many writers at a time.
+    fn power(
+        &mut self,
+        writers: u32,
+        idle: IdlePolicy,
+        slice: Duration,
+    ) -> Result<Rate, BenchError> {
+        let begun = Instant::now();
+        let go_on = Rc::new(move |_| begun.elapsed() < slice);
+        let appends = self.run(writers, idle, true, go_on)?;
+        Ok(Rate::since(begun, appends))
+    }
+
+    /// Appends of so many writers at a time, each as long as `go_on` says of those before.
+    fn run(
+        &mut self,
+        writers: u32,
+        idle: IdlePolicy,
+        durable: bool,
+        go_on: Rc<dyn Fn(u64) -> bool>,
+    ) -> Result<u64, BenchError> {
+        let (journal, local) = (Rc::clone(&self.journal), self.reactor.local());
+        let work = async move {
+            let one = |n| {
+                let task = write(Rc::clone(&journal), n, durable, Rc::clone(&go_on));
+                local.spawn_join(task)
+            };
+            let tasks: Vec<_> = (0..writers).map(one).collect();
+            let mut appends = 0;
+            for task in tasks {
+                appends += task.await?;
+            }
+            Ok::<_, JournalError>(appends)
+        };
+        let done = match idle {
+            IdlePolicy::Adaptive => self.reactor.block_on(work),
+            IdlePolicy::Busy => {
+                let mut handle = self.reactor.local().spawn_join(work);
+                loop {
+                    self.reactor.step();
+                    if let Some(done) = handle.try_take() {
+                        break done;
+                    }
+                }
+            }
+        };
+        Ok(done?)
+    }
+}
+
+/// One writer.
+async fn write(
+    journal: Rc<Journal>,
+    number: u32,
+    durable: bool,
+    go_on: Rc<dyn Fn(u64) -> bool>,
+) -> Result<u64, JournalError> {
+    let key = format!("writer {number:025}").into_bytes();
+    let key = KeyBytes::new("", "", &key).expect("a short key");
+    let mut appends = 0;
+    while go_on(appends) {
+        appends += 1;
+        let record = Record::Put {
+            block: BlockId { hash: u128::from(number), generation: appends },
+            key: key.clone(),
+            extent: UnitRange { start: number, count: 1 },
+            length: 16_384,
+            crc: 0,
+            expires: 0,
+            flags: 0,
+        };
+        let applied = journal.append(vec![record]).await?;
+        if durable {
+            journal.flush().await?;
+        }
+        drop(applied);
+    }
+    Ok(appends)
+}
+
+/// Writes the stretch of [`OwnRate`] once, so that the file system has nothing left to do there.
+async fn fill_end(
+    queue: &dyn memkv_block::BlockQueue,
+    capacity: u64,
+    pool: &Pool,
+) -> Result<(), BenchError> {
+    for at in (capacity - OWN..capacity).step_by(MIB as usize) {
+        let mut buffer = pool.allocate_wait(Class::Checkpoint, MIB as usize).await;
+        buffer.as_mut_slice().fill(1);
+        memkv_block::write(queue, at, MIB as usize, buffer).await.0?;
+    }
+    Ok(memkv_block::flush(queue).await?)
+}
+
+/// Microseconds of CPU of an append, round by round.
+fn costs_in_memory(pool: &Pool, rounds: u32) -> Result<Vec<f64>, BenchError> {
+    let options = FormatOptions {
+        ring_bytes: Some(MEMORY_RING),
+        block_limit: Some(CROWD_APPENDS * 2),
+        key_average: Some(64),
+        extent_units: None,
+    };
+    let mut costs = Vec::new();
+    for _ in 0..rounds.min(7) {
+        let device = memkv_block::memory(MEMORY, Hugepages::Never)?;
+        let mut bench = Bench::open(device, pool, options)?;
+        let clock = || CpuClock::OWN.read().map_err(doing("a CPU clock"));
+        let each = CROWD_APPENDS / u64::from(CROWD);
+        let before = clock()?;
+        let appends =
+            bench.run(CROWD, IdlePolicy::Adaptive, false, Rc::new(move |done| done < each))?;
+        costs.push((clock()? - before).as_secs_f64() * 1e6 / appends as f64);
+    }
+    Ok(costs)
+}
+
+/// The machine's own durable writes into the end of the file.
+struct OwnRate {
+    file: File,
+    page: Arena,
+}
+
+impl OwnRate {
+    fn new(path: &Path) -> Result<OwnRate, BenchError> {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(past_the_cache());
+        let file = options.open(path).map_err(doing("the journal's file"))?;
+        Ok(OwnRate { file, page: Arena::new(PAGE as u64, Hugepages::Never)? })
+    }
+
+    /// Writes, one after the other.
+    fn measure(&self, slice: Duration) -> std::io::Result<Rate> {
+        let page = self.page.lend(0, PAGE);
+        let begun = Instant::now();
+        let mut writes = 0;
+        while begun.elapsed() < slice {
+            let at = FILE - OWN + writes * PAGE as u64 % OWN;
+            self.file.write_all_at(page.as_slice(), at)?;
+            self.file.sync_data()?;
+            writes += 1;
+        }
+        Ok(Rate::since(begun, writes))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn past_the_cache() -> i32 {
+    nix::fcntl::OFlag::O_DIRECT.bits()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn past_the_cache() -> i32 {
+    0
+}

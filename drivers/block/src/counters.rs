@@ -1,0 +1,190 @@
+//! What a drive is asked, counted: for operators, and for whoever wants to know where time goes.
+//!
+//! All queues of a drive share one set of counters. A driver adds to them once per turn, not once per
+//! command, so they cost some nanoseconds a turn.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::{Io, Op};
+
+/// What a drive was asked since it was opened, by all queues together.
+///
+/// Commands of a medium that is memory go past this when it lends its bytes as views.
+#[derive(Copy, Clone, PartialEq, Eq, Default, Debug)]
+pub struct DeviceStats {
+    /// Reads done.
+    pub reads: u64,
+    /// Writes done.
+    pub writes: u64,
+    /// Flushes done.
+    pub flushes: u64,
+    /// Deallocations done.
+    pub deallocations: u64,
+    /// Bytes of the reads.
+    pub read_bytes: u64,
+    /// Bytes of the writes.
+    pub written_bytes: u64,
+    /// Commands that failed.
+    pub failed: u64,
+    /// Commands handed to the system, also again when it had done a part of one.
+    pub submitted: u64,
+    /// System calls by which they were handed over.
+    pub enters: u64,
+    /// Reads and writes among them.
+    pub transfers: u64,
+    /// Those from or to memory that is registered with the system, which need not be pinned.
+    pub fixed: u64,
+    /// Commands that the device has now.
+    pub depth: u64,
+    /// The most that it had at a time.
+    pub depth_high: u64,
+    /// How often the device was found to have done all that it had while more was waiting.
+    pub dry: u64,
+    /// How long commands waited while the device had none, as far as can be told from here.
+    pub starved: Duration,
+}
+
+/// The counters of a drive, which its queues share.
+#[derive(Default)]
+pub(crate) struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    deallocations: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    failed: AtomicU64,
+    submitted: AtomicU64,
+    enters: AtomicU64,
+    transfers: AtomicU64,
+    fixed: AtomicU64,
+    depth: AtomicU64,
+    depth_high: AtomicU64,
+    dry: AtomicU64,
+    starved_ns: AtomicU64,
+}
+
+/// What one queue has to add, gathered over a turn.
+#[derive(Default)]
+pub(crate) struct Tally {
+    reads: u64,
+    writes: u64,
+    flushes: u64,
+    deallocations: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+    failed: u64,
+    transfers: u64,
+    fixed: u64,
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    if amount > 0 {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+impl Tally {
+    /// A read or write is on its way, from or to memory that is registered or is not.
+    pub fn transfer(&mut self, fixed: bool) {
+        self.transfers += 1;
+        self.fixed += u64::from(fixed);
+    }
+
+    /// A command has ended.
+    pub fn done(&mut self, io: &Io, good: bool) {
+        if !good {
+            self.failed += 1;
+            return;
+        }
+        match io.op {
+            Op::Read => {
+                self.reads += 1;
+                self.read_bytes += io.len;
+            }
+            Op::Write => {
+                self.writes += 1;
+                self.written_bytes += io.len;
+            }
+            Op::Flush => self.flushes += 1,
+            Op::Deallocate => self.deallocations += 1,
+        }
+    }
+}
+
+impl Counters {
+    /// Adds what a queue has gathered, and empties that.
+    pub fn take(&self, tally: &mut Tally) {
+        let Tally { reads, writes, flushes, deallocations, .. } = *tally;
+        let Tally { read_bytes, written_bytes, failed, transfers, fixed, .. } = *tally;
+        add(&self.reads, reads);
+        add(&self.writes, writes);
+        add(&self.flushes, flushes);
+        add(&self.deallocations, deallocations);
+        add(&self.read_bytes, read_bytes);
+        add(&self.written_bytes, written_bytes);
+        add(&self.failed, failed);
+        add(&self.transfers, transfers);
+        add(&self.fixed, fixed);
+        *tally = Tally::default();
+    }
+
+    /// One command that has ended.
+    pub fn done(&self, io: &Io, good: bool) {
+        let mut tally = Tally::default();
+        tally.done(io, good);
+        self.take(&mut tally);
+    }
+
+    /// The device has `count` commands more, by one system call if there was one.
+    pub fn handed_over(&self, count: u64, enters: u64) {
+        add(&self.submitted, count);
+        add(&self.enters, enters);
+        let depth = self.depth.fetch_add(count, Ordering::AcqRel) + count;
+        if depth > self.depth_high.load(Ordering::Relaxed) {
+            self.depth_high.fetch_max(depth, Ordering::Relaxed);
+        }
+    }
+
+    /// The device has `count` commands less; how many it still has.
+    pub fn came_back(&self, count: u64) -> u64 {
+        self.depth.fetch_sub(count, Ordering::AcqRel) - count
+    }
+
+    /// Commands that the device has.
+    pub fn depth(&self) -> u64 {
+        self.depth.load(Ordering::Acquire)
+    }
+
+    /// The device had done everything while more was waiting.
+    pub fn ran_dry(&self) {
+        add(&self.dry, 1);
+    }
+
+    /// Commands waited so long for a device that had none.
+    pub fn starved(&self, time: Duration) {
+        add(&self.starved_ns, time.as_nanos() as u64);
+    }
+
+    pub fn stats(&self) -> DeviceStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DeviceStats {
+            reads: get(&self.reads),
+            writes: get(&self.writes),
+            flushes: get(&self.flushes),
+            deallocations: get(&self.deallocations),
+            read_bytes: get(&self.read_bytes),
+            written_bytes: get(&self.written_bytes),
+            failed: get(&self.failed),
+            submitted: get(&self.submitted),
+            enters: get(&self.enters),
+            transfers: get(&self.transfers),
+            fixed: get(&self.fixed),
+            depth: get(&self.depth),
+            depth_high: get(&self.depth_high),
+            dry: get(&self.dry),
+            starved: Duration::from_nanos(get(&self.starved_ns)),
+        }
+    }
+}
