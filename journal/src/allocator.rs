@@ -347,6 +347,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_run_ends_with_its_region() {
+        const EXTENT: u32 = 256;
+        let mut allocator = Allocator::new(2 * REGION);
+        while allocator.allocate(EXTENT as u16).is_some() {}
+        assert_eq!(allocator.longest, [0, 0], "looked for and found to be nothing");
+        let mut release = |start| {
+            allocator.release(UnitRange { start, count: EXTENT as u16 });
+            allocator.longest.iter().map(|longest| u32::from(*longest)).collect::<Vec<_>>()
+        };
+        assert_eq!(release(REGION), [0, EXTENT]);
+        assert_eq!(release(REGION - EXTENT), [EXTENT, EXTENT], "not joined across the border");
+        assert_eq!(release(2 * REGION - EXTENT), [EXTENT, EXTENT], "at the end of the drive");
+        assert_eq!(release(REGION + EXTENT), [EXTENT, 2 * EXTENT]);
+        assert_eq!(release(REGION - 2 * EXTENT), [2 * EXTENT, 2 * EXTENT]);
+    }
+
     fn check(allocator: &Allocator, model: &Model) {
         let free = model.0.iter().filter(|taken| !**taken).count();
         assert_eq!(allocator.free_units() as usize, free);

@@ -281,6 +281,36 @@ mod tests {
         (header, out)
     }
 
+    #[test]
+    fn a_header_whose_numbers_contradict_each_other_is_refused() {
+        let with = |change: fn(&mut Raw)| {
+            let mut out = vec![0; FRAME_ALIGN];
+            header(9, 100, 1).seal(&mut out);
+            let (mut raw, _) = Raw::read_from_prefix(&out).unwrap();
+            change(&mut raw);
+            out[..FRAME_HEADER].copy_from_slice(raw.as_bytes());
+            let crc = crc32c(&out[..CRC_AT]);
+            out[CRC_AT..FRAME_HEADER].copy_from_slice(&crc.to_le_bytes());
+            parse_header(&out).map(|header| header.sequence)
+        };
+        assert_eq!(with(|_| ()), Ok(9));
+        let changes: [fn(&mut Raw); 10] = [
+            |raw| raw.version = 0.into(),
+            |raw| raw.header_len = 0.into(),
+            |raw| raw.zero = 1.into(),
+            |raw| raw.reserved[27] = 1,
+            |raw| raw.span = (FRAME_ALIGN as u32 + 1).into(),
+            |raw| raw.span = 0.into(),
+            |raw| raw.span = (2 * FRAME_ALIGN as u32).into(),
+            |raw| (raw.span, raw.records) = ((FRAME_MAX as u32 * 2).into(), 0.into()),
+            |raw| raw.body_len = (FRAME_ALIGN as u32).into(),
+            |raw| raw.position = (9 * FRAME_ALIGN as u64 + 1).into(),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            assert_eq!(with(change), Err(FrameError::Header), "{number}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
 

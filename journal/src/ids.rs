@@ -212,6 +212,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn uuids_are_shown_as_uuids() {
+        let uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+        let shown = "01234567-89ab-cdef-0123-456789abcdef";
+        assert_eq!(NodeUuid(uuid).to_string(), shown);
+        assert_eq!(DriveUuid(uuid).to_string(), shown);
+    }
+
+    #[test]
+    fn every_bit_of_a_block_changes_its_hash() {
+        use std::hash::BuildHasher;
+        let state = std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default();
+        let pairs = [(0, 0), (u128::MAX, u64::MAX), (0xB10C << 60 | 77, 3)];
+        for (hash, generation) in pairs {
+            let block = BlockId { hash, generation };
+            let others = (0..128)
+                .map(|bit| BlockId { hash: hash ^ 1 << bit, generation })
+                .chain((0..64).map(|bit| BlockId { hash, generation: generation ^ 1 << bit }));
+            for other in others {
+                assert_ne!(state.hash_one(block), state.hash_one(other), "{block:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_key_keeps_its_three_names() {
         let key = KeyBytes::new("acme", "llama", b"prefix/\xff\x00").unwrap();
         assert_eq!(

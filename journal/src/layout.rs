@@ -243,6 +243,48 @@ mod tests {
         assert_eq!(Layout::plan(&wide, &none), Err(LayoutError::Sector(8192)));
     }
 
+    #[test]
+    fn a_layout_with_one_number_changed_is_none() {
+        let good = Layout::plan(&geometry(64 * MIB), &FormatOptions::default()).unwrap();
+        assert!(good.is_sound());
+        let page = FRAME_ALIGN as u64;
+        let unit = UNIT as u64;
+        let [first, second] = good.checkpoint_offset;
+        let limits = |limits| Layout { limits, ..good };
+        let bad = [
+            Layout { capacity: good.capacity / 2, ..good },
+            Layout { capacity: 1 << 57, ..good },
+            Layout { capacity: good.data_offset + u64::from(good.units) * unit - 1, ..good },
+            Layout { sector: 0, ..good },
+            Layout { sector: 513, ..good },
+            Layout { sector: 8192, ..good },
+            Layout { ring_offset: good.ring_offset + page, ..good },
+            Layout { ring_bytes: RING_MIN - page, ..good },
+            Layout { ring_bytes: good.ring_bytes + 1, ..good },
+            Layout { ring_bytes: good.ring_bytes - page, ..good },
+            Layout { ring_bytes: 1 << 57, ..good },
+            Layout { checkpoint_offset: [first + page, second], ..good },
+            Layout { checkpoint_offset: [first, second + page], ..good },
+            Layout { checkpoint_bytes: good.checkpoint_bytes + page, ..good },
+            Layout { checkpoint_bytes: 1 << 57, ..good },
+            Layout { data_offset: second + good.checkpoint_bytes / unit * unit - unit, ..good },
+            Layout { data_offset: good.data_offset + page, units: 1, ..good },
+            Layout { data_offset: 1 << 57, ..good },
+            Layout { units: 0, ..good },
+            Layout { units: good.units + (4 * MIB / unit) as u32, ..good },
+            Layout { frame_max: good.frame_max / 2, ..good },
+            Layout { extent_units: 3, ..good },
+            Layout { extent_units: EXTENT_UNITS * 2, ..good },
+            limits(Usage { rows: 0, ..good.limits }),
+            limits(Usage { rows: good.limits.rows * 2, ..good.limits }),
+            limits(Usage { parts: 1 << 49, ..good.limits }),
+            limits(Usage { key_bytes: 1 << 49, ..good.limits }),
+        ];
+        for (number, layout) in bad.into_iter().enumerate() {
+            assert!(!layout.is_sound(), "{number}: {layout:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_plan_is_sound(

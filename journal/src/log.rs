@@ -391,6 +391,64 @@ mod tests {
     }
 
     #[test]
+    fn a_log_with_room_wants_no_checkpoint_until_half_of_its_ring_is_used() {
+        let mut log = log();
+        let mut frames = 0;
+        while !log.wants_checkpoint() {
+            assert!(log.room_for_put());
+            log.admit(vec![put(1, 10)], 0).unwrap();
+            write_all(&mut log);
+            frames += 1;
+        }
+        assert_eq!(frames * 4096, RING / 2);
+    }
+
+    #[test]
+    fn what_only_waits_counts_as_used() {
+        let mut log = log();
+        while log.waiting_span < RING / 2 {
+            assert!(!log.wants_checkpoint(), "{} bytes wait", log.waiting_span);
+            log.admit(vec![put(1, 500)], 0).unwrap();
+        }
+        assert!(log.wants_checkpoint());
+        assert_eq!((log.head, log.start), (0, 0), "nothing was written");
+    }
+
+    #[test]
+    fn a_put_begins_only_where_a_sixteenth_of_each_column_is_left() {
+        let room = |usage| {
+            let mut log = log();
+            log.usage = usage;
+            log.room_for_put()
+        };
+        let most = Usage { rows: 937, parts: 937, key_bytes: 93_749 };
+        assert!(room(most));
+        assert!(!room(Usage { rows: 938, ..most }));
+        assert!(!room(Usage { parts: 938, ..most }));
+        assert!(!room(Usage { key_bytes: 93_750, ..most }));
+    }
+
+    #[test]
+    fn columns_that_look_full_want_a_checkpoint_when_it_could_tell_more() {
+        let wants = |now, base| {
+            let mut log = log();
+            (log.usage, log.usage_base) = (now, base);
+            log.wants_checkpoint()
+        };
+        let rows = |rows| Usage { rows, ..Usage::default() };
+        let parts = |parts| Usage { parts, ..Usage::default() };
+        let key_bytes = |key_bytes| Usage { key_bytes, ..Usage::default() };
+        // Of 1,000 rows more than 875, and more than 31 since the last checkpoint.
+        assert!(wants(rows(876), rows(844)));
+        assert!(wants(rows(876), rows(0)));
+        assert!(!wants(rows(876), rows(845)));
+        assert!(!wants(rows(875), rows(0)));
+        assert!(wants(parts(876), parts(844)) && !wants(parts(875), parts(0)));
+        assert!(wants(key_bytes(87_501), key_bytes(0)));
+        assert!(!wants(key_bytes(87_500), key_bytes(0)));
+    }
+
+    #[test]
     fn a_checkpoint_starts_at_the_oldest_frame_not_applied() {
         let mut log = log();
         for ticket in 0..3 {

@@ -336,6 +336,21 @@ mod tests {
     }
 
     #[test]
+    fn each_of_the_four_labels_of_zfs_is_looked_at_in_all_its_ring() {
+        let label = 256 << 10;
+        let magic = 0x00ba_b10c_u64.to_le_bytes();
+        for begins in [0, label, CAPACITY - 2 * label, CAPACITY - label] {
+            for at in [begins + label / 2, begins + label / 2 + 1024, begins + label - 1024] {
+                assert_eq!(one(at, &magic), ["a member of a ZFS pool"], "{at}");
+            }
+        }
+        // Neither the first half of a label nor what lies between uberblocks.
+        for at in [CAPACITY - label + 1024, CAPACITY - 1024 + 8] {
+            assert_eq!(one(at, &magic), <[&str; 0]>::default(), "{at}");
+        }
+    }
+
+    #[test]
     fn ext_file_systems_are_told_apart() {
         let magic = |compatible: u32, incompatible: u32| {
             let image = Image::blank().with(1080, &[0x53, 0xef]);

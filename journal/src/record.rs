@@ -538,8 +538,27 @@ pub(crate) mod tests {
         for bad in [part(0, 1), part(257, 1), part(1, 16385), part(1, 0)] {
             assert!(matches!(bad.check(), Err(RecordError::Extent { .. })), "{bad:?}");
         }
-        let key = KeyBytes::new("", "", b"k").unwrap();
-        let head = Record::Head { block, key, length: 1, expires: 0, flags: 0, parts: vec![] };
-        assert_eq!(head.check(), Err(RecordError::Parts { parts: 0, length: 1 }));
+        let head = |parts: &[u32], length| {
+            let drive = DriveUuid(uuid::Uuid::from_u128(1));
+            let parts = parts.iter().map(|length| PartRef { drive, length: *length, crc: 0 });
+            let parts = parts.collect();
+            let key = KeyBytes::new("", "", b"k").unwrap();
+            Record::Head { block, key, length, expires: 0, flags: 0, parts }.check()
+        };
+        assert_eq!(head(&[5, 7], 12), Ok(()));
+        assert_eq!(head(&[7; PARTS_MAX], 7 * PARTS_MAX as u64), Ok(()));
+        let many = [7; PARTS_MAX + 1];
+        let bad: [(&[u32], u64); 6] = [
+            (&[], 1),
+            (&[], 0),
+            (&[5, 7], 11),
+            (&[5, 7], 13),
+            (&[5, 0, 7], 12),
+            (&many, 7 * many.len() as u64),
+        ];
+        for (parts, length) in bad {
+            let want = RecordError::Parts { parts: parts.len(), length };
+            assert_eq!(head(parts, length), Err(want));
+        }
     }
 }

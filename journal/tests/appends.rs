@@ -115,7 +115,7 @@ fn the_ring_refuses_puts_first_then_removes_and_a_checkpoint_frees_it() {
         append(&mut bench, vec![remove(removed)]).expect("removes have a reserve");
     }
     assert!(matches!(append(&mut bench, vec![remove(5)]), Err(JournalError::RingFull)));
-    assert_eq!(journal.stats().refused, 2);
+    assert_eq!((journal.stats().refused, journal.stats().ring_bytes), (2, 128 << 10));
     bench.checkpoint(&journal, model.records(), false);
     assert!(journal.room_for_put() && !journal.wants_checkpoint());
     assert_eq!(journal.stats().ring_used, 0);
@@ -323,6 +323,18 @@ fn a_record_beyond_the_drive_is_a_mistake_of_the_caller() {
     let mut bench = Bench::new();
     let (_, journal) = opened(&mut bench);
     drop(journal.append(vec![put(1, UnitRange { start: 1 << 20, count: 1 })]));
+}
+
+#[test]
+fn what_is_durable_says_in_which_frame() {
+    let mut bench = Bench::new();
+    let (_disk, journal) = opened(&mut bench);
+    for frame in 1..=2 {
+        let append = journal.append(vec![put(frame, journal.allocate(1).unwrap())]);
+        let applied = bench.run(append).unwrap();
+        assert_eq!(applied.sequence(), frame);
+        assert_eq!(format!("{applied:?}"), format!("Applied {{ sequence: {frame}, .. }}"));
+    }
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::rc::Rc;
+
 use common::{Bench, Disk, in_parts, put, tiny, unit};
+use memkv_dma::Class;
 use memkv_journal::{
     Contents, CopyState, ExtentFault, OpenError, ReadError, Superblock, UNIT, read_contents,
     read_copies, verify_extent,
@@ -88,6 +91,37 @@ fn bytes_are_held_against_their_crc() {
     }
     disk.0.borrow_mut().bad_pages.insert(offset / 4096 + 4);
     assert!(matches!(verify(20_000, 0), Err(ExtentFault::Io(_))));
+}
+
+#[test]
+fn an_open_journal_reads_an_extent_in_pieces_and_holds_it_against_its_crc() {
+    let mut bench = Bench::new();
+    let disk = common::tiny_disk();
+    bench.format(&disk, tiny());
+    let (journal, _) = bench.open(&disk);
+    let first = journal.data_offset(0);
+    let image: Vec<u8> = (0..4 * UNIT).map(|at| (at / 7) as u8).collect();
+    disk.0.borrow_mut().image[first as usize..][..image.len()].copy_from_slice(&image);
+    let extent = memkv_journal::UnitRange { start: 0, count: 4 };
+    // Read whole, unit by unit, and in pieces that do not divide it.
+    for (piece, length) in [(4, 4 * UNIT), (1, 4 * UNIT), (3, 4 * UNIT), (1, UNIT + 1), (2, 1)] {
+        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &image[..length]) as u32;
+        for (want, good) in [(crc, true), (crc ^ 1, false)] {
+            let (journal, pool) = (Rc::clone(&journal), bench.pool.clone());
+            let verdict = bench.run(async move {
+                let buf = pool.allocate_wait(Class::Scrub, piece * UNIT).await;
+                journal.scrub_extent((extent, length as u32, want), buf).await
+            });
+            match verdict {
+                Ok(()) => assert!(good, "{length} bytes in pieces of {piece} units"),
+                Err(ExtentFault::Crc { expected, found }) => {
+                    assert!(!good, "{length} bytes in pieces of {piece} units");
+                    assert_eq!((expected, found), (want, crc));
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use common::{Bench, Disk, identity, put, tiny, tiny_disk, unit};
 use memkv_block::Geometry;
 use memkv_journal::membership::{admit, resolve, write_membership};
-use memkv_journal::{DriveUuid, Membership, Superblock};
+use memkv_journal::{DriveUuid, FormatError, Identity, MEMBERS_MAX, Membership, Superblock};
 use uuid::Uuid;
 
 fn drive(id: u128) -> DriveUuid {
@@ -33,12 +33,36 @@ fn two(bench: &mut Bench) -> (Disk, Disk) {
     let (one, other) = (tiny_disk(), tiny_disk());
     bench.format(&one, tiny());
     let (disk, pool) = (other.clone(), bench.pool.clone());
-    let identity = memkv_journal::Identity { drive: drive(0xD1), ..identity() };
+    let identity = Identity { drive: drive(0xD1), ..identity() };
     let geometry = other.geometry();
     bench
         .run(async move { memkv_journal::format(&disk, &geometry, &pool, identity, tiny()).await })
         .expect("the drive can be formatted");
     (one, other)
+}
+
+#[test]
+fn a_drive_is_formatted_as_one_of_as_many_as_a_node_may_have() {
+    let mut bench = Bench::new();
+    let mut format = |members: Vec<DriveUuid>| {
+        let (disk, pool) = (tiny_disk(), bench.pool.clone());
+        let identity = Identity { members, ..identity() };
+        let geometry = disk.geometry();
+        bench.run(async move {
+            memkv_journal::format(&disk, &geometry, &pool, identity, tiny()).await.map(|_| ())
+        })
+    };
+    let count = |members: usize| (0..members).map(|number| drive(0xD0 + number as u128)).collect();
+    format(count(1)).expect("a node of its own");
+    format(count(MEMBERS_MAX)).expect("a large node");
+    let others: Vec<DriveUuid> = vec![drive(0xD1), drive(0xD2)];
+    for members in [count(MEMBERS_MAX + 1), Vec::new(), others] {
+        let want = members.len();
+        match format(members) {
+            Err(FormatError::Members { members }) => assert_eq!(members, want),
+            other => panic!("{want} members: {other:?}"),
+        }
+    }
 }
 
 #[test]

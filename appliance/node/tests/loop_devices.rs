@@ -5,18 +5,23 @@
 
 mod binary;
 
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use binary::{Server, configuration, free_address, memkv, value};
 use memkv_client::PutOptions;
 
-const CHECKS: [(&str, fn()); 3] = [
+const CHECKS: [(&str, fn()); 4] = [
     ("devices_are_set_up_and_served", devices_are_set_up_and_served),
+    ("what_is_deleted_is_freed_below_the_device", what_is_deleted_is_freed_below_the_device),
     ("a_mounted_device_is_refused", a_mounted_device_is_refused),
     ("a_partitioned_device_is_refused", a_partitioned_device_is_refused),
 ];
+
+const PAGE: usize = 4096;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,12 +63,23 @@ fn skip(reason: String) -> ! {
 /// A loop device over a file; detached when dropped.
 struct Loop {
     device: String,
-    _file: tempfile::NamedTempFile,
+    file: tempfile::NamedTempFile,
 }
 
 impl Loop {
     fn new(bytes: u64) -> Result<Loop, String> {
         Loop::with(bytes, |_| (), &[])
+    }
+
+    /// Bytes that the file takes up.
+    fn allocated(&self) -> u64 {
+        self.file.as_file().metadata().expect("a file").blocks() * 512
+    }
+
+    /// Whether a page of the file begins with these bytes.
+    fn holds(&self, bytes: &[u8]) -> bool {
+        let image = std::fs::read(self.file.path()).expect("a file");
+        image.chunks(PAGE).any(|page| page.starts_with(bytes))
     }
 
     /// With bytes in the file before the device is made of it.
@@ -74,7 +90,7 @@ impl Loop {
         let path = file.path().to_str().ok_or("an odd path")?;
         let line = [&["--show", "--find"][..], options, &[path]].concat();
         let device = run("losetup", &line)?;
-        Ok(Loop { device: device.trim().to_owned(), _file: file })
+        Ok(Loop { device: device.trim().to_owned(), file })
     }
 }
 
@@ -124,6 +140,47 @@ fn devices_are_set_up_and_served() {
     memkv(&["drive", "wipe", "--config", path, "--yes"]).expect(0);
     let complaint = memkv(&["start", "--config", path]).complaint(1);
     assert!(complaint.contains("memkv setup --drives"), "{complaint}");
+}
+
+/// A trim goes all the way: from a delete to holes in the file that the device is made of.
+fn what_is_deleted_is_freed_below_the_device() {
+    let device = Loop::new(160 << 20).expect("a device");
+    let queue = Path::new("/sys/block").join(device.device.trim_start_matches("/dev/"));
+    let most = std::fs::read_to_string(queue.join("queue/discard_max_bytes")).unwrap_or_default();
+    if matches!(most.trim(), "" | "0") {
+        skip(format!("{} cannot discard", device.device));
+    }
+    let address = free_address().to_string();
+    let yaml = memkv(&["setup", "--address", &address, "--drives", &device.device]).expect(0);
+    assert!(!yaml.contains("trim:"), "{yaml}");
+    let yaml = yaml.replace("mode: direct", "mode: direct\n  trim:\n    interval_ms: 50");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let config = configuration(folder.path(), &yaml);
+    let server = Server::start(&config);
+    let client = server.client();
+    let (gone, kept) = (value(5, 24 << 20), value(6, 8 << 20));
+    let empty = device.allocated();
+    // Side by side, so that the discard of one has the other as its neighbour.
+    client.put(b"gone", &gone, &PutOptions::default()).expect("it is stored");
+    client.put(b"kept", &kept, &PutOptions::default()).expect("it is stored");
+    let full = device.allocated();
+    assert!(full >= empty + (32 << 20), "{empty} {full}");
+    let pieces = [0, gone.len() / 2, gone.len() - PAGE].map(|from| &gone[from..][..256]);
+    assert!(pieces.iter().all(|piece| device.holds(piece)), "it is stored as it is");
+    assert!(client.delete(b"gone", None).expect("it is deleted"));
+    let begun = Instant::now();
+    while device.allocated() > full - (24 << 20) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{full} {}", device.allocated());
+        assert_eq!(client.exists(&[b"gone"]).expect("it answers"), [false]);
+    }
+    assert!(!pieces.iter().any(|piece| device.holds(piece)), "it was discarded");
+    drop(client);
+    server.kill();
+    let server = Server::start(&config);
+    let mut back = Vec::new();
+    server.client().get(b"kept", &mut back).expect("it is there");
+    assert!(back == kept);
+    server.stop();
 }
 
 fn a_mounted_device_is_refused() {

@@ -13,6 +13,7 @@
 //! delete 7            {old}        → {old, none}
 //! deleted 7 yes       {old, none}  → {none}        acknowledged; whether there was a block
 //! found 7 3           {old, 3}     → {3}           a reader saw this, so it stays
+//! lost 7              {old, 3}     → {none}        a reader was told that a fault took it
 //! ```
 //!
 //! Whatever contradicts the set is a [`Violation`]. One key has one request in flight at a time.
@@ -52,6 +53,8 @@ pub enum Event {
     Deleted(Key, bool),
     /// A reader saw this.
     Found(Key, Content),
+    /// A reader was told that its drive is lost or its bytes are damaged, where a fault was made.
+    Lost(Key),
 }
 
 /// An answer of the server that cannot be true.
@@ -140,6 +143,8 @@ pub struct Counts {
     pub unanswered: u64,
     /// Contents that readers saw.
     pub found: u64,
+    /// Blocks that faults took.
+    pub lost: u64,
 }
 
 impl Ledger {
@@ -228,6 +233,11 @@ impl Ledger {
                 state.settle(BTreeSet::from([content]));
                 verdict
             }
+            Event::Lost(_) => {
+                counts.lost += 1;
+                state.settle(BTreeSet::from([None]));
+                Ok(())
+            }
         }
     }
 
@@ -291,7 +301,8 @@ impl Event {
             | Event::Conflict(key)
             | Event::Delete(key)
             | Event::Deleted(key, _)
-            | Event::Found(key, _) => key,
+            | Event::Found(key, _)
+            | Event::Lost(key) => key,
         }
     }
 }
@@ -310,6 +321,7 @@ impl fmt::Display for Event {
             Event::Deleted(key, false) => write!(f, "deleted {key} no"),
             Event::Found(key, Some(version)) => write!(f, "found {key} {version}"),
             Event::Found(key, None) => write!(f, "found {key} none"),
+            Event::Lost(key) => write!(f, "lost {key}"),
         }
     }
 }
@@ -335,6 +347,7 @@ impl FromStr for Event {
             ("delete", []) => Event::Delete(key),
             ("deleted", ["yes"]) => Event::Deleted(key, true),
             ("deleted", ["no"]) => Event::Deleted(key, false),
+            ("lost", []) => Event::Lost(key),
             ("found", ["none"]) => Event::Found(key, None),
             ("found", [version]) => Event::Found(key, Some(number(version)?)),
             _ => return Err(NoEvent),
@@ -362,7 +375,7 @@ mod tests {
         }
     }
 
-    use Event::{Conflict, Delete, Deleted, Found, Kept, Put, Refused, Stored};
+    use Event::{Conflict, Delete, Deleted, Found, Kept, Lost, Put, Refused, Stored};
     use Present::{Keep, Replace};
 
     #[test]
@@ -405,6 +418,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_fault_took_stays_away_until_it_is_put_again() {
+        let lost = [Put(1, 0, Replace), Stored(1, 0), Put(1, 1, Replace), Lost(1)];
+        assert!(judged(&[&lost[..], &[Found(1, None)]].concat()).is_ok());
+        for version in [0, 1] {
+            let back = [&lost[..], &[Found(1, Some(version))]].concat();
+            assert_eq!(violation(&back), Violation::Back(1));
+        }
+        let again = [&lost[..], &[Put(1, 2, Replace), Stored(1, 2), Found(1, Some(2))]].concat();
+        assert_eq!(judged(&again).unwrap().counts().lost, 1);
+    }
+
+    #[test]
     fn refusals_and_presence_change_nothing() {
         let stored = [Put(1, 0, Replace), Stored(1, 0)];
         for answer in [Refused(1), Kept(1), Conflict(1)] {
@@ -441,6 +466,7 @@ mod tests {
             any::<u32>().prop_map(Delete),
             (any::<u32>(), any::<bool>()).prop_map(|(key, there)| Deleted(key, there)),
             (any::<u32>(), any::<Option<u32>>()).prop_map(|(key, seen)| Found(key, seen)),
+            any::<u32>().prop_map(Lost),
         ]
     }
 

@@ -5,6 +5,10 @@
 //! its process's standard input does, so that a load cannot outlive the one who started it.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -179,11 +183,39 @@ fn is_silence(kind: FailureKind) -> bool {
     matches!(kind, FailureKind::Timeout | FailureKind::Broken | FailureKind::Unavailable)
 }
 
+/// Starts a load in a process of its own, which ends when its standard input is closed or the server
+/// is dead.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn spawn(address: SocketAddr, ledger: &Path, options: LoadOptions) -> io::Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .arg("load")
+        .args(["--address", &address.to_string()])
+        .args(["--seed", &options.seed.to_string()])
+        .args(["--threads", &options.threads.to_string()])
+        .args(["--keys", &options.keys.to_string()])
+        .arg("--ledger")
+        .arg(ledger)
+        .stdin(Stdio::piped())
+        .spawn()
+}
+
 /// What a reader saw of one key, or that it saw what cannot be.
 pub type Sight = Result<Event, LedgerError>;
 
 /// Reads `keys` in one batch and says what is there.
 pub fn look(store: &dyn BlockStore, ledger: &Ledger, keys: &[Key]) -> Vec<Result<Sight, Failure>> {
+    let seen = look_closely(store, ledger, keys).into_iter();
+    seen.map(|seen| seen.map(|(sight, _)| sight)).collect()
+}
+
+/// Like [`look`]; says of a miss what reason was given, in the server's words.
+pub fn look_closely(
+    store: &dyn BlockStore,
+    ledger: &Ledger,
+    keys: &[Key],
+) -> Vec<Result<(Sight, Option<&'static str>), Failure>> {
     let names: Vec<Vec<u8>> = keys.iter().map(|key| content::name(*key)).collect();
     let mut rooms: Vec<Vec<u8>> = keys.iter().map(|key| vec![0; room(ledger, *key)]).collect();
     let mut gets: Vec<GetBlock<'_>> =
@@ -191,11 +223,12 @@ pub fn look(store: &dyn BlockStore, ledger: &Ledger, keys: &[Key]) -> Vec<Result
     let answers = store.get(&mut gets);
     let sight = |((answer, room), key): ((Result<Fetched, Failure>, &Vec<u8>), &Key)| {
         Ok(match answer? {
-            Fetched::Miss(_) => Ok(Event::Found(*key, None)),
+            Fetched::Miss(reason) => (Ok(Event::Found(*key, None)), Some(reason)),
             Fetched::Hit(length) => {
                 let bytes = room.get(..length as usize).unwrap_or_default();
                 let content = content::recognise(ledger, *key, bytes);
-                content.map(|content| Event::Found(*key, content)).map_err(LedgerError::from)
+                let found = content.map(|content| Event::Found(*key, content));
+                (found.map_err(LedgerError::from), None)
             }
         })
     };

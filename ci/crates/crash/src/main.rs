@@ -18,6 +18,7 @@ mod ledger;
 mod load;
 #[cfg(test)]
 mod pretend;
+mod qemu;
 mod rounds;
 mod server;
 mod states;
@@ -37,6 +38,7 @@ use nix::time::ClockId;
 
 use crate::ledger::Ledger;
 use crate::load::LoadOptions;
+use crate::qemu::QemuArguments;
 use crate::rounds::{RoundOptions, Rounds};
 use crate::states::StateArguments;
 
@@ -53,6 +55,8 @@ enum Task {
     Rounds(RoundArguments),
     /// Every state in which a crash can leave the drives of bounded workloads
     States(StateArguments),
+    /// Power cuts replayed from a write log, and drives that break
+    Qemu(QemuArguments),
     /// The load alone, until standard input ends or the server is dead
     Load(LoadArguments),
 }
@@ -101,6 +105,7 @@ struct LoadArguments {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Rounds(arguments) => rounds(arguments),
+        Task::Qemu(arguments) => qemu::run(&arguments),
         Task::States(arguments) => states::run(&arguments).map_err(Into::into),
         Task::Load(arguments) => load(&arguments).map(|()| true),
     };

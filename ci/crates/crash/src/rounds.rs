@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use memkv_workload::store::Failure;
 use thiserror::Error;
 
 use crate::ledger::{Counts, Key, Ledger, LedgerError, Violation};
-use crate::load::look;
+use crate::load::{self, LoadOptions, look};
 use crate::server::{Recipe, Server, ServerError, client};
 
 /// What is asserted, as it is listed and printed.
@@ -225,21 +225,12 @@ impl Rounds {
 
     /// Starts the load in a process of its own and waits for its first acknowledged requests.
     fn start_load(&mut self) -> Result<Child, RoundError> {
-        let failed = |what| move |source| RoundError::Load { what, source };
-        let own = std::env::current_exe().map_err(failed("which binary am I"))?;
         let size = || fs::metadata(&self.ledger).map_or(0, |file| file.len());
         let before = size();
-        let load = Command::new(own)
-            .arg("load")
-            .args(["--address", &self.recipe.address().to_string()])
-            .args(["--seed", &self.rng.u64(..).to_string()])
-            .args(["--threads", &self.options.threads.to_string()])
-            .args(["--keys", &self.options.keys.to_string()])
-            .arg("--ledger")
-            .arg(&self.ledger)
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(failed("cannot be started"))?;
+        let (threads, keys) = (self.options.threads, self.options.keys);
+        let options = LoadOptions { seed: self.rng.u64(..), threads, keys };
+        let load = load::spawn(self.recipe.address(), &self.ledger, options)
+            .map_err(|source| RoundError::Load { what: "cannot be started", source })?;
         let begun = Instant::now();
         while size() == before && begun.elapsed() < Duration::from_secs(20) {
             thread::sleep(Duration::from_millis(2));
@@ -262,7 +253,8 @@ impl Rounds {
     /// A tier that was too easy proves nothing, and says so.
     fn judge_hardness(&mut self) -> Result<(), RoundError> {
         let rounds = u64::from(self.options.rounds);
-        let Counts { stored, deleted, unanswered, found } = Ledger::open(&self.ledger)?.counts();
+        let Counts { stored, deleted, unanswered, found, .. } =
+            Ledger::open(&self.ledger)?.counts();
         self.recoveries.sort();
         let slowest = self.recoveries.last().copied().unwrap_or_default();
         println!(

@@ -61,6 +61,8 @@ pub struct Recipe {
     binary: PathBuf,
     folder: PathBuf,
     address: SocketAddr,
+    /// The rest of its configuration.
+    rest: String,
 }
 
 /// A running server; killed when dropped.
@@ -70,27 +72,37 @@ pub struct Server {
 }
 
 impl Recipe {
-    /// A server of `binary` that keeps everything in `folder`.
+    /// A server of `binary` that keeps everything in `folder`, on two files that it makes.
     ///
     /// # Errors
     /// When no port is free, or the configuration cannot be written.
     pub fn new(binary: &Path, folder: &Path) -> Result<Recipe, ServerError> {
+        let drives = folder.display();
+        let rest = format!(
+            "memory:\n  max_size: 256 MiB\n\
+             storage:\n  mode: file\n  drives:\n\
+             \x20   - media: {drives}/drive0\n      max_size: {DRIVE_BYTES}\n\
+             \x20   - media: {drives}/drive1\n      max_size: {DRIVE_BYTES}\n\
+             \x20 eviction:\n    enabled: false\n"
+        );
+        Recipe::configured(binary, folder, rest)
+    }
+
+    /// A server of `binary` whose configuration and log are in `folder`; `rest` is all of its
+    /// configuration but `network`.
+    ///
+    /// # Errors
+    /// When no port is free, or the configuration cannot be written.
+    pub fn configured(binary: &Path, folder: &Path, rest: String) -> Result<Recipe, ServerError> {
         let address = free_address().map_err(io_error("no free pair of ports"))?;
-        let recipe = Recipe { binary: binary.to_owned(), folder: folder.to_owned(), address };
+        let recipe = Recipe { binary: binary.to_owned(), folder: folder.to_owned(), address, rest };
         recipe.write_config("config.yaml", address)?;
         Ok(recipe)
     }
 
     fn write_config(&self, name: &str, address: SocketAddr) -> Result<(), ServerError> {
-        let folder = self.folder.display();
-        let config = format!(
-            "network:\n  address: {address}\n  auth_key: {AUTH_KEY}\n\
-             memory:\n  max_size: 256 MiB\n\
-             storage:\n  mode: file\n  drives:\n\
-             \x20   - media: {folder}/drive0\n      max_size: {DRIVE_BYTES}\n\
-             \x20   - media: {folder}/drive1\n      max_size: {DRIVE_BYTES}\n\
-             \x20 eviction:\n    enabled: false\n"
-        );
+        let rest = &self.rest;
+        let config = format!("network:\n  address: {address}\n  auth_key: {AUTH_KEY}\n{rest}");
         fs::write(self.folder.join(name), config).map_err(io_error("the configuration"))
     }
 

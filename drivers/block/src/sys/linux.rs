@@ -65,6 +65,20 @@ pub(crate) fn free_bytes(file: &File) -> Option<u64> {
     Some(answer.f_bavail.saturating_mul(answer.f_frsize))
 }
 
+/// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
+const FUSE: i64 = 0x6573_5546;
+
+/// Whether a program stands behind a file: a file system in user space.
+pub(crate) fn is_fuse(file: &File) -> bool {
+    let mut answer = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the descriptor is open while `file` is borrowed, and `answer` has room for the one
+    // struct the call writes.
+    let told = check(unsafe { libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) }).is_ok();
+    // SAFETY: all zeroes is a valid `statfs`, and the system may have filled in more.
+    let answer = unsafe { answer.assume_init() };
+    told && answer.f_type == FUSE
+}
+
 /// Bytes of a block device.
 pub(crate) fn block_device_size(file: &File) -> io::Result<u64> {
     let mut size = 0u64;

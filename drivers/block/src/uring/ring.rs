@@ -53,14 +53,18 @@ impl Ring {
         let wake = crate::sys::event_counter()?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         ring.completion().disable_eventfd();
-        Ok(Ring { ring, fd, flags: squeue::Flags::empty(), registered: None, wake })
+        // The kernel may have a question to the program behind the file, on the thread that submits: a
+        // program that does not answer would stop the reactor. The ring's own threads may wait.
+        let behind = crate::sys::is_fuse(&medium.file);
+        let flags = if behind { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        Ok(Ring { ring, fd, flags, registered: None, wake })
     }
 
     /// Registers the drive's descriptor, which saves the kernel a look-up per command.
     pub fn register_file(&mut self) -> io::Result<()> {
         self.ring.submitter().register_files(&[self.fd.0])?;
         self.fd = types::Fd(0);
-        self.flags = squeue::Flags::FIXED_FILE;
+        self.flags |= squeue::Flags::FIXED_FILE;
         Ok(())
     }
 
