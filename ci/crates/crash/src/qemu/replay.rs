@@ -133,12 +133,11 @@ pub fn run(binary: &Path, folder: &Path, states: u32, seed: u64) -> Result<Outco
         let workers: Vec<_> = (0..jobs)
             .map(|job| {
                 let (chosen, recording) = (&chosen, &recording);
-                let own = chosen.iter().copied().skip(job).step_by(jobs);
+                let mut own = chosen.iter().copied().skip(job).step_by(jobs);
                 let folder = folder.join(format!("replay{job}"));
                 scope.spawn(move || {
                     let mut replay = Replay::new(binary, folder, recording)?;
-                    own.map(|(number, moment)| replay.state(seed, number, &moment))
-                        .collect::<Result<(), _>>()?;
+                    own.try_for_each(|(number, moment)| replay.state(seed, number, &moment))?;
                     Ok(Outcome { violations: replay.violations, tally: replay.tally })
                 })
             })
