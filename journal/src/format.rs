@@ -41,11 +41,28 @@ pub async fn format(
     identity: Identity,
     options: FormatOptions,
 ) -> Result<Superblock, FormatError> {
-    let layout = Layout::plan(geometry, &options)?;
     let members = identity.members.len();
     if members > MEMBERS_MAX || !identity.members.contains(&identity.drive) {
         return Err(FormatError::Members { members });
     }
+    let prepared = prepare(queue, geometry, pool, options).await?;
+    prepared.enter(queue, pool, identity).await
+}
+
+/// A drive that lacks nothing but its superblock: unformatted to whoever looks at it.
+pub struct Prepared(Layout);
+
+/// All of a format but the superblock, which takes the time; everything on the drive is lost.
+///
+/// # Errors
+/// [`FormatError`]; the drive is unformatted then, or as it was.
+pub async fn prepare(
+    queue: &dyn BlockQueue,
+    geometry: &Geometry,
+    pool: &Pool,
+    options: FormatOptions,
+) -> Result<Prepared, FormatError> {
+    let layout = Layout::plan(geometry, &options)?;
     // 1.
     erase_superblock(queue, pool).await?;
     // 2.
@@ -56,9 +73,27 @@ pub async fn format(
     }
     // 3.
     memkv_block::flush(queue).await?;
-    let superblock = Superblock::new(identity, layout);
-    write_superblock(queue, pool, &superblock).await?;
-    Ok(superblock)
+    Ok(Prepared(layout))
+}
+
+impl Prepared {
+    /// Writes the superblock: from now on the drive is what `identity` says.
+    ///
+    /// # Errors
+    /// The drive's own; what it is then is not known.
+    pub async fn enter(
+        self,
+        queue: &dyn BlockQueue,
+        pool: &Pool,
+        identity: Identity,
+    ) -> Result<Superblock, FormatError> {
+        let members = identity.members.len();
+        assert!(members <= MEMBERS_MAX, "a node has at most {MEMBERS_MAX} drives");
+        assert!(identity.members.contains(&identity.drive), "a drive is a member of its node");
+        let superblock = Superblock::new(identity, self.0);
+        write_superblock(queue, pool, &superblock).await?;
+        Ok(superblock)
+    }
 }
 
 async fn write_zeros(

@@ -304,6 +304,11 @@ impl Journal {
         self.shared.drive
     }
 
+    /// Commands of the journal's that the drive has not answered.
+    pub fn outstanding(&self) -> usize {
+        self.shared.queue.outstanding()
+    }
+
     /// Byte offset of a unit from the start of the drive.
     pub fn data_offset(&self, unit: u32) -> u64 {
         assert!(unit < self.shared.layout.units, "unit {unit} is not on the drive");

@@ -1,19 +1,20 @@
 //! The contract by which a node is asked how it is, and told to read its configuration again.
 //!
 //! Three programs meet here. The node implements [`NodeAdmin`]; `admin/http` turns its answers into
-//! `/v1/health`, `/v1/ready`, `/v1/status`, `/v1/metrics`, `/v1/namespaces`, `/v1/keys` and
-//! `/v1/reload`; `memkvctl status`, `ls` and `reload` read the JSON back into the same types. So this
-//! crate holds plain data that serialises, one trait, the notation for sizes that all of them print and read ([`size`]),
-//! and nothing that runs: no socket, no reactor, no metrics library.
+//! `/v1/health`, `/v1/ready`, `/v1/status`, `/v1/metrics`, `/v1/namespaces`, `/v1/keys`, `/v1/reload` and
+//! `/v1/drives/readmit`; `memkvctl` reads the JSON back into the same types. So this crate holds plain
+//! data that serialises, one trait, the notation for sizes that all of them print and read ([`size`]), and
+//! nothing that runs: no socket, no reactor, no metrics library.
 //!
 //! * [`Health`] is for a load balancer: three words and the count of drives.
 //! * [`Readiness`] is for an orchestrator: may traffic be sent here yet, and if not, why.
 //! * [`NodeStatus`] is for a person: everything worth knowing, with the reasons for what was chosen.
 //! * [`MetricsSnapshot`] is for a time series: counters, gauges and histograms by name.
 //! * [`NamespacesPage`] and [`KeysPage`] are what is stored, a page at a time.
-//! * [`Reloaded`] is what became of the configuration when it was read again.
+//! * [`Reloaded`] is what became of the configuration when it was read again, [`Readmitted`] a drive that
+//!   was taken in again.
 //!
-//! Every answer but the last two is a snapshot taken from counters that the reactors keep anyway. An
+//! Every answer but these and the pages is a snapshot taken from counters that the reactors keep anyway. An
 //! implementation waits for a reactor a bounded while at most: a node whose reactors are stuck is
 //! exactly the one that is asked.
 
@@ -35,7 +36,7 @@ pub use list::{
 pub use metrics::{
     Bucket, Counter, Gauge, Histogram, Label, MetricsSnapshot, STAGE_BUCKETS_SECONDS,
 };
-pub use reload::{ConfigStatus, ReloadError, Reloaded};
+pub use reload::{ConfigStatus, ReadmitError, Readmitted, ReloadError, Reloaded};
 pub use status::{
     ConnectionStatus, DriveState, DriveStatus, EvictionStatus, IoStatus, MemoryStatus, NodeStatus,
     PoolBacking, ProcessStatus, ReactorStatus, RecoveryStatus, ScrubStatus, StorageStatus,
@@ -76,4 +77,11 @@ pub trait NodeAdmin: Send + Sync {
     /// # Errors
     /// [`ReloadError`]; unless a reactor did not answer, nothing was changed.
     fn reload(&self) -> Result<Reloaded, ReloadError>;
+
+    /// Takes a drive of the configuration in again that failed or was lost; whatever is on it goes.
+    /// Called on a thread that may wait.
+    ///
+    /// # Errors
+    /// [`ReadmitError`].
+    fn readmit(&self, path: &str) -> Result<Readmitted, ReadmitError>;
 }

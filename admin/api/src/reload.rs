@@ -17,9 +17,49 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
     /// Sessions that end because their key is no longer valid.
     pub sessions_ended: u64,
+    /// Identities of drives that have joined the node.
+    #[serde(default)]
+    pub drives_joined: Vec<String>,
+    /// Drives that were to join and could not, with the reason; the next reload tries again.
+    #[serde(default)]
+    pub drives_failed: Vec<String>,
+    /// Paths of drives that had failed and are listed no more: they count no longer.
+    #[serde(default)]
+    pub drives_dropped: Vec<String>,
     /// What is odd and no error.
     pub warnings: Vec<String>,
 }
+
+/// A drive that had failed, or was lost, and serves again, empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readmitted {
+    /// Its path.
+    pub path: String,
+    /// Its new identity.
+    pub uuid: String,
+}
+
+/// Why a drive was not readmitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadmitError {
+    /// It serves, is not the node's to take, or not to be had; nothing on it was changed.
+    Refused(String),
+    /// It failed again.
+    Failed(String),
+    /// The store is too busy, or stopping.
+    NoAnswer(NoAnswer),
+}
+
+impl fmt::Display for ReadmitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) | Self::Failed(why) => f.write_str(why),
+            Self::NoAnswer(no_answer) => no_answer.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ReadmitError {}
 
 /// Why nothing was reloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@ Examples:
   memkvctl ls llama-70b --limit 20
   memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900
   memkvctl reload --server 10.0.0.1:9900
+  memkvctl drive readmit /dev/nvme1n1 --server 10.0.0.1:9900
   memkvctl bench --sizes 64KiB,4MiB --ops put,get --seconds 5
   memkvctl replay conversation_trace.jsonl.zst --block-bytes 64KiB --until 600s --verify
 
@@ -67,11 +68,23 @@ file is checked as a whole first: when something is wrong with it, nothing is ch
 answer says what and where. Else it holds from now on, but for the keys that are named as needing a
 restart. A client whose key is no longer in it is served to the end of what it has begun.
 
-Live: network.auth_key and network.keys, limits, storage.eviction, log.level.
+Live: network.auth_key and network.keys, limits, storage.eviction, log.level, and drives that are new
+under storage.drives: blank ones are formatted and join the node. One that failed and is listed no
+more is given up.
 
 Examples:
   memkvctl reload
   memkvctl reload --server 10.0.0.1:9900,10.0.0.2:9900 --json";
+
+const READMIT_HELP: &str = "\
+A drive that failed, or that the node has lost, is emptied and joins the node again; the node goes on
+serving. It may be the same hardware, or a blank drive in its place. The drive is listed under
+storage.drives of the file that the server was started with, and PATH is as it stands there. What is
+left on it is lost to the node already. A drive that serves is never touched.
+
+Examples:
+  memkvctl drive readmit /dev/nvme1n1
+  memkvctl drive readmit /dev/nvme1n1 --server 10.0.0.1:9900 --json";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
@@ -135,6 +148,9 @@ pub enum Command {
     /// Have servers read their configuration again
     #[command(after_help = RELOAD_HELP)]
     Reload(ReloadArgs),
+    /// Change the drives of a server that runs
+    #[command(subcommand)]
+    Drive(DriveCommand),
     /// Measure throughput, latency and CPU cost of put, get and exists
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
@@ -209,6 +225,24 @@ pub struct StatusArgs {
 pub struct ReloadArgs {
     /// How long to wait for each server
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+/// What is done with a drive.
+#[derive(Debug, Subcommand)]
+pub enum DriveCommand {
+    /// Take in a drive that failed or was lost, emptied
+    #[command(after_help = READMIT_HELP)]
+    Readmit(ReadmitArgs),
+}
+
+/// Options of `drive readmit`.
+#[derive(Args, Debug)]
+pub struct ReadmitArgs {
+    /// The drive, as storage.drives names it
+    pub path: String,
+    /// How long to wait: the drive is formatted
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10m")]
     pub timeout: Duration,
 }
 

@@ -73,6 +73,17 @@ pub enum CtlError {
         /// What it said.
         reason: String,
     },
+    /// A server did not take a drive in.
+    #[error("{server}: {reason}")]
+    NotReadmitted {
+        /// The server.
+        server: String,
+        /// What it said.
+        reason: String,
+    },
+    /// A drive is one server's.
+    #[error("name the one server whose drive it is: --server HOST:PORT")]
+    OneServer,
     /// A server says that it is not well.
     #[error("{server} is unhealthy")]
     Unhealthy {
@@ -111,7 +122,7 @@ impl CtlError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::BadServer { .. } => Exit::Usage,
+            Self::Config(_) | Self::BadServer { .. } | Self::OneServer => Exit::Usage,
             Self::Client(ClientError::Config(_) | ClientError::BadKey { .. }) => Exit::Usage,
             Self::Client(error) if error.is_server_lost() => Exit::Unreachable,
             Self::Http(_) => Exit::Unreachable,

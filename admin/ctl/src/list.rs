@@ -126,7 +126,7 @@ fn keys(admin: &str, namespace: &str, args: &ListArgs) -> Result<(Vec<KeyEntry>,
 }
 
 /// Percent-encodes what is not unreserved (RFC 3986).
-fn encoded(text: &str) -> String {
+pub fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

@@ -2,8 +2,8 @@
 //!
 //! The binary is a command line ([`cli`]) around two libraries: the client engine, which talks to
 //! servers ([`connect`], [`blocks`]), and the workload loops, whose reports are shown as tables or
-//! JSON ([`bench`], [`replay`]). [`status`], [`list`] and [`mod@reload`] ask the admin endpoints instead, over plain
-//! HTTP.
+//! JSON ([`bench`], [`replay`]). [`status`], [`list`], [`mod@reload`] and [`drive`] ask the admin endpoints
+//! instead, over plain HTTP.
 //!
 //! Results go to standard output, everything else to standard error; exit codes are [`error::Exit`].
 
@@ -13,6 +13,7 @@ mod bench;
 mod blocks;
 mod cli;
 mod connect;
+mod drive;
 mod duration;
 mod error;
 mod faults;
@@ -25,7 +26,7 @@ mod status;
 mod table;
 
 use clap::Parser;
-use cli::{Cli, Command, Global, StatusArgs};
+use cli::{Cli, Command, DriveCommand, Global, StatusArgs};
 use error::{CtlError, Exit};
 use std::io;
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ fn run(cli: &Cli) -> Result<Exit, CtlError> {
         Command::Ls(args) => list::run(global, args),
         Command::Status(args) => show_status(global, args),
         Command::Reload(args) => reload::run(global, args),
+        Command::Drive(DriveCommand::Readmit(args)) => drive::readmit(global, args),
         Command::Bench(args) => bench::run(global, args),
         Command::Replay(args) => replay::run(global, args),
     }

@@ -49,8 +49,12 @@ pub fn run(global: &Global, args: &ReloadArgs) -> Result<Exit, CtlError> {
     let waits = |report: &Report| {
         report.reloaded.as_ref().is_some_and(|reloaded| !reloaded.needs_restart.is_empty())
     };
+    let failed = |report: &Report| {
+        report.reloaded.as_ref().is_some_and(|reloaded| !reloaded.drives_failed.is_empty())
+    };
     match first {
         Some(error) => Err(error),
+        None if reports.iter().any(failed) => Ok(Exit::Failed),
         None if reports.iter().any(waits) => Ok(Exit::NeedsRestart),
         None => Ok(Exit::Done),
     }
@@ -82,9 +86,10 @@ fn render(reports: &[Report]) -> String {
             writeln!(text, "{}: not reloaded", report.server).expect("writing to a string");
             continue;
         };
-        let Reloaded { file, generation, applied, needs_restart, sessions_ended, warnings } =
-            reloaded;
-        let what = if applied.is_empty() { "nothing changed" } else { "reloaded" };
+        let Reloaded { file, generation, applied, needs_restart, sessions_ended, .. } = reloaded;
+        let Reloaded { drives_joined, drives_failed, drives_dropped, warnings, .. } = reloaded;
+        let same = applied.is_empty() && drives_joined.is_empty() && drives_dropped.is_empty();
+        let what = if same { "nothing changed" } else { "reloaded" };
         let mut line = format!("{}: {what}, configuration {generation} from {file}", report.server);
         for (word, keys) in [("applied", applied), ("needs a restart", needs_restart)] {
             if !keys.is_empty() {
@@ -94,6 +99,9 @@ fn render(reports: &[Report]) -> String {
         if *sessions_ended > 0 {
             line += &format!("\n  sessions of retired keys that end: {sessions_ended}");
         }
+        drives_joined.iter().for_each(|drive| line += &format!("\n  drive joined: {drive}"));
+        drives_dropped.iter().for_each(|path| line += &format!("\n  drive given up: {path}"));
+        drives_failed.iter().for_each(|why| line += &format!("\n  drive did not join: {why}"));
         warnings.iter().for_each(|warning| line += &format!("\n  warning: {warning}"));
         writeln!(text, "{line}").expect("writing to a string");
     }

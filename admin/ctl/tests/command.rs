@@ -104,6 +104,13 @@ impl NodeAdmin for Fake {
             _ => Ok(reloaded),
         }
     }
+
+    fn readmit(&self, path: &str) -> Result<Readmitted, ReadmitError> {
+        match self.online {
+            0 => Err(ReadmitError::Refused(format!("{path}: it serves"))),
+            _ => Ok(Readmitted { path: path.to_owned(), uuid: "u".to_owned() }),
+        }
+    }
 }
 
 fn drive() -> DriveStatus {
@@ -221,6 +228,27 @@ fn a_reload_ends_in_a_code_of_its_own_when_something_waits_for_a_restart() {
     let error = told[0]["error"].as_str().expect("it is told");
     assert!(error.contains("nothing was changed: line 3 column 1: limits.foo"), "{error}");
     assert_eq!(memkvctl(&["reload", "--server", NOBODY]).status.code(), Some(3));
+}
+
+#[test]
+fn a_drive_is_readmitted_by_the_one_server_that_has_it() {
+    let (_server, data) = serve(1);
+    let output = memkvctl(&["drive", "readmit", "/data/a b", "--server", &data]);
+    assert_eq!(output.status.code(), Some(0));
+    let said = format!("{data}: /data/a b readmitted, empty, as drive u\n");
+    assert_eq!(text(&output.stdout), said);
+    let output = memkvctl(&["drive", "readmit", "/data/a", "--server", &data, "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(told, serde_json::json!({"server": data, "path": "/data/a", "uuid": "u"}));
+    let (_server, data) = serve(0);
+    let output = memkvctl(&["drive", "readmit", "/data/a", "--server", &data]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/data/a: it serves"), "{output:?}");
+    let both = format!("{data},{NOBODY}");
+    let output = memkvctl(&["drive", "readmit", "/data/a", "--server", &both]);
+    assert_eq!(output.status.code(), Some(2));
+    let output = memkvctl(&["drive", "readmit", "/data/a", "--server", NOBODY]);
+    assert_eq!(output.status.code(), Some(3));
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! What is answered to which request.
 //!
-//! Six paths that read, two of which take a query, and one that has the configuration read again, and
-//! takes nothing. Everything else is a 404 or a 405 with a JSON body, so that a script
+//! Six paths that read, two of which take a query, and two that change something: one has the
+//! configuration read again and takes nothing, one takes a drive in again that a query names. Everything
+//! else is a 404 or a 405 with a JSON body, so that a script
 //! that asks for JSON never has to parse anything else.
 
 use crate::metrics::Exporter;
 use memkv_admin_api::{
-    KeysRequest, NoAnswer, NodeAdmin, PAGE_DEFAULT, PAGE_MAX, Readiness, ReloadError,
+    KeysRequest, NoAnswer, NodeAdmin, PAGE_DEFAULT, PAGE_MAX, Readiness, ReadmitError, ReloadError,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ pub fn routes(
             async move {
                 match path.as_str() {
                     RELOAD => reload(state, &method).await,
+                    READMIT => readmit(state, &method, query).await,
                     path => answer(&state, &method, path, query),
                 }
             }
@@ -55,11 +57,20 @@ pub fn routes(
 type Query = BTreeMap<String, String>;
 
 /// The paths there are.
-const KNOWN: [&str; 7] =
-    ["/v1/health", "/v1/ready", "/v1/status", "/v1/metrics", "/v1/namespaces", "/v1/keys", RELOAD];
+const KNOWN: [&str; 8] = [
+    "/v1/health",
+    "/v1/ready",
+    "/v1/status",
+    "/v1/metrics",
+    "/v1/namespaces",
+    "/v1/keys",
+    RELOAD,
+    READMIT,
+];
 
-/// The one path that changes something.
+// Those that change something.
 const RELOAD: &str = "/v1/reload";
+const READMIT: &str = "/v1/drives/readmit";
 
 fn answer(state: &State, method: &Method, path: &str, query: Option<Query>) -> Response {
     let route: fn(&State, Option<Query>) -> Response = match path {
@@ -111,6 +122,37 @@ async fn reload(state: Arc<State>, method: &Method) -> Response {
         ReloadError::NoAnswer(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     json_body(code, &json!({"error": "not reloaded", "reason": error.to_string()}))
+}
+
+/// Takes a drive in again, on a thread that may wait while others are answered here.
+async fn readmit(state: Arc<State>, method: &Method, query: Option<Query>) -> Response {
+    if method != Method::POST {
+        return not_allowed(method, "POST", "POST");
+    }
+    let path = Fields::of(query).and_then(|mut fields| {
+        let path = fields.0.remove("path").filter(|path| !path.is_empty());
+        fields.end(&["path"])?;
+        path.ok_or_else(|| BadQuery("path names the drive".to_owned()))
+    });
+    let path = match path {
+        Ok(path) => path,
+        Err(wrong) => return wrong.response(),
+    };
+    let readmitted = tokio::task::spawn_blocking(move || state.node.readmit(&path)).await;
+    let error = match readmitted {
+        Ok(Ok(readmitted)) => return json_body(StatusCode::OK, &json!(readmitted)),
+        Ok(Err(error)) => error,
+        Err(panicked) => {
+            tracing::error!(%panicked, "a readmission ended early");
+            ReadmitError::NoAnswer(NoAnswer)
+        }
+    };
+    let code = match error {
+        ReadmitError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        ReadmitError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        ReadmitError::NoAnswer(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    json_body(code, &json!({"error": "not readmitted", "reason": error.to_string()}))
 }
 
 fn health(state: &State) -> Response {

@@ -111,6 +111,14 @@ impl NodeAdmin for Fake {
             }),
         }
     }
+
+    fn readmit(&self, path: &str) -> Result<Readmitted, ReadmitError> {
+        match (self.broken, self.ready) {
+            (true, _) => Err(ReadmitError::Refused(format!("{path}: it serves"))),
+            (false, false) => Err(ReadmitError::Failed(format!("{path}: a write failed"))),
+            (false, true) => Ok(Readmitted { path: path.to_owned(), uuid: "u".to_owned() }),
+        }
+    }
 }
 
 fn status() -> NodeStatus {
@@ -294,6 +302,29 @@ fn a_reload_is_asked_for_and_answered_with_what_became_of_it() {
     let answer = request(&without, "POST", "/v1/reload");
     assert_eq!(answer.code, 409);
     assert!(answer.body.contains("without a configuration file"), "{}", answer.body);
+}
+
+#[test]
+fn a_drive_is_readmitted_by_the_path_in_the_query() {
+    let server = serve(fake());
+    let answer = request(&server, "POST", "/v1/drives/readmit?path=%2Fdata%2Fa%20b");
+    assert_eq!(answer.code, 200);
+    let told: Readmitted = serde_json::from_value(answer.json()).expect("what became of it");
+    assert_eq!((told.path.as_str(), told.uuid.as_str()), ("/data/a b", "u"));
+    for query in ["", "?path=", "?drive=%2Fa", "?path=%2Fa&force=1"] {
+        let answer = request(&server, "POST", &format!("/v1/drives/readmit{query}"));
+        assert_eq!((answer.code, &answer.json()["error"]), (400, &"bad query".into()), "{query}");
+    }
+    let answer = get(&server, "/v1/drives/readmit?path=%2Fa");
+    assert_eq!((answer.code, answer.headers["allow"].as_str()), (405, "POST"));
+    for (fake, code, reason) in [
+        (Fake { broken: true, ..fake() }, 422, "/a: it serves"),
+        (Fake { ready: false, ..fake() }, 500, "/a: a write failed"),
+    ] {
+        let answer = request(&serve(fake), "POST", "/v1/drives/readmit?path=%2Fa");
+        assert_eq!(answer.code, code);
+        assert_eq!(answer.json(), serde_json::json!({"error": "not readmitted", "reason": reason}));
+    }
 }
 
 /// The families of a metrics text: kind, and each sample's name and labels with its value.

@@ -65,7 +65,7 @@ With no option it listens on 127.0.0.1:9900 and keeps blocks in a file in your d
 smaller of 4 GiB and a quarter of the free space.
 
 SIGTERM and SIGINT stop it in order. SIGHUP, like memkvctl reload, has the file of --config read
-again: keys, limits, eviction and log level change while it serves.
+again: keys, limits, eviction and log level change while it serves, and new drives join.
 
 Block devices (storage.mode: direct) are formatted by memkv setup first, and need hugepages for
 memory.max_size unless memory.hugepages says otherwise.";

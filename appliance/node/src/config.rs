@@ -160,6 +160,16 @@ pub enum Drive {
     },
 }
 
+impl Drive {
+    /// What its device is called: its path, or `memory`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Device { media } | Self::File { media, .. } => media.display().to_string(),
+            Self::Memory { .. } => "memory".to_owned(),
+        }
+    }
+}
+
 /// What happens when drives fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Eviction {

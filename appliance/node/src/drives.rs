@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memkv_admin_api::size::exact_size;
-use memkv_block::{BlockDevice, BlockQueue, IoError, OpenError, OpenOptions};
+use memkv_block::{BlockDevice, BlockQueue, Geometry, IoError, OpenError, OpenOptions};
 use memkv_dma::{Class, Pool};
 use memkv_journal::{
-    FormatError, FormatOptions, Identity, MembershipError, NodeUuid, OpenError as JournalError,
-    ReadError, Superblock, TrimConfig, membership,
+    FormatError, FormatOptions, Identity, Layout, MembershipError, NodeUuid,
+    OpenError as JournalError, ReadError, Superblock, TrimConfig, membership,
 };
 use memkv_poller::Local;
 use memkv_store::{
@@ -87,9 +87,9 @@ pub enum DrivesError {
         /// Bytes configured.
         configured: u64,
     },
-    /// Some drives are formatted, others are new.
+    /// Some drives are formatted, this one is new.
     #[error(
-        "drive {new} is empty, but {old} belongs to a node already; a node's drives are formatted together"
+        "drive {new} is empty, and {old} belongs to a node already, some of whose drives are missing"
     )]
     Mixed {
         /// A new drive.
@@ -183,24 +183,36 @@ pub fn open_devices(
     if let Some(path) = &config.storage.data_directory {
         make_folder(path)?;
     }
-    let hugepages = config.memory.hugepages.into();
-    let open = |media: &PathBuf, size: Option<u64>| {
-        let name = media.display().to_string();
-        let (shown, progress) = (name.clone(), progress.clone());
-        let mut options = OpenOptions::new(media, pool.clone());
-        options.size = size;
-        options.progress = Some(Box::new(move |done, total| progress(&shown, done, total)));
-        memkv_block::open(options)
-            .map(|device| memkv_block::watch(device, config.storage.drive_timeout))
-            .map_err(|source| DrivesError::Open { name: name.clone(), source })
+    let drives = config.storage.drives.iter();
+    drives.map(|drive| open_device(drive, config, pool, progress)).collect()
+}
+
+/// Opens one drive; see [`open_devices`].
+///
+/// # Errors
+/// [`DrivesError`] names it.
+pub fn open_device(
+    drive: &Drive,
+    config: &Config,
+    pool: &Pool,
+    progress: &Progress,
+) -> Result<Arc<dyn BlockDevice>, DrivesError> {
+    let (media, size) = match drive {
+        Drive::Device { media } => (media, None),
+        Drive::File { media, size } => (media, *size),
+        Drive::Memory { size } => {
+            return memkv_block::memory(*size, config.memory.hugepages.into())
+                .map_err(|source| DrivesError::Memory { size: *size, source });
+        }
     };
-    let drives = config.storage.drives.iter().map(|drive| match drive {
-        Drive::Device { media } => open(media, None),
-        Drive::File { media, size } => open(media, *size),
-        Drive::Memory { size } => memkv_block::memory(*size, hugepages)
-            .map_err(|source| DrivesError::Memory { size: *size, source }),
-    });
-    drives.collect()
+    let name = media.display().to_string();
+    let (shown, progress) = (name.clone(), progress.clone());
+    let mut options = OpenOptions::new(media, pool.clone());
+    options.size = size;
+    options.progress = Some(Box::new(move |done, total| progress(&shown, done, total)));
+    memkv_block::open(options)
+        .map(|device| memkv_block::watch(device, config.storage.drive_timeout))
+        .map_err(|source| DrivesError::Open { name, source })
 }
 
 /// Makes a folder with all above it, for nobody else's eyes: the XDG Base Directory Specification.
@@ -236,9 +248,24 @@ pub async fn open_store(
         opened.push(Opened { name, device, queue });
     }
     let superblocks = superblocks(&local, &opened, &config, &pool).await?;
-    let found = opened.into_iter().zip(superblocks).collect();
+    let (mut found, mut surplus) = (Vec::new(), Vec::new());
+    for (drive, superblock) in opened.into_iter().zip(superblocks) {
+        match superblock {
+            Ok(superblock) => found.push((drive, superblock)),
+            Err(why) => surplus.push((drive, why)),
+        }
+    }
     let device = |drive: &Opened| drive.device.clone();
-    let (mut opened, left_out) = keep_members(found, device, config.degraded)?;
+    let members = keep_members(found, device, config.degraded && surplus.is_empty());
+    let (mut opened, mut left_out) = match (members, surplus.pop()) {
+        // It may be the one that is missing: that it cannot be used says more.
+        (Err(MembershipError::Missing { .. }), Some((_, why))) => return Err(why),
+        (members, last) => {
+            surplus.extend(last);
+            members?
+        }
+    };
+    left_out.extend(surplus.into_iter().map(|(drive, why)| surplus_drive(drive.device, &why)));
     check_block_size(&mut opened, config.storage.block_size)?;
 
     let mut drives = Vec::with_capacity(opened.len());
@@ -311,44 +338,79 @@ pub(crate) fn store_config(config: &Config) -> StoreConfig {
 }
 
 /// Reads every drive's superblock; formats them all when none has one, but for block devices, which
-/// are formatted by `memkv setup` alone.
+/// are formatted by `memkv setup` alone. A drive without one beside others that have one is told of
+/// with the reason: it may be one that was joining, of which the others need not know.
 async fn superblocks(
     local: &Local,
     opened: &[Opened],
     config: &Config,
     pool: &Pool,
-) -> Result<Vec<Superblock>, DrivesError> {
+) -> Result<Vec<Result<Superblock, DrivesError>>, DrivesError> {
     let mut found = Vec::with_capacity(opened.len());
     for drive in opened {
         let geometry = drive.device.geometry();
         match memkv_journal::read_superblock(&*drive.queue, &geometry, pool).await {
-            Ok(superblock) => found.push(Some(superblock)),
+            Ok(superblock) => found.push(Some(Ok(superblock))),
             Err(ReadError::NotFormatted) => found.push(None),
             Err(source) => {
-                return Err(DrivesError::Superblock { name: drive.name.clone(), source });
+                let name = drive.name.clone();
+                let cut_short = matches!(source, ReadError::NoQuorum { .. });
+                let error = DrivesError::Superblock { name, source };
+                match cut_short {
+                    true => found.push(Some(Err(error))),
+                    false => return Err(error),
+                }
             }
         }
     }
-    let old = found.iter().position(Option::is_some);
+    let formatted = |found: &Option<Result<_, _>>| matches!(found, Some(Ok(_)));
+    let old = found.iter().position(formatted);
     let new = found.iter().position(Option::is_none);
     match (old, new) {
-        (_, Some(new)) if config.storage.mode == StorageMode::Direct => {
+        (None, Some(new)) if config.storage.mode == StorageMode::Direct => {
             Err(DrivesError::NotSetUp { name: opened[new].name.clone() })
         }
-        (Some(old), Some(new)) => {
-            Err(DrivesError::Mixed { new: opened[new].name.clone(), old: opened[old].name.clone() })
+        (Some(old), _) => {
+            for (drive, found) in opened.iter().zip(&mut found) {
+                if found.is_none() {
+                    check_blank(drive, pool).await?;
+                    let (new, old) = (drive.name.clone(), opened[old].name.clone());
+                    *found = Some(Err(DrivesError::Mixed { new, old }));
+                }
+            }
+            Ok(found.into_iter().flatten().collect())
         }
         (None, _) => {
+            if let Some(damaged) = found.into_iter().flatten().find_map(Result::err) {
+                return Err(damaged);
+            }
             for drive in opened {
                 check_blank(drive, pool).await?;
             }
             let units = (config.storage.block_size / memkv_dma::UNIT as u64) as u16;
             let options =
                 move |_| FormatOptions { extent_units: Some(units), ..FormatOptions::default() };
-            format_node(local, opened, pool, options).await
+            let formatted = format_node(local, opened, pool, options).await?;
+            Ok(formatted.into_iter().map(Ok).collect())
         }
-        (Some(_), None) => Ok(found.into_iter().flatten().collect()),
     }
+}
+
+/// A drive that is listed beside all members of the node and has no part in it. A member always has
+/// a superblock, or one that cannot be used while the others miss it.
+fn surplus_drive(device: Arc<dyn BlockDevice>, why: &DrivesError) -> LeftOut {
+    let blank = matches!(why, DrivesError::Mixed { .. });
+    let reason = match blank {
+        true => "it is blank: memkvctl reload has it join the node".to_owned(),
+        false => format!(
+            "{}; it is no member of the node, and was joining it when that was cut short: memkv \
+             drive wipe --force {} while the node is stopped, then memkvctl reload",
+            crate::serve::chain(why),
+            device.name()
+        ),
+    };
+    tracing::error!(drive = device.name(), %reason, "drive left out");
+    LeftOut { device, uuid: None, blank, reason }
 }
 
 /// Formats drives side by side as one new node, each as `options` says for its capacity.
@@ -422,6 +484,24 @@ fn check_block_size(
         }
     }
     Ok(())
+}
+
+/// How a member was formatted, for a drive of another size.
+pub(crate) fn options_like(member: &Superblock, capacity: u64) -> FormatOptions {
+    let layout = &member.layout;
+    let extent_units = Some(layout.extent_units).filter(|units| *units > 0);
+    let options = FormatOptions { extent_units, ..FormatOptions::default() };
+    let geometry = Geometry {
+        capacity: layout.capacity,
+        sector: layout.sector,
+        max_transfer: memkv_block::MAX_TRANSFER,
+    };
+    let usual = Layout::plan(&geometry, &options).map(|usual| usual.limits.rows);
+    if usual == Ok(layout.limits.rows) {
+        return options;
+    }
+    let rows = u128::from(layout.limits.rows) * u128::from(capacity) / u128::from(layout.capacity);
+    FormatOptions { block_limit: Some((rows as u64).max(1)), ..options }
 }
 
 pub(crate) fn new_uuid() -> Uuid {

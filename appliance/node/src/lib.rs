@@ -6,7 +6,7 @@
 //! * [`node`] wires pollers to cores, [`drives`] opens the store on those of them that are
 //!   [`members`], [`status`] tells how it is, `work` what drives and reactors did, and `listing` what
 //!   it stores.
-//! * [`reload`] reads the configuration again while the node serves.
+//! * [`reload`] reads the configuration again while the node serves, and lets drives join.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
 //!   drive`, which work on drives that no server has.
 
@@ -17,6 +17,7 @@ pub mod config;
 pub mod demo;
 pub mod drives;
 pub mod hugepages;
+mod joins;
 mod listing;
 pub mod logging;
 pub mod members;

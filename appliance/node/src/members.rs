@@ -10,8 +10,10 @@ use memkv_journal::{DriveUuid, MembershipError, Standing, Superblock, membership
 pub struct LeftOut {
     /// The drive.
     pub device: Arc<dyn BlockDevice>,
-    /// Its identity.
-    pub uuid: DriveUuid,
+    /// Its identity, when it has one.
+    pub uuid: Option<DriveUuid>,
+    /// Nothing is on it: it can join.
+    pub blank: bool,
     /// Why it is not used, for people.
     pub reason: String,
 }
@@ -45,7 +47,7 @@ pub(crate) fn keep_members<T>(
                      since; readmit it emptied"
                 );
                 tracing::error!(drive = device.name(), %uuid, %reason, "drive left out");
-                left_out.push(LeftOut { device, uuid, reason });
+                left_out.push(LeftOut { device, uuid: Some(uuid), blank: false, reason });
             }
         }
     }

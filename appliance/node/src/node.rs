@@ -9,6 +9,7 @@
 //! Connections are dealt out in turn by the acceptor on reactor 0. Stopping runs backwards: no new
 //! connections, sessions drained on every reactor, then the store leaves clean checkpoints.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,11 +26,14 @@ use memkv_poller::{
     IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock,
 };
 use memkv_session::{Context, ContextParts, DriveIo, Identity, KeyRing, SessionLimits};
-use memkv_store::{DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort, Tuning};
+use memkv_store::{
+    DriveId, DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort, Tuning,
+};
 
 use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
 use crate::hugepages::{Reserved, TooFew};
+use crate::joins::{self, Joined};
 use crate::listing::ListPiece;
 use crate::reload::Source;
 use crate::status::{DrivesAtStart, Shared};
@@ -99,6 +103,14 @@ pub(crate) enum Control {
     Shutdown(mpsc::Sender<()>),
     /// Go on with these settings; how many sessions end by them.
     Reload(Arc<Config>, mpsc::Sender<u64>),
+    /// Make a blank drive a member (reactor 0), as the first step of joining.
+    Join(Arc<dyn BlockDevice>, mpsc::Sender<Joined>),
+    /// Have a queue on a drive that has joined.
+    AddDrive(DriveId, Arc<dyn BlockDevice>, mpsc::Sender<Result<(), String>>),
+    /// Let blocks lie on a drive that every reactor has a queue on (reactor 0), or give it up.
+    OpenDrive(DriveId, Result<(), String>, mpsc::Sender<()>),
+    /// Tell how many commands of its own a drive has not answered.
+    Outstanding(DriveId, mpsc::Sender<usize>),
     /// Walk over a piece of the store (reactor 0): what is there, and where to go on.
     List(ListPiece, mpsc::Sender<(Vec<Listed>, Option<u64>)>),
     /// Tell the state of the drives (reactor 0).
@@ -304,7 +316,13 @@ fn first_reactor(
         &parts.config,
         listener.local_addr(),
         parts.pool.clone(),
-        DrivesAtStart { devices: parts.devices.clone(), recoveries, left_out },
+        DrivesAtStart {
+            devices: parts.devices.clone(),
+            recoveries,
+            left_out,
+            gone: BTreeSet::new(),
+            owing: BTreeSet::new(),
+        },
         store.counters(),
         Identity { server: *node.as_bytes(), incarnation },
         controls.clone(),
@@ -315,7 +333,7 @@ fn first_reactor(
         Ok(context) => context,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let served = serve_orders(&local, context, Some(store.clone()), inbox);
+    let served = serve_orders(&local, context, Some(store.clone()), parts.pool.clone(), inbox);
     if let Err(error) = served {
         return drop(ready.send(Err(error)));
     }
@@ -338,7 +356,8 @@ fn other_reactor(
     let local = reactor.local();
     shared.add_reactor(id, reactor.stats());
     let context = context(id, &local, parts, shared, StoreHandle::There(Box::new(store)));
-    let started = context.and_then(|context| serve_orders(&local, context, None, inbox));
+    let started =
+        context.and_then(|context| serve_orders(&local, context, None, parts.pool.clone(), inbox));
     let failed = started.is_err();
     let _ = ready.send(started);
     if !failed {
@@ -409,49 +428,89 @@ fn serve_orders(
     local: &Local,
     context: Rc<Context>,
     store: Option<Rc<Store>>,
+    pool: Pool,
     mut inbox: InboxReceiver<Control>,
 ) -> Result<(), StartError> {
     let engine = Engine::new(local).map_err(StartError::Engine)?;
-    let reactor = local.clone();
+    let reactor = Orders { local: local.clone(), context, store, pool, engine };
     local.spawn(async move {
         while let Some(control) = inbox.recv().await {
-            match control {
-                Control::Serve(accepted) => match engine.attach(accepted) {
-                    Ok(connection) => {
-                        reactor.spawn(memkv_session::serve(context.clone(), connection));
-                    }
-                    Err(error) => tracing::warn!(%error, "connection lost before it was served"),
-                },
-                Control::Drain(done) => {
-                    let context = context.clone();
-                    reactor.spawn(async move {
-                        context.drain().await;
-                        let _ = done.send(());
-                    });
-                }
-                Control::Shutdown(done) => {
-                    let store = store.clone().expect("only reactor 0 has the store");
-                    reactor.spawn(async move {
-                        store.shutdown().await;
-                        let _ = done.send(());
-                    });
-                }
-                Control::Reload(config, done) => {
-                    let _ = done.send(reload(&context, store.as_ref(), &config));
-                }
-                Control::List(piece, answer) => {
-                    let store = store.as_ref().expect("only reactor 0 has the store");
-                    let ListPiece { from, looks, most, filter } = piece;
-                    let _ = answer.send(store.list(from, looks, most, &filter));
-                }
-                Control::Drives(answer) => {
-                    let store = store.as_ref().expect("only reactor 0 has the store");
-                    let _ = answer.send(store.drives());
-                }
-            }
+            reactor.carry_out(control);
         }
     });
     Ok(())
+}
+
+/// What a reactor needs to carry orders out.
+struct Orders {
+    local: Local,
+    context: Rc<Context>,
+    /// On reactor 0.
+    store: Option<Rc<Store>>,
+    pool: Pool,
+    engine: Rc<Engine>,
+}
+
+impl Orders {
+    fn store(&self) -> &Rc<Store> {
+        self.store.as_ref().expect("only reactor 0 has the store")
+    }
+
+    /// Short orders at once, long ones in a task of their own.
+    fn carry_out(&self, control: Control) {
+        let context = &self.context;
+        match control {
+            Control::Serve(accepted) => match self.engine.attach(accepted) {
+                Ok(connection) => {
+                    self.local.spawn(memkv_session::serve(context.clone(), connection));
+                }
+                Err(error) => tracing::warn!(%error, "connection lost before it was served"),
+            },
+            Control::Drain(done) => {
+                let context = context.clone();
+                self.local.spawn(async move {
+                    context.drain().await;
+                    let _ = done.send(());
+                });
+            }
+            Control::Shutdown(done) => {
+                let store = self.store().clone();
+                self.local.spawn(async move {
+                    store.shutdown().await;
+                    let _ = done.send(());
+                });
+            }
+            Control::Reload(config, done) => {
+                let _ = done.send(reload(context, self.store.as_ref(), &config));
+            }
+            Control::Join(device, answer) => {
+                let joining = joins::join(self.store().clone(), device, self.pool.clone());
+                self.local.spawn(async move {
+                    let _ = answer.send(joining.await);
+                });
+            }
+            Control::AddDrive(id, device, done) => {
+                let _ = done.send(joins::add(&self.local, context, id, device));
+            }
+            Control::OpenDrive(id, added, done) => {
+                match added {
+                    Ok(()) => self.store().open_drive(id),
+                    Err(why) => self.store().drive_failed(id, &why),
+                }
+                let _ = done.send(());
+            }
+            Control::Outstanding(id, answer) => {
+                let _ = answer.send(context.outstanding(id));
+            }
+            Control::List(piece, answer) => {
+                let ListPiece { from, looks, most, filter } = piece;
+                let _ = answer.send(self.store().list(from, looks, most, &filter));
+            }
+            Control::Drives(answer) => {
+                let _ = answer.send(self.store().drives());
+            }
+        }
+    }
 }
 
 /// Deals connections out to the reactors in turn, and refuses those beyond the limit.

@@ -4,18 +4,19 @@
 //! ```text
 //!   file ─► checked as a whole ─► checked where the node listens ─► log level
 //!                │ something is wrong                            └► every reactor: keys, limits
-//!                ▼                                               └► the store's: eviction, leases
-//!           nothing changes, the reason is told
+//!                ▼                                               ├► the store's: eviction, leases
+//!           nothing changes, the reason is told                  └► drives that are new: they join
 //! ```
 //!
 //! Reactors are always told all of it, changed or not: a reload that a stuck reactor cut short is
 //! made whole by the next one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memkv_admin_api as api;
+use memkv_store::DriveState;
 
-use crate::config::{Changes, Config, ConfigError, Overrides, Warning};
+use crate::config::{Changes, Config, ConfigError, Drive, Overrides, Warning};
 use crate::logging::Level;
 use crate::node::{Control, order};
 use crate::paths::Machine;
@@ -50,7 +51,12 @@ pub(crate) struct Seen {
 
 impl Reloads {
     pub(crate) fn read_from(&self, source: Source) {
-        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+        *self.alone() = Some(source);
+    }
+
+    /// One changes the configuration or the drives at a time.
+    pub(crate) fn alone(&self) -> MutexGuard<'_, Option<Source>> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -65,7 +71,7 @@ impl Reloads {
 impl Shared {
     /// See [`api::NodeAdmin::reload`].
     pub(crate) fn reload_config(&self) -> Result<api::Reloaded, api::ReloadError> {
-        let source = self.reloads.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = self.reloads.alone();
         let source = source.as_ref().filter(|source| source.overrides.file.is_some());
         let reloaded = match source {
             Some(source) => self.read_again(source),
@@ -90,17 +96,36 @@ impl Shared {
     }
 
     fn read_again(&self, source: &Source) -> Result<api::Reloaded, api::ReloadError> {
-        let now = self.config();
+        let mut now = (*self.config()).clone();
         let next = read(source, &now).map_err(|e| api::ReloadError::Refused(e.to_string()))?;
-        let (adopted, Changes { applied, needs_restart }) = now.adopt(next);
+        let drives_dropped = self.dropped(&now, &next)?;
+        now.storage.drives.retain(|drive| !drives_dropped.contains(&drive.name()));
+        let newcomers = self.newcomers(&next).map_err(api::ReloadError::Refused)?;
+        let (mut adopted, Changes { applied, needs_restart }) = now.adopt(next);
         let warnings: Vec<String> = adopted.warnings.iter().map(Warning::to_string).collect();
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if let Some(log) = &source.log {
             log.set(&adopted.log.filter).map_err(|e| api::ReloadError::Refused(e.to_string()))?;
         }
-        let adopted = Arc::new(adopted);
-        let sessions_ended = self.tell_reactors(&adopted)?;
-        self.set_config(adopted);
+        let sessions_ended = self.tell_reactors(&Arc::new(adopted.clone()))?;
+        drives_dropped.iter().for_each(|name| self.drop_drive(name));
+        let (mut drives_joined, mut drives_failed) = (Vec::new(), Vec::new());
+        for newcomer in newcomers {
+            match self.join_drive(newcomer) {
+                Ok((drive, uuid)) => {
+                    drives_joined.push(uuid.to_string());
+                    // One that was listed and blank at the start is there already.
+                    if !adopted.storage.drives.contains(&drive) {
+                        adopted.storage.drives.push(drive);
+                    }
+                }
+                Err(why) => {
+                    tracing::error!(%why, "drive did not join");
+                    drives_failed.push(why);
+                }
+            }
+        }
+        self.set_config(Arc::new(adopted));
         self.reloads.note(|seen| {
             seen.done += 1;
             seen.needs_restart.clone_from(&needs_restart);
@@ -114,8 +139,29 @@ impl Shared {
             applied: names(applied),
             needs_restart: names(needs_restart),
             sessions_ended,
+            drives_joined,
+            drives_failed,
+            drives_dropped,
             warnings,
         })
+    }
+
+    /// Drives that are listed no more and do not serve: that takes no restart, for the node has lost
+    /// them.
+    fn dropped(&self, now: &Config, next: &Config) -> Result<Vec<String>, api::ReloadError> {
+        let listed: Vec<String> = next.storage.drives.iter().map(Drive::name).collect();
+        let names = now.storage.drives.iter().map(Drive::name);
+        let mut unlisted: Vec<String> = names.filter(|name| !listed.contains(name)).collect();
+        if unlisted.is_empty() {
+            return Ok(unlisted);
+        }
+        let drives = self.drives().ok_or(api::ReloadError::NoAnswer(api::NoAnswer))?;
+        let at_start = self.at_start();
+        unlisted.retain(|name| {
+            let number = at_start.number(name);
+            number.is_none_or(|number| drives[number].state == DriveState::Offline)
+        });
+        Ok(unlisted)
     }
 
     /// Gives every reactor the settings, and waits until all have them.
@@ -143,7 +189,7 @@ impl Shared {
 
 /// Reads what `source` says now; it must also hold where the node listens, for that takes a restart
 /// to change: what is said of keys depends on it.
-fn read(source: &Source, now: &Config) -> Result<Config, ConfigError> {
+pub(crate) fn read(source: &Source, now: &Config) -> Result<Config, ConfigError> {
     let next = Config::load(&source.overrides, &*source.machine)?;
     if next.network.address != now.network.address {
         let address = Some(now.network.address.to_string());

@@ -3,9 +3,10 @@
 //! Everything here is read from atomics that the reactors write; only the state of the drives is
 //! asked of reactor 0, by a message that is answered within a bound.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use memkv_admin_api as api;
@@ -27,7 +28,7 @@ use crate::work;
 /// How long the admin endpoint waits for reactor 0.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
 
-/// What became of the configured drives when the node started.
+/// What became of the configured drives when the node started, and since.
 pub(crate) struct DrivesAtStart {
     /// Those in use.
     pub(crate) devices: Vec<Arc<dyn BlockDevice>>,
@@ -35,11 +36,49 @@ pub(crate) struct DrivesAtStart {
     pub(crate) recoveries: Vec<Recovery>,
     /// Those that the node has lost.
     pub(crate) left_out: Vec<LeftOut>,
+    /// Of those in use, by number: drives that failed, and that serve again under another number, or
+    /// are listed no more.
+    pub(crate) gone: BTreeSet<usize>,
+    /// Paths of drives that could not join, and that have not answered all of the attempt.
+    pub(crate) owing: BTreeSet<String>,
 }
 
 impl DrivesAtStart {
     fn count(&self) -> usize {
-        self.devices.len() + self.left_out.len()
+        self.devices.len() - self.gone.len() + self.left_out.len()
+    }
+
+    /// Those in use that are not gone: no two of them have a path in common.
+    fn counted(&self) -> Vec<Arc<dyn BlockDevice>> {
+        let counted = self.devices.iter().enumerate().filter(|(n, _)| !self.gone.contains(n));
+        counted.map(|(_, device)| device.clone()).collect()
+    }
+
+    /// The drive of this path, by its number.
+    pub(crate) fn number(&self, name: &str) -> Option<usize> {
+        let is_it = |number: &usize| self.devices[*number].name() == name;
+        (0..self.devices.len()).filter(|number| !self.gone.contains(number)).find(is_it)
+    }
+
+    /// Why a drive cannot be taken in by this process any more, if it cannot.
+    pub(crate) fn owes(&self, name: &str) -> Option<String> {
+        let why = "commands of an attempt to take it in are not answered; restart the node";
+        self.owing.contains(name).then(|| format!("{name}: {why}"))
+    }
+
+    /// A drive that failed or was left out counts no longer.
+    pub(crate) fn drop_drive(&mut self, name: &str) {
+        self.gone.extend(self.number(name));
+        self.left_out.retain(|drive| drive.device.name() != name);
+    }
+
+    /// Notes a drive that has joined, in place of one of the same path.
+    fn joined(&mut self, device: Arc<dyn BlockDevice>) {
+        self.drop_drive(device.name());
+        let report = memkv_journal::RecoveryReport::default();
+        let took = Duration::ZERO;
+        self.recoveries.push(Recovery { clean: true, records: 0, report, took });
+        self.devices.push(device);
     }
 }
 
@@ -53,7 +92,7 @@ pub struct Shared {
     pub(crate) store: Arc<StoreCounters>,
     sessions: Vec<Arc<SessionCounters>>,
     reactors: Mutex<Vec<(usize, Arc<ReactorStats>)>>,
-    at_start: DrivesAtStart,
+    at_start: RwLock<DrivesAtStart>,
     controls: Vec<InboxSender<Control>>,
     started: Instant,
     closed: AtomicBool,
@@ -81,7 +120,7 @@ impl Shared {
             store,
             sessions: controls.iter().map(|_| Arc::default()).collect(),
             reactors: Mutex::default(),
-            at_start,
+            at_start: RwLock::new(at_start),
             controls,
             started: Instant::now(),
             closed: AtomicBool::new(false),
@@ -97,6 +136,23 @@ impl Shared {
 
     pub(crate) fn set_config(&self, config: Arc<Config>) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    pub(crate) fn at_start(&self) -> RwLockReadGuard<'_, DrivesAtStart> {
+        self.at_start.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn drive_joined(&self, device: Arc<dyn BlockDevice>) {
+        self.at_start.write().unwrap_or_else(PoisonError::into_inner).joined(device);
+    }
+
+    pub(crate) fn drive_owes(&self, name: &str) {
+        let mut at_start = self.at_start.write().unwrap_or_else(PoisonError::into_inner);
+        at_start.owing.insert(name.to_owned());
+    }
+
+    pub(crate) fn drop_drive(&self, name: &str) {
+        self.at_start.write().unwrap_or_else(PoisonError::into_inner).drop_drive(name);
     }
 
     pub(crate) fn reactor_inboxes(&self) -> &[InboxSender<Control>] {
@@ -135,7 +191,8 @@ impl Shared {
         &self.controls[0]
     }
 
-    fn drives(&self) -> Option<Vec<DriveStatus>> {
+    /// The store's drives by number, also those that are gone.
+    pub(crate) fn drives(&self) -> Option<Vec<DriveStatus>> {
         order(self.store_reactor(), Control::Drives).recv_timeout(ANSWER).ok()
     }
 
@@ -172,7 +229,9 @@ impl Shared {
 
     fn drive_rows(&self, drives: &[DriveStatus]) -> Vec<api::DriveStatus> {
         let unit = memkv_dma::UNIT as u64;
-        let rows = drives.iter().zip(&self.at_start.devices).zip(&self.at_start.recoveries);
+        let at_start = self.at_start();
+        let rows = drives.iter().zip(&at_start.devices).zip(&at_start.recoveries);
+        let rows = rows.filter(|((drive, _), _)| !at_start.gone.contains(&number_of(drive)));
         let rows = rows.map(|((drive, device), recovery)| api::DriveStatus {
             path: device.name().to_owned(),
             driver: device.kind().name().to_owned(),
@@ -198,7 +257,7 @@ impl Shared {
             trim: trim_row(&drive.trim),
             io: work::io_row(&device.stats()),
         });
-        rows.chain(self.at_start.left_out.iter().map(left_out_row)).collect()
+        rows.chain(at_start.left_out.iter().map(left_out_row)).collect()
     }
 
     fn scrub_row(&self) -> api::ScrubStatus {
@@ -370,10 +429,12 @@ impl Shared {
 
 impl api::NodeAdmin for Shared {
     fn health(&self) -> api::Health {
-        let total = self.at_start.count() as u32;
-        let online = self.drives().map_or(0, |drives| {
+        let drives = self.drives();
+        let online = drives.as_ref().map_or(0, |drives| {
             drives.iter().filter(|d| d.state == DriveState::Online).count() as u32
         });
+        // A drive that joins is the store's before it is noted here.
+        let total = (self.at_start().count() as u32).max(online);
         api::Health::by_drives(online, total, false)
     }
 
@@ -453,8 +514,10 @@ impl api::NodeAdmin for Shared {
         }
         let drives = self.drives().unwrap_or_default();
         let unit = memkv_dma::UNIT as u64;
-        let total: u64 = drives.iter().map(|d| d.units_total * unit).sum();
-        let free: u64 = drives.iter().map(|d| d.units_free * unit).sum();
+        let gone = self.at_start().gone.clone();
+        let counted = || drives.iter().filter(|drive| !gone.contains(&number_of(drive)));
+        let total: u64 = counted().map(|d| d.units_total * unit).sum();
+        let free: u64 = counted().map(|d| d.units_free * unit).sum();
         let online = drives.iter().filter(|d| d.state == DriveState::Online).count();
         let flushes: u64 = drives.iter().map(|d| d.journal.flushes).sum();
         let waits: u64 = drives.iter().map(|d| d.journal.flush_calls).sum();
@@ -469,7 +532,7 @@ impl api::NodeAdmin for Shared {
             ("memkv_storage_usable_bytes", "Bytes of all drives' units.", total as f64),
             ("memkv_storage_used_bytes", "Bytes of units in use.", (total - free) as f64),
             ("memkv_drives_online", "Drives that serve.", online as f64),
-            ("memkv_drives", "Drives configured.", self.at_start.count() as f64),
+            ("memkv_drives", "Drives configured.", self.at_start().count() as f64),
             ("memkv_config_generation", "Configurations so far.", (reloads.done + 1) as f64),
             ("memkv_connections", "Connections open.", self.sum(|c| c.connections.get()) as f64),
             ("memkv_pool_bytes", "Bytes of the memory pool.", self.pool.stats().size as f64),
@@ -477,7 +540,7 @@ impl api::NodeAdmin for Shared {
             snapshot.gauge(name, help, Vec::new(), value);
         }
         trim_metrics(&mut snapshot, &drives);
-        work::io_metrics(&mut snapshot, &self.at_start.devices);
+        work::io_metrics(&mut snapshot, &self.at_start().counted());
         work::turn_metrics(&mut snapshot, &self.reactor_rows());
         scrub_metrics(&mut snapshot, &s.scrub);
         for class in Class::ALL {
@@ -500,6 +563,14 @@ impl api::NodeAdmin for Shared {
     fn reload(&self) -> Result<api::Reloaded, api::ReloadError> {
         self.reload_config()
     }
+
+    fn readmit(&self, path: &str) -> Result<api::Readmitted, api::ReadmitError> {
+        self.readmit_drive(path)
+    }
+}
+
+fn number_of(drive: &DriveStatus) -> usize {
+    usize::from(drive.id.0)
 }
 
 fn trim_row(trim: &memkv_journal::TrimStats) -> api::TrimStatus {
@@ -553,7 +624,7 @@ fn left_out_row(drive: &LeftOut) -> api::DriveStatus {
         path: drive.device.name().to_owned(),
         driver: drive.device.kind().name().to_owned(),
         driver_reason: drive.device.reason().to_owned(),
-        uuid: drive.uuid.to_string(),
+        uuid: drive.uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
         state: api::DriveState::Offline,
         offline_reason: Some(drive.reason.clone()),
         raw_bytes: drive.device.geometry().capacity,

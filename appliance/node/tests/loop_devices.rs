@@ -14,9 +14,13 @@ use std::time::{Duration, Instant};
 use binary::{Server, configuration, free_address, memkv, value};
 use memkv_client::PutOptions;
 
-const CHECKS: [(&str, fn()); 4] = [
+const CHECKS: [(&str, fn()); 5] = [
     ("devices_are_set_up_and_served", devices_are_set_up_and_served),
     ("what_is_deleted_is_freed_below_the_device", what_is_deleted_is_freed_below_the_device),
+    (
+        "a_device_that_failed_comes_back_and_another_joins",
+        a_device_that_failed_comes_back_and_another_joins,
+    ),
     ("a_mounted_device_is_refused", a_mounted_device_is_refused),
     ("a_partitioned_device_is_refused", a_partitioned_device_is_refused),
 ];
@@ -91,6 +95,16 @@ impl Loop {
         let line = [&["--show", "--find"][..], options, &[path]].concat();
         let device = run("losetup", &line)?;
         Ok(Loop { device: device.trim().to_owned(), file })
+    }
+}
+
+impl Loop {
+    /// Makes it another size while it is in use: what lies behind its end fails.
+    fn resize(&self, bytes: u64) {
+        self.file.as_file().set_len(bytes).expect("a file");
+        if let Err(why) = run("losetup", &["--set-capacity", &self.device]) {
+            skip(why);
+        }
     }
 }
 
@@ -180,6 +194,58 @@ fn what_is_deleted_is_freed_below_the_device() {
     let mut back = Vec::new();
     server.client().get(b"kept", &mut back).expect("it is there");
     assert!(back == kept);
+    server.stop();
+}
+
+fn a_device_that_failed_comes_back_and_another_joins() {
+    const BYTES: u64 = 128 << 20;
+    let [a, b, c] = [(); 3].map(|()| Loop::new(BYTES).expect("a device"));
+    let address = free_address().to_string();
+    let line = ["setup", "--address", &address, "--drives", &a.device, &b.device];
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let config = configuration(folder.path(), &memkv(&line).expect(0));
+    let server = Server::start(&config);
+    let put = |from: u64| {
+        let client = server.client();
+        for key in from..from + 60 {
+            let bytes = value(key, 50_000);
+            client.put(&key.to_le_bytes(), &bytes, &PutOptions::default()).expect("there is room");
+        }
+    };
+    put(0);
+    b.resize(1 << 20);
+    for key in 0..60u64 {
+        let mut got = Vec::new();
+        let outcome = server.client().get(&key.to_le_bytes(), &mut got).expect("it answers");
+        assert!(!outcome.is_hit() || got == value(key, 50_000), "{key}");
+    }
+    let health = || server.ask("GET", "/v1/health").1;
+    assert!(health().contains("degraded"), "{}", health());
+    b.resize(BYTES);
+    let path = format!("/v1/drives/readmit?path={}", b.device.replace('/', "%2F"));
+    let (code, told) = server.ask("POST", &path);
+    assert_eq!(code, 200, "{told}");
+    assert!(health().contains("healthy"), "{}", health());
+
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    let row = text.lines().find(|line| line.contains(&b.device)).expect("it lists its drives");
+    let both = format!("{row}\n{}", row.replace(&b.device, &c.device));
+    std::fs::write(&config, text.replace(row, &both)).expect("room for a file");
+    let (code, told) = server.ask("POST", "/v1/reload");
+    let told: memkv_admin_api::Reloaded = serde_json::from_str(&told).expect("what became of it");
+    assert_eq!((code, told.drives_joined.len()), (200, 1), "{told:?}");
+    put(1000);
+    let status = server.wait_for_status(|status| status.drives.len() == 3);
+    assert!(status.drives.iter().all(|drive| drive.used_bytes > 500_000), "{status:?}");
+    server.kill();
+    let server = Server::start(&config);
+    let client = server.client();
+    for key in 1000..1060u64 {
+        let mut got = Vec::new();
+        let outcome = client.get(&key.to_le_bytes(), &mut got).expect("it answers");
+        assert!(outcome.is_hit() && got == value(key, 50_000), "{key}");
+    }
+    drop(client);
     server.stop();
 }
 

@@ -1,6 +1,6 @@
 //! What every session of one reactor shares.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use memkv_dma::Pool;
 use memkv_net::Connection;
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Local, timeout};
-use memkv_store::{DriveId, StoreHandle};
+use memkv_store::{DRIVES_MAX, DriveId, StoreHandle};
 use memkv_wire::{SharedKey, Status};
 
 use crate::SessionCounters;
@@ -162,7 +162,7 @@ pub struct ContextParts {
 pub struct Context {
     pub(crate) local: Local,
     pub(crate) pool: Pool,
-    pub(crate) drives: Vec<DriveIo>,
+    drives: Box<[OnceCell<DriveIo>]>,
     pub(crate) store: StoreHandle,
     pub(crate) keys: RefCell<KeyRing>,
     limits: Cell<SessionLimits>,
@@ -181,10 +181,14 @@ pub struct Context {
 impl Context {
     /// Puts the parts together.
     pub fn new(parts: ContextParts) -> Rc<Self> {
+        let drives: Box<[OnceCell<DriveIo>]> = (0..DRIVES_MAX).map(|_| OnceCell::new()).collect();
+        for (place, drive) in drives.iter().zip(parts.drives) {
+            let _ = place.set(drive);
+        }
         Rc::new(Self {
             local: parts.local,
             pool: parts.pool,
-            drives: parts.drives,
+            drives,
             store: parts.store,
             keys: RefCell::new(parts.keys),
             limits: Cell::new(parts.limits),
@@ -264,7 +268,21 @@ impl Context {
     }
 
     pub(crate) fn drive(&self, id: DriveId) -> &DriveIo {
-        &self.drives[usize::from(id.0)]
+        self.drives[usize::from(id.0)].get().expect("blocks lie on drives that are at hand")
+    }
+
+    /// A drive that has joined the store: from now on this reactor can move bytes to and from it.
+    ///
+    /// # Panics
+    /// When there is one of this number.
+    pub fn add_drive(&self, id: DriveId, drive: DriveIo) {
+        let added = self.drives[usize::from(id.0)].set(drive);
+        assert!(added.is_ok(), "a drive has a number of its own");
+    }
+
+    /// Commands of this reactor's sessions that a drive has not answered.
+    pub fn outstanding(&self, id: DriveId) -> usize {
+        self.drives[usize::from(id.0)].get().map_or(0, |drive| drive.queue.outstanding())
     }
 
     /// A number no other session of the node has: the reactor's id is in its upper bits.

@@ -95,6 +95,7 @@ impl Store {
         while !self.pending.borrow().is_empty() {
             self.settled.listen().await;
         }
+        self.joins_end().await;
         // Nor may a removal that nobody waits for come behind a clean checkpoint: the evictor's,
         // and that of a block found to be expired.
         self.locks.all_free().await;

@@ -28,13 +28,16 @@ pub(crate) struct Members {
     now: RefCell<Membership>,
     /// A task tells the drives.
     raising: Cell<bool>,
+    /// Drives that are joining.
+    pub joining: Cell<usize>,
     /// Told when a drive knows, or has failed.
-    changed: Event,
+    pub changed: Event,
 }
 
 impl Members {
     pub fn new(now: Membership) -> Self {
-        Self { now: RefCell::new(now), raising: Cell::new(false), changed: Event::new() }
+        let (raising, joining) = (Cell::new(false), Cell::new(0));
+        Self { now: RefCell::new(now), raising, joining, changed: Event::new() }
     }
 }
 
@@ -73,7 +76,28 @@ impl Store {
         }
     }
 
-    async fn tell_members(self: Rc<Self>) {
+    /// Waits until nobody tells the drives anything, and keeps everybody from it until
+    /// [`Store::tell_members`].
+    pub(crate) async fn membership_turn(&self) {
+        while self.members.raising.replace(true) {
+            self.members.changed.listen().await;
+        }
+    }
+
+    /// Waits for drives that are joining: nobody writes to a drive when the store has stopped.
+    pub(crate) async fn joins_end(&self) {
+        while self.members.joining.get() > 0 {
+            self.members.changed.listen().await;
+        }
+    }
+
+    /// What the drives are being told from now on.
+    pub(crate) fn set_membership(&self, next: &Membership) {
+        self.members.now.borrow_mut().clone_from(next);
+    }
+
+    /// Tells the drives that serve of those that do not, until all know; the end of a turn.
+    pub(crate) async fn tell_members(self: Rc<Self>) {
         while self.drives.iter().any(Drive::online) && !self.membership_is_settled() {
             let next = {
                 let mut now = self.members.now.borrow_mut();
@@ -83,8 +107,6 @@ impl Store {
             };
             tracing::warn!(epoch = next.epoch, drives = next.members.len(), "epoch raised");
             if self.tell_all(&next).await {
-                let out = self.drives.iter().filter(|d| !next.members.contains(&d.uuid));
-                out.for_each(|drive| drive.out.set(true));
                 self.counters.epochs_raised.bump();
             }
         }
@@ -94,9 +116,12 @@ impl Store {
 
     /// Writes a membership to all its drives at once. False when one of them failed: then the next
     /// membership, without that one, is due.
-    async fn tell_all(self: &Rc<Self>, next: &Membership) -> bool {
+    pub(crate) async fn tell_all(self: &Rc<Self>, next: &Membership) -> bool {
         let left = Rc::new(Cell::new(0));
         let members = || self.drives.iter().filter(|d| next.members.contains(&d.uuid));
+        if !members().all(Drive::online) {
+            return false;
+        }
         for drive in members() {
             left.set(left.get() + 1);
             let (store, next, left, id) = (self.clone(), next.clone(), left.clone(), drive.id);
@@ -110,10 +135,19 @@ impl Store {
         while left.get() > 0 && members().all(Drive::online) {
             self.members.changed.listen().await;
         }
-        members().all(Drive::online)
+        let told = members().all(Drive::online);
+        if told {
+            let out = self.drives.iter().filter(|d| !next.members.contains(&d.uuid));
+            out.for_each(|drive| drive.out.set(true));
+        }
+        told
     }
 
     async fn tell_one(self: &Rc<Self>, id: DriveId, next: &Membership) {
+        // Another drive failed before it was our turn: the drive is being told of that.
+        if self.members.now.borrow().epoch > next.epoch {
+            return;
+        }
         let told = self.drive(id).journal.set_membership(next, self.generation.get()).await;
         if let Err(error) = told {
             self.drive_failed(id, &error);

@@ -24,11 +24,11 @@ use memkv_journal::{
     BlockId, DriveUuid, Journal, JournalError, KeyBytes, Membership, MembershipError, PartRef,
     Record, Recovered, Standing, UnitRange, membership,
 };
-use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::local::Event;
 use memkv_poller::{Local, channel};
 
 use crate::block::{Block, Extent, KeyHash, UNVERIFIED};
-use crate::drives::{Drive, DriveState};
+use crate::drives::{Drive, Drives};
 use crate::gone::Gone;
 use crate::index::{EXPIRES_MAX, GENERATION_MAX};
 use crate::membership::Members;
@@ -157,7 +157,7 @@ impl Store {
         store.fill(&mut findings);
         store.tell_start().await?;
         // The checkpointers first: cleaning up may need room in a ring.
-        for drive in &store.drives {
+        for drive in store.drives.iter() {
             local.spawn(store.clone().checkpointer(drive.id));
         }
         store.clean_up(findings.dropped).await?;
@@ -191,7 +191,7 @@ impl Store {
             local: local.clone(),
             config,
             hasher,
-            drives,
+            drives: Drives::new(drives),
             blocks: RefCell::default(),
             keys: RefCell::default(),
             policy: RefCell::new(Policies::new(policy)),
@@ -222,7 +222,7 @@ impl Store {
     /// out from now on: whoever is lost in this run cannot tell the next one.
     async fn tell_start(&self) -> Result<(), RecoverError> {
         let (members, generation) = (self.membership(), self.generation.get());
-        for drive in &self.drives {
+        for drive in self.drives.iter() {
             let superblock = drive.journal.superblock();
             let lags = superblock.identity.epoch < members.epoch;
             if lags || superblock.generation_high < generation {
@@ -312,15 +312,8 @@ fn check_members(opened: &[RecoveredDrive]) -> Result<Membership, RecoverError> 
 
 fn split(opened: Vec<RecoveredDrive>) -> (Vec<Drive>, Vec<Recovered>) {
     let drive = |(index, RecoveredDrive { journal, recovered })| {
-        let drive = Drive {
-            id: DriveId(index as u16),
-            uuid: Journal::drive(&journal),
-            journal,
-            state: Cell::new(DriveState::Online),
-            why_offline: RefCell::new(None),
-            out: Cell::new(false),
-            checkpointing: Semaphore::new(1),
-        };
+        let drive = Drive::new(DriveId(index as u16), journal);
+        drive.open.set(true);
         (drive, recovered)
     };
     opened.into_iter().enumerate().map(drive).unzip()

@@ -215,7 +215,7 @@ impl Store {
 
     /// Whether some drive takes no puts until its next checkpoint.
     pub(crate) fn checkpoint_due(&self) -> bool {
-        let due = |d: &Drive| d.online() && !d.takes_puts() && d.journal.wants_checkpoint();
+        let due = |d: &Drive| d.lacks_room() && d.journal.wants_checkpoint();
         self.drives.iter().any(due)
     }
 
@@ -248,10 +248,8 @@ impl Store {
     /// How many blocks should go because a drive remembers as many as it was formatted for, so that
     /// neither free units nor a checkpoint give it room for a put.
     fn crowd(&self) -> Option<u64> {
-        let crowded = self
-            .drives
-            .iter()
-            .filter(|d| d.online() && !d.takes_puts() && !d.journal.wants_checkpoint());
+        let crowded =
+            self.drives.iter().filter(|d| d.lacks_room() && !d.journal.wants_checkpoint());
         crowded.map(|d| (d.journal.stats().rows_max / 64).max(1)).max()
     }
 

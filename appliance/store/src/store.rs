@@ -13,7 +13,7 @@ use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::block::{Block, Extent, KeyHash, MissReason, Slot};
-use crate::drives::Drive;
+use crate::drives::{Drive, Drives};
 use crate::gone::Gone;
 use crate::index::{GENERATION_MAX, Index, Keys, Span};
 use crate::locks::KeyLocks;
@@ -89,7 +89,7 @@ pub struct Store {
     pub(crate) local: Local,
     pub(crate) config: StoreConfig,
     pub(crate) hasher: KeyHasher,
-    pub(crate) drives: Vec<Drive>,
+    pub(crate) drives: Drives,
     pub(crate) blocks: RefCell<Index>,
     pub(crate) keys: RefCell<Keys>,
     pub(crate) policy: RefCell<Policies>,

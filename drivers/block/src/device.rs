@@ -1,6 +1,7 @@
 //! The pair of traits, and what is common to all who implement them.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use memkv_dma::{DmaBuf, DmaRef};
 use memkv_poller::Local;
@@ -119,6 +120,13 @@ pub trait BlockDevice: Send + Sync {
     /// The bytes of a range where they lie, to be written, if the medium is memory. Panics when they
     /// are lent at all, or outside of the device.
     fn view_mut(&self, _offset: u64, _len: usize) -> Option<DmaBuf> {
+        None
+    }
+
+    /// Ends the use of a watched drive through this handle and all its queues: commands submitted from
+    /// now on fail as [`IoError::Offline`]. What is left is the drive itself, for a use that begins
+    /// anew once [`BlockQueue::outstanding`] of every queue is 0. None of a drive that is not watched.
+    fn close(&self) -> Option<Arc<dyn BlockDevice>> {
         None
     }
 }

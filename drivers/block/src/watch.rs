@@ -13,7 +13,8 @@
 //! not by the clock: after a pause of the whole process everything looks late, and nothing is.
 //!
 //! One stall is the end of the drive, on all its queues. Nothing reaches it any more, so that nothing it
-//! does late can meet what is done now; the driver keeps the buffers that it still has.
+//! does late can meet what is done now; the driver keeps the buffers that it still has. Who uses the
+//! drive anew [closes](BlockDevice::close) it first, for the same reason.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -42,14 +43,31 @@ pub fn watch(device: Arc<dyn BlockDevice>, limit: Duration) -> Arc<dyn BlockDevi
     if device.kind() == Kind::Memory {
         return device;
     }
-    Arc::new(WatchedDevice { device, limit, stalled: Arc::default() })
+    Arc::new(WatchedDevice { device, limit, ended: Arc::default() })
+}
+
+/// Why nothing reaches a drive any more.
+#[derive(Default)]
+struct Ended {
+    stalled: AtomicBool,
+    closed: AtomicBool,
+}
+
+impl Ended {
+    /// How a command ends that is submitted now.
+    fn error(&self, limit: Duration) -> Option<IoError> {
+        if self.stalled.load(Ordering::Acquire) {
+            return Some(IoError::Stalled(limit));
+        }
+        self.closed.load(Ordering::Acquire).then_some(IoError::Offline)
+    }
 }
 
 struct WatchedDevice {
     device: Arc<dyn BlockDevice>,
     limit: Duration,
     /// Shared by all queues.
-    stalled: Arc<AtomicBool>,
+    ended: Arc<Ended>,
 }
 
 impl BlockDevice for WatchedDevice {
@@ -81,7 +99,7 @@ impl BlockDevice for WatchedDevice {
             queue,
             local: local.clone(),
             limit: self.limit,
-            stalled: Arc::clone(&self.stalled),
+            ended: Arc::clone(&self.ended),
             line: RefCell::default(),
             looking: Cell::new(false),
         }))
@@ -93,6 +111,11 @@ impl BlockDevice for WatchedDevice {
 
     fn view_mut(&self, offset: u64, len: usize) -> Option<DmaBuf> {
         self.device.view_mut(offset, len)
+    }
+
+    fn close(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.ended.closed.store(true, Ordering::Release);
+        Some(Arc::clone(&self.device))
     }
 }
 
@@ -138,7 +161,7 @@ struct WatchedQueue {
     queue: Rc<dyn BlockQueue>,
     local: Local,
     limit: Duration,
-    stalled: Arc<AtomicBool>,
+    ended: Arc<Ended>,
     line: RefCell<Line>,
     /// A task looks after the line.
     looking: Cell<bool>,
@@ -148,11 +171,11 @@ impl WatchedQueue {
     /// Looks at the line once; false when nobody has to look again.
     fn look(&self) -> bool {
         let late = self.line.borrow_mut().is_late();
-        if late && !self.stalled.swap(true, Ordering::AcqRel) {
+        if late && !self.ended.stalled.swap(true, Ordering::AcqRel) {
             let (drive, outstanding) = (&self.name, self.queue.outstanding());
             tracing::error!(drive, outstanding, limit = ?self.limit, "the drive stalled");
         }
-        if self.stalled.load(Ordering::Acquire) {
+        if self.ended.stalled.load(Ordering::Acquire) {
             self.fail_all();
         }
         let more = !self.line.borrow().commands.is_empty();
@@ -183,9 +206,9 @@ async fn look_after(local: Local, queue: Weak<WatchedQueue>, pause: Duration) {
 
 impl BlockQueue for WatchedQueue {
     fn submit(&self, io: Io) -> Completion {
-        if self.stalled.load(Ordering::Acquire) {
+        if let Some(error) = self.ended.error(self.limit) {
             let (completer, completion) = completion();
-            completer.complete(Done::of(io, Err(IoError::Stalled(self.limit))));
+            completer.complete(Done::of(io, Err(error)));
             return completion;
         }
         let completion = self.queue.submit(io);

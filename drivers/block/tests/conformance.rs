@@ -396,6 +396,34 @@ fn a_file_truncated_underneath_is_an_error(kind: Kind) {
     });
 }
 
+fn a_closed_drive_takes_nothing_more_and_can_be_used_anew(kind: Kind) {
+    let rig = rig(kind);
+    let limit = Duration::from_secs(60);
+    let device = memkv_block::watch(Arc::clone(&rig.device), limit);
+    let mut reactor = reactor();
+    let local = reactor.local();
+    let (old, pool) = (device.open_queue(&local).unwrap(), rig.pool.clone());
+    let bench = Bench { queue: Rc::clone(&old), pool: pool.clone(), local: local.clone() };
+    let (result, _) = reactor
+        .block_on(async move { write(&*bench.queue, MIB, SECTOR, bench.filled(SECTOR, 1)).await });
+    result.unwrap();
+    if kind == Kind::Memory {
+        assert!(device.close().is_none(), "memory never fails");
+        return;
+    }
+    let left = device.close().expect("a drive that is watched");
+    let again = memkv_block::watch(left, limit);
+    let new = again.open_queue(&local).unwrap();
+    let bench = Bench { queue: new, pool, local };
+    reactor.block_on(async move {
+        let (result, buffer) = write(&*old, MIB, SECTOR, bench.filled(SECTOR, 2)).await;
+        assert!(matches!(result, Err(IoError::Offline)), "{result:?}");
+        assert!(buffer.is_some(), "the buffer comes back");
+        assert_eq!(old.outstanding(), 0);
+        bench.expect(MIB, SECTOR, 1).await;
+    });
+}
+
 fn a_drive_is_locked(kind: Kind) {
     let rig = rig(kind);
     let again = |size: Option<u64>| {
@@ -482,6 +510,7 @@ macro_rules! common {
             every_reactor_has_its_own_queue,
             a_sleeping_reactor_is_woken,
             what_is_asked_is_counted,
+            a_closed_drive_takes_nothing_more_and_can_be_used_anew,
             $($more,)*
         ]);
     };

@@ -118,13 +118,18 @@ fn keys_differ(one: &Config, other: &Config) -> bool {
     keys(one) != keys(other)
 }
 
-/// A file that was made at the start is there now, and takes no size by default any more: a size that
-/// is not set is no difference.
+/// A drive that is listed no more, or otherwise; those that are new join. A file that was made at the
+/// start is there now, and takes no size by default any more: a size that is not set is no difference.
 fn drives_differ(one: &Config, other: &Config) -> bool {
-    let same = |(one, other): (&Drive, &Drive)| match (one, other) {
+    let same = |one: &Drive, other: &Drive| match (one, other) {
         (Drive::File { media, .. }, Drive::File { media: again, size: None }) => media == again,
         (one, other) => one == other,
     };
     let (one, other) = (&one.storage.drives, &other.storage.drives);
-    one.len() != other.len() || !one.iter().zip(other).all(same)
+    let stays = |drive: &Drive| other.iter().any(|other| same(drive, other));
+    let in_memory = |drives: &[Drive]| drives.iter().any(|d| matches!(d, Drive::Memory { .. }));
+    match in_memory(one) || in_memory(other) {
+        true => one != other,
+        false => !one.iter().all(stays),
+    }
 }

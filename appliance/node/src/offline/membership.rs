@@ -12,18 +12,15 @@
 
 use std::path::Path;
 
-use memkv_block::Geometry;
 use memkv_journal::membership::{Membership, Resolved, Standing, admit, resolve, write_membership};
-use memkv_journal::{
-    DriveUuid, FormatOptions, Identity, Layout, MEMBERS_MAX, MembershipError, Superblock,
-};
+use memkv_journal::{DriveUuid, Identity, Layout, MEMBERS_MAX, MembershipError, Superblock};
 use serde::Serialize;
 
 use super::look::{Holds, Sight};
 use super::wipe::{clear, count};
 use super::{Bench, ChangeArgs, OfflineError, Which, in_use, look_to_take, named, say, say_json};
 use crate::cli::Exit;
-use crate::drives::{DrivesError, Opened, new_uuid};
+use crate::drives::{DrivesError, Opened, new_uuid, options_like};
 
 /// What was changed, or would be.
 #[derive(Debug, Serialize)]
@@ -368,22 +365,4 @@ fn join(
         let (_, next) = admitted.map_err(|source| DrivesError::Format { name, source })?;
         Ok((drive, next))
     })
-}
-
-/// How a member was formatted, for a drive of another size.
-fn options_like(member: &Superblock, capacity: u64) -> FormatOptions {
-    let layout = &member.layout;
-    let extent_units = Some(layout.extent_units).filter(|units| *units > 0);
-    let options = FormatOptions { extent_units, ..FormatOptions::default() };
-    let geometry = Geometry {
-        capacity: layout.capacity,
-        sector: layout.sector,
-        max_transfer: memkv_block::MAX_TRANSFER,
-    };
-    let usual = Layout::plan(&geometry, &options).map(|usual| usual.limits.rows);
-    if usual == Ok(layout.limits.rows) {
-        return options;
-    }
-    let rows = u128::from(layout.limits.rows) * u128::from(capacity) / u128::from(layout.capacity);
-    FormatOptions { block_limit: Some((rows as u64).max(1)), ..options }
 }

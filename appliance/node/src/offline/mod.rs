@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use memkv_block::{BlockDevice, BlockQueue, OpenOptions};
 use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
+use memkv_journal::{DriveUuid, NodeUuid};
 use memkv_poller::{IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, SystemClock};
 
 use crate::cli::Exit;
@@ -203,6 +204,46 @@ fn in_use(sight: &look::Sight) -> Vec<String> {
         sight.claims.iter().map(|claim| format!("{name}: {claim}")).collect();
     if sight.locked {
         reasons.push(format!("{name}: a server has it; stop that first"));
+    }
+    reasons
+}
+
+/// Whether somebody has a drive's lock, this process included; no when that cannot be seen.
+pub(crate) fn is_locked(path: &std::path::Path) -> bool {
+    look_at(&[path.to_owned()]).is_ok_and(|sights| sights[0].locked)
+}
+
+/// What stands against a node taking a drive that joins it, and empties it by that: it is in use, or it
+/// is not blank. One that was of the node `own` may be taken unless it is one of the drives `serving`.
+pub(crate) fn against_taking(
+    path: &std::path::Path,
+    own: Option<(NodeUuid, &[DriveUuid])>,
+) -> Vec<String> {
+    let sights = match look_to_take(&[path.to_owned()]) {
+        Ok(sights) => sights,
+        Err(OfflineError::Refused(reasons)) => return reasons,
+        Err(error) => return vec![chain(&error)],
+    };
+    let sight = &sights[0];
+    let mut reasons = in_use(sight);
+    let name = path.display();
+    match (sight.holds(), &sight.inspection.superblock) {
+        (look::Holds::Blank, _) => {}
+        (_, Ok(superblock))
+            if own.is_some_and(|(node, serving)| {
+                let identity = &superblock.identity;
+                identity.node == node && !serving.contains(&identity.drive)
+            }) => {}
+        (_, Ok(superblock)) => reasons.push(format!(
+            "{name}: it belongs to node {}; only a blank drive joins a node that serves (memkv drive \
+             wipe), or one that the node has lost (memkvctl drive readmit)",
+            superblock.identity.node
+        )),
+        (look::Holds::Foreign, _) => {
+            let what = sight.signatures.first().map_or("data", |signature| signature.what);
+            reasons.push(format!("{name}: it holds {what}; empty it first (wipefs --all)"));
+        }
+        (_, Err(error)) => reasons.push(format!("{name}: {error}; wipe it first (--force)")),
     }
     reasons
 }

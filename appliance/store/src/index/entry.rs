@@ -1,10 +1,11 @@
 //! One block in 39 bytes.
 
-use memkv_journal::{BlockId, MEMBERS_MAX, UnitRange};
+use memkv_journal::{BlockId, UnitRange};
 
 use super::pieces::Idle;
 use crate::DriveId;
 use crate::block::{Block, KeyHash};
+use crate::drives::DRIVES_MAX;
 use crate::reserve::units_for;
 
 /// Bytes of an entry.
@@ -35,7 +36,7 @@ const ROW: u32 = 1 << 30;
 const PINNED: u32 = 1 << 31;
 
 const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES && CRC + 4 == ENTRY_BYTES);
-const _: () = assert!(MEMBERS_MAX <= 1 << 8, "a drive's number is a byte");
+const _: () = assert!(DRIVES_MAX <= 1 << 8, "a drive's number is a byte");
 
 /// What the index keeps of a block, little-endian and without padding: of ten million blocks each
 /// byte is ten megabytes.
@@ -135,7 +136,8 @@ impl Entry {
         }
         if row == 0 {
             let first = block.extents[0].span();
-            entry.0[DRIVE] = u8::try_from(first.drive.0).expect("a node has at most 64 drives");
+            entry.0[DRIVE] = u8::try_from(first.drive.0)
+                .expect("there are as many drives as a byte can tell apart");
             entry.set(START, first.range.start);
             entry.set(CRC, first.crc);
             word |= if block.verified & 1 == 1 { VERIFIED } else { 0 };

@@ -274,6 +274,10 @@ impl Machine {
         machine
     }
 
+    pub fn pool(&self) -> Pool {
+        self.pool.clone()
+    }
+
     /// Another reactor of this machine.
     pub fn reactor(&self, id: u16) -> Reactor {
         self.seed.set(self.seed.get() + 1);

@@ -174,6 +174,7 @@ impl Run {
         self.count_server();
         self.disks.iter().for_each(memkv_sim::SimDisk::power_off);
         self.power = Power::Off;
+        self.lose_spare();
         self.world.stop();
         self.net.cut_all();
         let (mut writes, mut pages) = (0, 0);

@@ -21,6 +21,7 @@ mod replies;
 mod requests;
 mod run;
 mod server;
+mod spare;
 mod stage;
 mod tier;
 mod values;

@@ -106,6 +106,8 @@ pub struct Options {
     pub reactors: usize,
     pub store_reactor: usize,
     pub disks: usize,
+    /// The last disk is blank at first, and joins while requests run.
+    pub joins: bool,
     pub disk_bytes: u64,
     pub sector: u32,
     pub ring_bytes: u64,
@@ -177,6 +179,10 @@ impl Options {
             reactors,
             store_reactor: rng.below(reactors as u64) as usize,
             disks,
+            // Not drawn: the other options of a seed stay as they were. No disk dies in these seeds.
+            joins: disks > 1
+                && matches!(faults, FaultMode::None | FaultMode::Values)
+                && seed % 5 == 1,
             disk_bytes: 0,
             sector: pick(rng, &[512, 512, 4096]),
             ring_bytes: pick(rng, &[128, 128, 192, 256, 512]) * KIB,

@@ -21,6 +21,7 @@ use crate::model::Broken;
 use crate::options::{FaultMode, Interruption, Options};
 use crate::oracle::Oracle;
 use crate::server::{self, Opened, Server, StartError};
+use crate::spare::Spare;
 use crate::stage::Stage;
 
 /// Why a seed failed.
@@ -170,6 +171,10 @@ pub struct Run {
     pub(crate) evictions: u64,
     /// The members of the node as it was told last, one bit for each disk.
     pub(crate) members: u32,
+    /// The disk that joins, where one does.
+    pub(crate) spare: Spare,
+    /// Disks that failed and were begun to be readmitted.
+    pub(crate) readmitted: usize,
     turns: u64,
     rested: bool,
     /// Every disk is dead: there is nothing left to ask.
@@ -232,6 +237,8 @@ impl Run {
             busy: true,
             evictions: 0,
             members: u32::MAX,
+            spare: Spare::None,
+            readmitted: 0,
             turns: 0,
             rested: false,
             over: false,
@@ -261,7 +268,7 @@ impl Run {
         let format = server::format_all(
             self.world.local(0),
             Rc::clone(&self.options),
-            self.disks.clone(),
+            self.disks[..self.disks.len() - usize::from(self.options.joins)].to_vec(),
             self.pool.clone(),
         );
         let formatted = self.world.block_on(0, format);
@@ -311,6 +318,7 @@ impl Run {
         while let Some(whose) = self.timers.pop() {
             self.timer_is_up(whose)?;
         }
+        self.turn_spare();
         self.interrupt()
     }
 
@@ -400,7 +408,11 @@ impl Run {
                 self.stage.bump(Count::StartsRefused);
                 // As an operator would: the drive that does not answer is taken out.
                 self.give_up_a_disk();
-                self.over = self.disks.iter().all(SimDisk::is_dead);
+                // Those that are left may be blank: the last member died while they were readmitted.
+                let blank =
+                    matches!(error, StartError::Members(memkv_journal::MembershipError::NoDrives));
+                let mut dead = self.disks.iter().map(SimDisk::is_dead);
+                self.over = if blank { dead.any(|dead| dead) } else { dead.all(|dead| dead) };
                 self.crash_now(memkv_sim::CrashKind::Kill)?;
                 return Ok(());
             }
@@ -414,6 +426,7 @@ impl Run {
         self.hear_news();
         let before = self.members;
         self.note_members(&opened.store);
+        self.look_at_spare();
         // Every drive that the node went on with is gone: an operator who starts it from what had
         // been lost before gives up what happened since.
         let went_back = self.members & before == 0;
@@ -432,8 +445,8 @@ impl Run {
     /// Remembers who the members are.
     pub(crate) fn note_members(&mut self, store: &memkv_store::Store) {
         let members = store.membership().members;
-        let is_in = |disk: &usize| members.contains(&server::drive_uuid(self.options.seed, *disk));
-        self.members = (0..self.disks.len()).filter(is_in).map(|disk| 1 << disk).sum();
+        let bits = members.iter().filter_map(|uuid| self.disk_of(*uuid)).map(|disk| 1 << disk);
+        self.members = bits.fold(0, |all, bit: u32| all | bit);
     }
 
     /// Only where commands fail or frames are harmed may a start be refused.

@@ -1,6 +1,7 @@
 //! The real server of a simulated machine: store on one reactor, sessions on all of them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,11 @@ use memkv_poller::{Local, Rng};
 use memkv_session::{Context, ContextParts, DriveIo, KeyRing, SessionLimits, serve};
 use memkv_sim::{SimDisk, World};
 use memkv_store::{
-    EvictionConfig, RecoverError, RecoveredDrive, RemoteStore, ScrubConfig, Store, StoreConfig,
-    StoreHandle, StorePort,
+    DriveId, EvictionConfig, JoinError, Newcomer, RecoverError, RecoveredDrive, RemoteStore,
+    ScrubConfig, Store, StoreConfig, StoreHandle, StorePort,
 };
 
-use crate::options::{Options, SPACES};
+use crate::options::{FaultMode, Options, SPACES};
 use crate::stage::{Stage, credential};
 
 /// How long a drive may leave a command unanswered: longer than the slowest that answers.
@@ -54,6 +55,10 @@ pub struct Server {
     pub store: Rc<Store>,
     contexts: Vec<Rc<Context>>,
     locals: Vec<Local>,
+    /// The drives by their numbers.
+    devices: RefCell<Vec<Arc<dyn BlockDevice>>>,
+    /// Drives that failed, and that were readmitted or will never be.
+    pub gone: RefCell<HashSet<DriveId>>,
 }
 
 /// How the disks of a run are formatted.
@@ -112,13 +117,18 @@ pub async fn open(
 ) -> Result<Opened, StartError> {
     let mut found = Vec::with_capacity(at_hand.len());
     for disk in &at_hand {
-        let device = memkv_block::watch(Arc::new(disk.clone()), DRIVE_TIMEOUT);
+        let device = watched(disk);
         let queue = device.open_queue(&local).map_err(StartError::Io)?;
-        let superblock = read_superblock(&*queue, &disk.geometry(), &pool)
-            .await
-            .map_err(StartError::Superblock)?;
-        found.push((device, queue, superblock));
+        let superblock = read_superblock(&*queue, &disk.geometry(), &pool).await;
+        match superblock {
+            Ok(superblock) => found.push((device, queue, superblock)),
+            // It has not joined, or a crash came when the first of its copies was written.
+            Err(ReadError::NotFormatted | ReadError::NoQuorum { .. })
+                if options.joins || options.faults == FaultMode::Errors => {}
+            Err(error) => return Err(StartError::Superblock(error)),
+        }
     }
+    let formatted = found.len();
     let identities: Vec<_> = found.iter().map(|(_, _, superblock)| &superblock.identity).collect();
     let resolved = membership::resolve(&identities, degraded).map_err(StartError::Members)?;
     let (mut drives, mut devices, mut incarnation) = (Vec::new(), Vec::new(), 0);
@@ -134,7 +144,7 @@ pub async fn open(
         drives.push(RecoveredDrive { journal, recovered });
         devices.push(device);
     }
-    let left_out = (at_hand.len() - devices.len()) as u64;
+    let left_out = (formatted - devices.len()) as u64;
     let given_up = resolved.given_up.len() as u64;
     let config = StoreConfig {
         extent_bytes: options.extent,
@@ -157,6 +167,35 @@ pub async fn open(
         .await
         .map_err(StartError::Join)?;
     Ok(Opened { store, incarnation, devices, left_out, given_up })
+}
+
+/// Has a blank disk join the store, as the drive of this number.
+pub async fn join(
+    store: Rc<Store>,
+    options: Rc<Options>,
+    device: Arc<dyn BlockDevice>,
+    number: usize,
+    pool: Pool,
+) -> Result<DriveId, JoinError> {
+    let queue = device.open_queue(store.local()).map_err(|e| JoinError::Format(e.into()))?;
+    let newcomer = Newcomer {
+        queue,
+        geometry: device.geometry(),
+        pool,
+        uuid: drive_uuid(options.seed, number),
+        options: format_options(&options),
+    };
+    store.join(newcomer).await
+}
+
+/// A disk as the server opens it.
+pub fn watched(disk: &SimDisk) -> Arc<dyn BlockDevice> {
+    watch(Arc::new(disk.clone()))
+}
+
+/// A device for a use that begins.
+pub fn watch(device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+    memkv_block::watch(device, DRIVE_TIMEOUT)
 }
 
 /// Tells the oracle how the store hashes the keys of the run.
@@ -195,7 +234,37 @@ impl Server {
             contexts.push(context(options, &local, pool, drives, handle, incarnation));
             locals.push(local);
         }
-        Ok(Server { store, contexts, locals })
+        let (devices, gone) = (RefCell::new(devices), RefCell::default());
+        Ok(Server { store, contexts, locals, devices, gone })
+    }
+
+    /// Closes a drive that failed: nothing is begun on it any more. The disk, to be used anew.
+    pub fn close(&self, id: DriveId) -> Arc<dyn BlockDevice> {
+        self.devices.borrow()[usize::from(id.0)].close().expect("drives are watched")
+    }
+
+    /// Commands that a drive has not answered.
+    pub fn outstanding(&self, id: DriveId) -> usize {
+        let of_sessions = self.contexts.iter().map(|context| context.outstanding(id));
+        of_sessions.sum::<usize>() + self.store.drives()[usize::from(id.0)].outstanding
+    }
+
+    /// Notes the device of a drive that has joined.
+    pub fn note_device(&self, id: DriveId, device: &Arc<dyn BlockDevice>) {
+        let mut devices = self.devices.borrow_mut();
+        assert_eq!(usize::from(id.0), devices.len(), "drives are numbered as they come");
+        devices.push(device.clone());
+    }
+
+    /// Opens every reactor for a drive that has joined, and the drive for blocks.
+    pub fn add_drive(&self, id: DriveId, device: &Arc<dyn BlockDevice>) -> Result<(), IoError> {
+        self.note_device(id, device);
+        for (context, local) in self.contexts.iter().zip(&self.locals) {
+            let queue = device.open_queue(local)?;
+            context.add_drive(id, DriveIo { device: device.clone(), queue });
+        }
+        self.store.open_drive(id);
+        Ok(())
     }
 
     /// Serves a connection on one of the reactors.

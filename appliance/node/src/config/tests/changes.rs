@@ -98,6 +98,8 @@ storage:",
     ("/a, max_size: 1 GiB", "/b, max_size: 1 GiB", "", "storage.drives"),
     ("/a, max_size: 1 GiB", "/a, max_size: 2 GiB", "", "storage.drives"),
     ("/a, max_size: 1 GiB", "/a", "", ""),
+    // It joins.
+    ("drives: [", "drives: [{media: /b, max_size: 1 GiB}, ", "", ""),
     ("drives: [{media: /a, max_size: 1 GiB}]", "mode: memory", "", "storage.mode storage.drives"),
 ];
 
