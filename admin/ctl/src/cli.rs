@@ -68,17 +68,17 @@ file is checked as a whole first: when something is wrong with it, nothing is ch
 answer says what and where. Else it holds from now on, but for the keys that are named as needing a
 restart. A client whose key is no longer in it is served to the end of what it has begun.
 
-Live: network.auth_key and network.keys, limits, storage.eviction, log.level, and drives that are new
-under storage.drives: blank ones are formatted and join the node. One that failed and is listed no
-more is given up.
+Live: network.auth_key and network.keys, limits, storage.eviction, log.level, and drives that are
+new under storage.drives: blank ones are formatted and join the node. One that failed and is listed
+no more is given up.
 
 Examples:
   memkvctl reload
   memkvctl reload --server 10.0.0.1:9900,10.0.0.2:9900 --json";
 
 const READMIT_HELP: &str = "\
-A drive that failed, or that the node has lost, is emptied and joins the node again; the node goes on
-serving. It may be the same hardware, or a blank drive in its place. The drive is listed under
+A drive that failed, or that the node has lost, is emptied and joins the node again; the node goes
+on serving. It may be the same hardware, or a blank drive in its place. The drive is listed under
 storage.drives of the file that the server was started with, and PATH is as it stands there. What is
 left on it is lost to the node already. A drive that serves is never touched.
 
