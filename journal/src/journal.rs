@@ -20,8 +20,7 @@ use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};
 use crate::append::{Append, Slot};
-use crate::checkpoint::codec::AreaHeader;
-use crate::checkpoint::write::{Target, write_area};
+use crate::checkpoint::read::Area;
 use crate::commit;
 use crate::flush::{self, Flushes};
 use crate::ids::{DriveUuid, UNIT, UnitRange};
@@ -31,7 +30,7 @@ use crate::membership::Membership;
 use crate::quorum::write_superblock;
 use crate::record::{Record, Usage};
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
-use crate::superblock::{CheckpointRef, STARTS_MAX, Start, Superblock};
+use crate::superblock::{STARTS_MAX, Start, Superblock};
 use crate::trim::Trim;
 
 /// Why the journal did not do what it was asked.
@@ -80,12 +79,16 @@ pub struct Recovered {
 /// Where a checkpoint begins; from [`Journal::begin_checkpoint`].
 #[derive(Debug)]
 #[must_use = "take the snapshot, then write the checkpoint"]
-pub struct CheckpointStart(Mark);
+pub struct CheckpointStart {
+    pub(crate) start: Mark,
+    /// Where the log ended then.
+    pub(crate) head: Mark,
+}
 
 impl CheckpointStart {
     /// Sequence of the first frame the checkpoint does not answer for.
     pub fn sequence(&self) -> u64 {
-        self.0.sequence
+        self.start.sequence
     }
 }
 
@@ -145,10 +148,12 @@ pub(crate) struct Shared {
     pub(crate) trim: RefCell<Trim>,
     /// Told when the device has answered a command of the trimmer.
     pub(crate) trimmed: Event,
-    superblock: RefCell<Superblock>,
+    pub(crate) superblock: RefCell<Superblock>,
     /// Whose turn it is to write the superblock: each names what the one before it did.
     superblock_turn: Semaphore,
-    checkpointing: Cell<bool>,
+    pub(crate) checkpointing: Cell<bool>,
+    /// The checkpoint in force; none is the empty one of a new drive.
+    pub(crate) area: RefCell<Option<Rc<Area>>>,
 }
 
 impl Shared {
@@ -245,6 +250,7 @@ pub async fn open(
         superblock: RefCell::new(superblock),
         superblock_turn: Semaphore::new(1),
         checkpointing: Cell::new(false),
+        area: RefCell::new(outcome.read.map(Rc::new)),
     });
     let recovered = Recovered {
         live: outcome.live,
@@ -282,15 +288,6 @@ fn started(
 
 fn usage_of(records: &[Record]) -> Usage {
     records.iter().fold(Usage::default(), |sum, record| sum + record.usage())
-}
-
-/// Lowers the flag again however the checkpoint ends.
-struct Running<'a>(&'a Cell<bool>);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.set(false);
-    }
 }
 
 impl Journal {
@@ -391,82 +388,6 @@ impl Journal {
         !self.failed() && (many_starts || self.shared.log.borrow().wants_checkpoint())
     }
 
-    /// Begins a checkpoint: the snapshot may be taken from now on. Everything dropped as
-    /// [`Applied`](crate::Applied) before is in the index; the log is kept from the oldest frame
-    /// that is not.
-    pub fn begin_checkpoint(&self) -> CheckpointStart {
-        assert!(!self.shared.checkpointing.get(), "one checkpoint at a time");
-        CheckpointStart(self.shared.log.borrow_mut().begin_checkpoint())
-    }
-
-    /// Writes a checkpoint: all live records as the index showed them at some moment after
-    /// [`begin_checkpoint`](Journal::begin_checkpoint). `clean` says that this is the last word of
-    /// an orderly stop and every block is verified.
-    ///
-    /// 1. Columns and header into the area that is not in force; a crash leaves the other one
-    ///    alone.
-    /// 2. Flush: the area, and every frame before, are durable before anything names it.
-    /// 3. The superblock, by quorum, with a flush of its own: from here on the new one is in force.
-    /// 4. The ring before the start is free. Not before step 3: until then a crash needs it.
-    pub async fn write_checkpoint(
-        &self,
-        start: CheckpointStart,
-        records: Vec<Record>,
-        clean: bool,
-        generation_high: u64,
-        clock_high: u64,
-    ) -> Result<(), JournalError> {
-        let shared = &*self.shared;
-        shared.check_failed()?;
-        if shared.checkpointing.replace(true) {
-            return Err(JournalError::CheckpointRunning);
-        }
-        let _running = Running(&shared.checkpointing);
-        let usage = usage_of(&records);
-        if !usage.fits(shared.layout.limits) {
-            return Err(JournalError::CheckpointFull);
-        }
-        shared.log.borrow_mut().raise_generation(generation_high);
-        shared.clock_high.set(shared.clock_high.get().max(clock_high));
-        let next = self.next_superblock(start.0, clean);
-        let area = next.active;
-        let header = AreaHeader {
-            drive: shared.drive,
-            number: next.checkpoints[area].number,
-            start_sequence: start.0.sequence,
-            start_position: start.0.position,
-            rows: 0,
-            pieces: [0; 3],
-            last_used: [0; 3],
-            generation_high: next.generation_high,
-            clock_high: next.clock_high,
-            epoch: shared.epoch.get(),
-        };
-        let (queue, pool) = (&*shared.queue, &shared.pool);
-        let layout = &shared.layout;
-        let target = Target { queue, pool, local: &shared.local, layout, area };
-        // 1.
-        let written = write_area(&target, header, &records).await;
-        let bytes = written.map_err(|error| shared.fail(error))?;
-        // 2.
-        memkv_block::flush(queue).await.map_err(|error| shared.fail(error))?;
-        shared.check_failed()?;
-        // 3. Made anew: the membership may have changed meanwhile, where the checkpoints lie has not.
-        let next = || {
-            let next = self.next_superblock(start.0, clean);
-            assert_eq!(next.active, area, "only a checkpoint moves the checkpoint in force");
-            next
-        };
-        self.write_superblock(next).await?;
-        // 4.
-        shared.log.borrow_mut().end_checkpoint(start.0, usage);
-        shared.count(|stats| {
-            stats.checkpoints += 1;
-            stats.checkpoint_bytes += bytes;
-        });
-        Ok(())
-    }
-
     /// Names another membership in the superblock, durably, and that no generation above
     /// `generation_high` was given out before: what lies on a drive that is lost cannot tell any
     /// more.
@@ -494,7 +415,7 @@ impl Journal {
     }
 
     /// Writes the superblock that `next` makes of the present one, when its turn has come.
-    async fn write_superblock(
+    pub(crate) async fn write_superblock(
         &self,
         next: impl FnOnce() -> Superblock,
     ) -> Result<(), JournalError> {
@@ -506,30 +427,6 @@ impl Journal {
         written.map_err(|error| shared.fail(error))?;
         *shared.superblock.borrow_mut() = next;
         Ok(())
-    }
-
-    /// The superblock that puts a checkpoint starting at `start` in force.
-    fn next_superblock(&self, start: Mark, clean: bool) -> Superblock {
-        let mut next = self.shared.superblock.borrow().clone();
-        let number = next.checkpoints.map(|checkpoint| checkpoint.number).into_iter().max();
-        next.revision += 1;
-        next.active = 1 - next.active;
-        next.clean = clean;
-        next.checkpoints[next.active] = CheckpointRef {
-            number: number.unwrap_or(0) + 1,
-            start_sequence: start.sequence,
-            start_position: start.position,
-        };
-        next.generation_high = self.shared.log.borrow().generation_high();
-        next.clock_high = self.shared.clock();
-        // Starts of logs that neither checkpoint needs are forgotten, but for the one in force
-        // there.
-        let [a, b] = next.checkpoints;
-        let oldest = a.start_sequence.min(b.start_sequence);
-        while next.starts.len() > 1 && next.starts[1].first_sequence <= oldest {
-            next.starts.remove(0);
-        }
-        next
     }
 
     /// Makes every append that has resolved, and every write to the drive that has completed, by

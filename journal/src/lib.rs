@@ -48,6 +48,7 @@ pub mod superblock;
 mod trim;
 
 pub use allocator::MarkError;
+pub use checkpoint::{Closing, Living, Merged};
 pub use append::{Append, Applied};
 pub use check::{Contents, ExtentFault, read_contents, verify_extent};
 pub use format::{FormatError, Prepared, format, prepare};
@@ -63,7 +64,7 @@ pub use layout::{
 };
 pub use membership::{Membership, MembershipError, Standing};
 pub use quorum::{ReadError, erase_superblock, read_copies, read_superblock};
-pub use record::{PartRef, RECORD_MAX, Record, RecordError, Usage};
+pub use record::{Kind, PartRef, RECORD_MAX, Record, RecordError, Usage, View};
 pub use recovery::{OpenError, RecoveryReport, Unusable};
 pub use superblock::{Identity, MEMBERS_MAX, Superblock, SuperblockError};
 pub use trim::{TrimConfig, TrimStats};

@@ -19,8 +19,8 @@ use memkv_dma::Pool;
 use memkv_poller::Local;
 use thiserror::Error;
 
-use crate::checkpoint::read::{LoadError, Source, read_area};
-use crate::record::Record;
+use crate::checkpoint::read::{Area, LoadError, Reading, Source, read_area};
+use crate::record::{Record, View};
 use crate::superblock::Superblock;
 use replay::Replay;
 use scan::{LogEnd, Scan, scan};
@@ -90,6 +90,8 @@ pub(crate) struct Outcome {
     pub(crate) live: Vec<Record>,
     pub(crate) end: LogEnd,
     pub(crate) area: usize,
+    /// The checkpoint that was read; none for the empty one of a new drive.
+    pub(crate) read: Option<Area>,
     pub(crate) generation_high: u64,
     pub(crate) clock_high: u64,
     pub(crate) report: RecoveryReport,
@@ -133,7 +135,7 @@ async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusa
     let expected = superblock.checkpoints[area];
     let mut replay = Replay::new(superblock.layout.units);
     let Scan { end, report: mut met, .. } =
-        scan(means, expected, |record| replay.apply(record)).await?;
+        scan(means, expected, |record| replay.apply(record.to_record())).await?;
     let mut replay = replay.log_done();
     let source = Source {
         queue: means.queue,
@@ -144,12 +146,13 @@ async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusa
         area,
         expected,
     };
-    let header = match read_area(&source, |record| replay.base(record)).await {
-        Ok(header) => header,
+    let base = |record: View<'_>| replay.base(record.to_record());
+    let read = match read_area(&source, Reading::Whole, base).await {
+        Ok(read) => read,
         Err(error) => return Ok(Err(error.into())),
     };
     let (mut generation_high, mut clock_high) = (end.generation_high, end.clock_high);
-    if let Some(header) = header {
+    if let Some(Area { header, .. }) = &read {
         met.checkpoint_rows = header.rows;
         generation_high = generation_high.max(header.generation_high);
         clock_high = clock_high.max(header.clock_high);
@@ -163,6 +166,7 @@ async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusa
         live,
         end,
         area,
+        read,
         generation_high: generation_high.max(superblock.generation_high).max(recorded),
         clock_high: clock_high.max(superblock.clock_high),
         report: met,
