@@ -164,7 +164,8 @@ impl Store {
         // Records the journal dropped for later ones of the same units are forgotten as well: else
         // the removal of a later one would bring back the record whose bytes it has overwritten.
         for drive in findings.conflicts {
-            store.checkpoint(drive, false).await;
+            let lost = store.checkpoint(drive, false).await;
+            store.let_go(lost);
         }
         local.spawn(store.clone().evictor());
         if let Some(trim) = store.config.trim {

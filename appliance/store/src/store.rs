@@ -211,21 +211,6 @@ impl Store {
         Extent { drive, range, offset, length, crc }
     }
 
-    /// All there is to say of the block in a slot, but for its key.
-    pub(crate) fn block(&self, slot: Slot) -> Block {
-        let blocks = self.blocks.borrow();
-        let entry = blocks.get(slot);
-        Block {
-            id: entry.id(),
-            length: entry.length(),
-            expires: entry.expires(),
-            flags: blocks.flags(slot),
-            extents: blocks.spans(slot).map(|span| self.extent(span)).collect(),
-            verified: blocks.verified(slot),
-            corrupt: entry.is_corrupt(),
-        }
-    }
-
     /// The readable block of a key.
     pub(crate) fn find(&self, key: KeyHash) -> Result<Slot, MissReason> {
         let blocks = self.blocks.borrow();
@@ -257,6 +242,11 @@ impl Store {
         self.counters.bytes.add(block.length);
         let slot = self.blocks.borrow_mut().insert(block);
         self.keys.borrow_mut().set(slot, key);
+        for extent in &block.extents {
+            if let Some(duty) = &mut *self.drive(extent.drive).duty.borrow_mut() {
+                duty.settle(slot);
+            }
+        }
         self.policy.borrow_mut().inserted(slot, block.hash());
         slot
     }
