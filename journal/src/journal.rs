@@ -81,8 +81,8 @@ pub struct Recovered {
 #[must_use = "take the snapshot, then write the checkpoint"]
 pub struct CheckpointStart {
     pub(crate) start: Mark,
-    /// Where the log ended then.
-    pub(crate) head: Mark,
+    /// Where the last frame that was written then ends.
+    pub(crate) written: Mark,
 }
 
 impl CheckpointStart {
@@ -140,6 +140,8 @@ pub(crate) struct Shared {
     /// The one buffer frames are built in; away while one is written.
     pub(crate) frame: RefCell<Option<DmaBuf>>,
     pub(crate) committing: Cell<bool>,
+    /// Where the last frame that is written ends: what comes next may be on its way.
+    pub(crate) written: Cell<Mark>,
     pub(crate) flushes: Flushes,
     pub(crate) failure: RefCell<Option<Arc<IoError>>>,
     pub(crate) stats: Cell<JournalStats>,
@@ -240,6 +242,7 @@ pub async fn open(
         log: RefCell::new(log),
         frame: RefCell::new(Some(frame)),
         committing: Cell::new(false),
+        written: Cell::new(head),
         flushes: Flushes::default(),
         failure: RefCell::new(None),
         stats: Cell::new(JournalStats::default()),

@@ -48,9 +48,9 @@ pub mod superblock;
 mod trim;
 
 pub use allocator::MarkError;
-pub use checkpoint::{Closing, Living, Merged};
 pub use append::{Append, Applied};
 pub use check::{Contents, ExtentFault, read_contents, verify_extent};
+pub use checkpoint::{Closing, Living, Merged};
 pub use format::{FormatError, Prepared, format, prepare};
 pub use ids::{
     BlockId, DriveUuid, EXTENT_UNITS, KEY_BYTES_MAX, KEY_MAX, KeyBytes, KeyError, NAME_MAX,

@@ -265,11 +265,6 @@ impl<T> Log<T> {
         }
     }
 
-    /// Where the next frame comes.
-    pub(crate) fn head(&self) -> Mark {
-        Mark { sequence: self.next_sequence, position: self.head }
-    }
-
     /// The checkpoint begun last is durable; it holds `usage`.
     pub(crate) fn end_checkpoint(&mut self, start: Mark, usage: Usage) {
         assert!(start.position >= self.start && start.position <= self.head);

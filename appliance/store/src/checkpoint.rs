@@ -77,11 +77,8 @@ impl Store {
         let start = drive.journal.begin_checkpoint();
         let last = self.blocks.borrow().last();
         *drive.duty.borrow_mut() = Some(Duty::new(last));
-        let closing = Closing {
-            clean,
-            generation_high: self.generation.get(),
-            clock_high: self.unix_now(),
-        };
+        let closing =
+            Closing { clean, generation_high: self.generation.get(), clock_high: self.unix_now() };
         let mut on_duty = OnDuty { store: self, drive: id };
         let merged = drive.journal.merge_checkpoint(start, &mut on_duty, closing).await;
         let lost = match merged {

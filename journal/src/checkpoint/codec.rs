@@ -450,8 +450,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// Of the first row.
-    pub(crate) const FIRST: Place =
-        Place { parts: 0, key_piece: 0, key_at: PIECE_HEADER as u32 };
+    pub(crate) const FIRST: Place = Place { parts: 0, key_piece: 0, key_at: PIECE_HEADER as u32 };
 
     /// Piece and byte of the next part reference.
     pub(crate) fn part(&mut self) -> (u32, usize) {

@@ -14,7 +14,7 @@
 
 use crate::checkpoint::codec::AreaHeader;
 use crate::checkpoint::desk::Desk;
-use crate::checkpoint::read::{Area, AreaReader, LoadError, Line, READING, Reading, Source};
+use crate::checkpoint::read::{Area, AreaReader, Line, LoadError, READING, Reading, Source};
 use crate::checkpoint::write::{AreaWriter, PushError};
 use crate::frame::FRAME_HEADER;
 use crate::log::Mark;
@@ -78,8 +78,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) log: Means<'a>,
     /// Of the new checkpoint.
     pub(crate) start: Mark,
-    /// Where the log ended when it began.
-    pub(crate) head: Mark,
+    /// Where the last frame ends that was written when it began.
+    pub(crate) written: Mark,
 }
 
 /// Why a merge ends early.
@@ -158,11 +158,11 @@ impl Sources<'_> {
     ) -> Result<(), MergeError> {
         let superblock = self.log.superblock;
         let from = superblock.active_checkpoint();
-        let mut walk = Walk::new(&self.log, from, READING as u64).within(self.head.position);
+        let mut walk = Walk::new(&self.log, from, READING as u64).within(self.written.position);
         let (mut line, mut step) = (Line::new(), 0);
         // Where the log of the checkpoint before begins, rows go on, whatever became of its frames.
         moves.frames.push((from.start_position, writer.rows()));
-        while walk.end.sequence < self.head.sequence {
+        while walk.end.sequence < self.written.sequence {
             let Some(header) = walk.next(desk).await? else { break };
             let last = moves.frames.last().map_or(0, |(_, row)| *row);
             if writer.rows() - last >= MOVE_STEP {
@@ -173,7 +173,7 @@ impl Sources<'_> {
                 let bytes = &walk.frame(desk, &header)[at..];
                 let (record, len) = View::parse(bytes).expect("the body was checked");
                 at += len;
-                if record.kind == Kind::Remove || header.sequence >= self.head.sequence {
+                if record.kind == Kind::Remove || header.sequence >= self.written.sequence {
                     continue;
                 }
                 if header.sequence >= self.start.sequence {

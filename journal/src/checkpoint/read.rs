@@ -235,12 +235,7 @@ impl<'a> AreaReader<'a> {
         }
     }
 
-    fn take_row(
-        &self,
-        desk: &Desk,
-        at: usize,
-        line: &mut Line,
-    ) -> Result<bool, CheckpointError> {
+    fn take_row(&self, desk: &Desk, at: usize, line: &mut Line) -> Result<bool, CheckpointError> {
         let parsed = match self.item(Column::Rows, at, ROW) {
             Ok(range) => Row::parse(&desk.bytes()[range]),
             Err(error) => Err(error),
@@ -264,8 +259,7 @@ impl<'a> AreaReader<'a> {
             if sound {
                 let item = self.item(Column::Parts, at, PART_REF);
                 if let Ok(range) = item.clone() {
-                    line.parts[part * PART_REF..][..PART_REF]
-                        .copy_from_slice(&desk.bytes()[range]);
+                    line.parts[part * PART_REF..][..PART_REF].copy_from_slice(&desk.bytes()[range]);
                 }
                 sound = self.sound(item.map(drop))?;
             }
@@ -358,7 +352,14 @@ impl<'a> AreaReader<'a> {
         let area = source.layout.checkpoint_offset[source.area];
         let base = column.index() * PIECE;
         self.held[column.index()] = None;
-        desk.read(source.queue, area + column.offset(limits) + at, len, base).await?;
+        let offset = area + column.offset(limits) + at;
+        // What failed once may go well again, and much hangs on it.
+        if let Err(error) = desk.read(source.queue, offset, len, base).await {
+            if desk.is_lost() || matches!(error, IoError::Offline) {
+                return Err(error.into());
+            }
+            desk.read(source.queue, offset, len, base).await?;
+        }
         source.local.yield_now().await;
         let id = PieceId { drive: source.drive, number: header.number, column, index };
         let items = parse_piece(&id, &desk.bytes()[base..base + len])?;

@@ -49,9 +49,8 @@ impl Journal {
     /// index; the log is kept from the oldest frame that is not.
     pub fn begin_checkpoint(&self) -> CheckpointStart {
         assert!(!self.shared.checkpointing.get(), "one checkpoint at a time");
-        let mut log = self.shared.log.borrow_mut();
-        let head = log.head();
-        CheckpointStart { start: log.begin_checkpoint(), head }
+        let start = self.shared.log.borrow_mut().begin_checkpoint();
+        CheckpointStart { start, written: self.shared.written.get() }
     }
 
     /// Writes a checkpoint of the records that `living` says stand, out of the checkpoint in force
@@ -105,7 +104,7 @@ impl Journal {
             return Err(JournalError::CheckpointRunning);
         }
         let _running = Running(&shared.checkpointing);
-        let CheckpointStart { start: mark, head } = start;
+        let CheckpointStart { start: mark, written } = start;
         shared.log.borrow_mut().raise_generation(closing.generation_high);
         shared.clock_high.set(shared.clock_high.get().max(closing.clock_high));
         let next = self.next_superblock(mark, closing.clean);
@@ -118,7 +117,9 @@ impl Journal {
         let mut desk = Desk::new(&shared.pool, Class::Checkpoint, READING + WRITING).await;
         let filled = match content {
             Content::Records(records) => write_all(&mut desk, &mut writer, records).await,
-            Content::Merge(living) => self.merge(&mut desk, &mut writer, living, (mark, head)).await,
+            Content::Merge(living) => {
+                self.merge(&mut desk, &mut writer, living, (mark, written)).await
+            }
         };
         let merged = filled.map_err(|error| match error {
             MergeError::Push(PushError::Full) => JournalError::CheckpointFull,
@@ -168,14 +169,14 @@ impl Journal {
         desk: &mut Desk,
         writer: &mut AreaWriter<'_>,
         living: &mut dyn Living,
-        (start, head): (Mark, Mark),
+        (start, written): (Mark, Mark),
     ) -> Result<Merged, MergeError> {
         let shared = &*self.shared;
         let superblock = self.superblock();
         let area = shared.area.borrow().clone();
         let log = shared.means(&superblock);
         let area = area.as_deref().map(|area| (area, shared.source(&superblock, area)));
-        let sources = Sources { area, log, start, head };
+        let sources = Sources { area, log, start, written };
         let (merged, _moves) = sources.merge(desk, writer, living).await?;
         Ok(merged)
     }

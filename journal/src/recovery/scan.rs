@@ -95,7 +95,8 @@ impl<'a> Walk<'a> {
 
     /// Known to go as far as this position: whatever is damaged on the way, a later frame is looked
     /// for up to there, and none beyond.
-    pub(crate) fn within(self, limit: u64) -> Walk<'a> {
+    pub(crate) fn within(mut self, limit: u64) -> Walk<'a> {
+        self.window.limit = limit;
         Walk { limit: limit.min(self.limit), look_ahead: u64::MAX / 2, ..self }
     }
 
@@ -148,10 +149,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Looks at the page where the next frame should be and, when it is not there, beyond it.
-    async fn look(
-        &mut self,
-        desk: &mut Desk,
-    ) -> Result<(Seen, Option<FrameHeader>), IoError> {
+    async fn look(&mut self, desk: &mut Desk) -> Result<(Seen, Option<FrameHeader>), IoError> {
         let mut sight = Sight {
             header: Header::None,
             here: false,
@@ -273,6 +271,8 @@ struct Window {
     ring_offset: u64,
     ring_bytes: u64,
     size: u64,
+    /// What lies at this position and beyond may be written at this moment.
+    limit: u64,
     position: u64,
     len: u64,
     unreadable: u64,
@@ -282,7 +282,8 @@ impl Window {
     fn new(means: &Means<'_>, size: u64) -> Window {
         let layout = &means.superblock.layout;
         let (ring_offset, ring_bytes) = (layout.ring_offset, layout.ring_bytes);
-        Window { ring_offset, ring_bytes, size, position: 0, len: 0, unreadable: 0 }
+        let (position, limit) = (0, u64::MAX);
+        Window { ring_offset, ring_bytes, size, limit, position, len: 0, unreadable: 0 }
     }
 
     /// Bytes from `position` to the end of its lap.
@@ -312,7 +313,7 @@ impl Window {
         desk: &mut Desk,
         position: u64,
     ) -> Result<(), IoError> {
-        let len = self.size.min(self.room(position)) as usize;
+        let len = self.size.min(self.room(position)).min(self.limit - position) as usize;
         let offset = self.ring_offset + position % self.ring_bytes;
         self.len = 0;
         match desk.read(means.queue, offset, len, 0).await {
