@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::allocator::{Allocator, MarkError};
 use crate::append::{Append, Slot};
 use crate::checkpoint::read::Area;
+use crate::checkpoint::walk::History;
 use crate::commit;
 use crate::flush::{self, Flushes};
 use crate::ids::{DriveUuid, UNIT, UnitRange};
@@ -156,6 +157,8 @@ pub(crate) struct Shared {
     pub(crate) checkpointing: Cell<bool>,
     /// The checkpoint in force; none is the empty one of a new drive.
     pub(crate) area: RefCell<Option<Rc<Area>>>,
+    /// Where the checkpoints before it went.
+    pub(crate) history: RefCell<History>,
 }
 
 impl Shared {
@@ -254,6 +257,7 @@ pub async fn open(
         superblock_turn: Semaphore::new(1),
         checkpointing: Cell::new(false),
         area: RefCell::new(outcome.read.map(Rc::new)),
+        history: RefCell::default(),
     });
     let recovered = Recovered {
         live: outcome.live,

@@ -26,8 +26,6 @@ pub(crate) use pieces::Pieces;
 pub use slab::{Slab, Spans};
 pub(crate) use table::Table;
 
-use memkv_journal::KeyBytes;
-
 use crate::block::{Block, KeyHash, Slot};
 
 /// See the module.
@@ -96,30 +94,5 @@ impl Index {
     /// Bytes of memory of the slab and of the table.
     pub fn bytes(&self) -> (usize, usize) {
         (self.slab.bytes(), self.table.bytes())
-    }
-}
-
-/// The whole keys of blocks, by slot.
-#[derive(Default)]
-pub struct Keys(Pieces<Option<KeyBytes>>);
-
-impl Keys {
-    /// Keeps the key of a block.
-    pub fn set(&mut self, slot: Slot, key: KeyBytes) {
-        let at = slot.number() as usize;
-        while self.0.len() <= at {
-            self.0.push(None);
-        }
-        self.0[at] = Some(key);
-    }
-
-    /// The key of a block.
-    pub fn get(&self, slot: Slot) -> &KeyBytes {
-        self.0[slot.number() as usize].as_ref().expect("the slot holds a block")
-    }
-
-    /// Forgets the key of a block that is gone.
-    pub fn clear(&mut self, slot: Slot) {
-        self.0[slot.number() as usize] = None;
     }
 }

@@ -21,8 +21,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use memkv_journal::{
-    BlockId, DriveUuid, Journal, JournalError, KeyBytes, Membership, MembershipError, PartRef,
-    Record, Recovered, Standing, UnitRange, membership,
+    BlockId, DriveUuid, Journal, JournalError, Membership, MembershipError, PartRef, Record,
+    Recovered, Standing, UnitRange, membership,
 };
 use memkv_poller::local::Event;
 use memkv_poller::{Local, channel};
@@ -93,7 +93,6 @@ const CLEAN_STEP: usize = 64;
 
 struct Candidate {
     id: BlockId,
-    key: KeyBytes,
     length: u64,
     expires: u64,
     flags: u16,
@@ -114,7 +113,6 @@ struct FoundPart {
 
 struct FoundHead {
     id: BlockId,
-    key: KeyBytes,
     length: u64,
     expires: u64,
     flags: u16,
@@ -194,7 +192,6 @@ impl Store {
             hasher,
             drives: Drives::new(drives),
             blocks: RefCell::default(),
-            keys: RefCell::default(),
             policy: RefCell::new(Policies::new(policy)),
             next_policy: Cell::new(None),
             tuning: Cell::new(tuning),
@@ -262,7 +259,7 @@ impl Store {
                 verified: if c.verified { u16::MAX } else { 0 },
                 corrupt: false,
             };
-            self.publish(&block, c.key);
+            self.publish(&block);
         }
     }
 
@@ -343,13 +340,12 @@ fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
 impl Findings {
     fn take(&mut self, drive: &Drive, record: Record, clean: bool) {
         match record {
-            Record::Put { block, key, extent, length, crc, expires, flags } => {
+            Record::Put { block, extent, length, crc, expires, flags, .. } => {
                 self.generation = self.generation.max(block.generation);
                 let offset = drive.journal.data_offset(extent.start);
                 let extent = Extent { drive: drive.id, range: extent, offset, length, crc };
                 self.candidates.push(Candidate {
                     id: block,
-                    key,
                     length: u64::from(length),
                     expires,
                     flags: flags & !UNVERIFIED,
@@ -363,9 +359,9 @@ impl Findings {
                 let part = FoundPart { range: extent, length, crc, used: false };
                 self.parts.insert(name, part);
             }
-            Record::Head { block, key, length, expires, flags, parts } => {
+            Record::Head { block, length, expires, flags, parts, .. } => {
                 self.generation = self.generation.max(block.generation);
-                let head = FoundHead { id: block, key, length, expires, flags, parts };
+                let head = FoundHead { id: block, length, expires, flags, parts };
                 self.heads.push((drive.id, head));
             }
             Record::Remove { .. } => unreachable!("a removal is never live"),
@@ -380,7 +376,6 @@ fn join_heads(drives: &[Drive], findings: &mut Findings) {
         match extents_of(drives, &mut findings.parts, &head) {
             Some(extents) => findings.candidates.push(Candidate {
                 id: head.id,
-                key: head.key,
                 length: head.length,
                 expires: head.expires,
                 flags: head.flags & !UNVERIFIED,

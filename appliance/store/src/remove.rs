@@ -180,7 +180,6 @@ impl Store {
             self.release_span(span);
         }
         blocks.remove(slot);
-        self.keys.borrow_mut().clear(slot);
     }
 
     /// Takes a drive offline: its blocks are misses from now on, the node serves on. It is out for

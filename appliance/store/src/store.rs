@@ -15,7 +15,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use crate::block::{Block, Extent, KeyHash, MissReason, Slot};
 use crate::drives::{Drive, Drives};
 use crate::gone::Gone;
-use crate::index::{GENERATION_MAX, Index, Keys, Span};
+use crate::index::{GENERATION_MAX, Index, Span};
 use crate::locks::KeyLocks;
 use crate::membership::Members;
 use crate::metrics::StoreCounters;
@@ -91,7 +91,6 @@ pub struct Store {
     pub(crate) hasher: KeyHasher,
     pub(crate) drives: Drives,
     pub(crate) blocks: RefCell<Index>,
-    pub(crate) keys: RefCell<Keys>,
     pub(crate) policy: RefCell<Policies>,
     /// The policy to change to, once the change under way is done.
     pub(crate) next_policy: Cell<Option<Policy>>,
@@ -237,11 +236,10 @@ impl Store {
     }
 
     /// Puts a block into the index. Its records are durable.
-    pub(crate) fn publish(&self, block: &Block, key: KeyBytes) -> Slot {
+    pub(crate) fn publish(&self, block: &Block) -> Slot {
         self.counters.blocks.add(1);
         self.counters.bytes.add(block.length);
         let slot = self.blocks.borrow_mut().insert(block);
-        self.keys.borrow_mut().set(slot, key);
         for extent in &block.extents {
             if let Some(duty) = &mut *self.drive(extent.drive).duty.borrow_mut() {
                 duty.settle(slot);

@@ -129,11 +129,8 @@ impl Sources<'_> {
         let mut reader = AreaReader::new(source, area, Reading::WhatIsLeft);
         let (mut line, mut step) = (Line::new(), 0);
         loop {
-            match reader.next(desk, &mut line).await {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(LoadError::Io(error)) => return Err(error.into()),
-                Err(LoadError::Damaged(error)) => unreachable!("damage is passed over: {error}"),
+            if !reader.next(desk, &mut line).await.map_err(LoadError::of_drive)? {
+                break;
             }
             let row = reader.at() - 1;
             if moves.rows.last().is_none_or(|(last, _)| row - last >= every) {

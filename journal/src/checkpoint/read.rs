@@ -32,6 +32,16 @@ pub enum LoadError {
     Damaged(#[from] CheckpointError),
 }
 
+impl LoadError {
+    /// The error of a reading that passes over damage.
+    pub(crate) fn of_drive(self) -> IoError {
+        match self {
+            LoadError::Io(error) => error,
+            LoadError::Damaged(error) => unreachable!("damage is passed over: {error}"),
+        }
+    }
+}
+
 /// Where and by what means a checkpoint is read.
 pub(crate) struct Source<'a> {
     pub(crate) queue: &'a dyn BlockQueue,
@@ -188,6 +198,35 @@ impl<'a> AreaReader<'a> {
     /// Number of the row that comes next.
     pub(crate) fn at(&self) -> u64 {
         self.row
+    }
+
+    /// Goes on at a row.
+    pub(crate) async fn seek(
+        &mut self,
+        desk: &mut Desk,
+        line: &mut Line,
+        row: u64,
+    ) -> Result<(), LoadError> {
+        let row = row.min(self.header.rows);
+        let (piece, _) = row_place(row);
+        self.row = first_row(piece);
+        while self.row < row {
+            self.mark(piece);
+            let (_, at) = row_place(self.row);
+            if !self.load(desk, Column::Rows, piece).await? || !self.take_row(desk, at, line)? {
+                // The piece is passed over as a whole, from wherever in it.
+                self.row = row;
+                return Ok(());
+            }
+            self.row += 1;
+            for _ in 0..line.row.part_count() {
+                self.place.part();
+            }
+            if line.row.key_len() > 0 {
+                self.place.key(line.row.key_len());
+            }
+        }
+        Ok(())
     }
 
     /// Puts the next row that can be read into `line`; false at the end. Whenever a piece was read

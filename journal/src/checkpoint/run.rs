@@ -7,7 +7,7 @@ use memkv_dma::Class;
 
 use crate::checkpoint::codec::AreaHeader;
 use crate::checkpoint::desk::Desk;
-use crate::checkpoint::merge::{Living, MergeError, Merged, Sources};
+use crate::checkpoint::merge::{Living, MergeError, Merged, Moves, Sources};
 use crate::checkpoint::read::{Area, Line, READING, Source};
 use crate::checkpoint::write::{AreaWriter, PushError, Target, WRITING};
 use crate::journal::{CheckpointStart, Journal, JournalError, Shared};
@@ -116,12 +116,15 @@ impl Journal {
         let mut writer = AreaWriter::new(&target, header);
         let mut desk = Desk::new(&shared.pool, Class::Checkpoint, READING + WRITING).await;
         let filled = match content {
-            Content::Records(records) => write_all(&mut desk, &mut writer, records).await,
+            Content::Records(records) => {
+                write_all(&mut desk, &mut writer, records).await.map(|()| <_>::default())
+            }
             Content::Merge(living) => {
                 self.merge(&mut desk, &mut writer, living, (mark, written)).await
             }
         };
-        let merged = filled.map_err(|error| match error {
+        let before = self.superblock().active_checkpoint();
+        let (merged, moves) = filled.map_err(|error| match error {
             MergeError::Push(PushError::Full) => JournalError::CheckpointFull,
             MergeError::Io(error) | MergeError::Push(PushError::Io(error)) => shared.fail(error),
         })?;
@@ -141,6 +144,8 @@ impl Journal {
         self.write_superblock(next).await?;
         // 4.
         *shared.area.borrow_mut() = Some(Rc::new(area));
+        let now = shared.superblock.borrow().active_checkpoint();
+        shared.history.borrow_mut().push(before, now, moves);
         shared.log.borrow_mut().end_checkpoint(mark, usage);
         shared.count(|stats| {
             stats.checkpoints += 1;
@@ -170,15 +175,14 @@ impl Journal {
         writer: &mut AreaWriter<'_>,
         living: &mut dyn Living,
         (start, written): (Mark, Mark),
-    ) -> Result<Merged, MergeError> {
+    ) -> Result<(Merged, Moves), MergeError> {
         let shared = &*self.shared;
         let superblock = self.superblock();
         let area = shared.area.borrow().clone();
         let log = shared.means(&superblock);
         let area = area.as_deref().map(|area| (area, shared.source(&superblock, area)));
         let sources = Sources { area, log, start, written };
-        let (merged, _moves) = sources.merge(desk, writer, living).await?;
-        Ok(merged)
+        sources.merge(desk, writer, living).await
     }
 
     /// The superblock that puts a checkpoint starting at `start` in force.
@@ -230,7 +234,7 @@ async fn write_all(
     desk: &mut Desk,
     writer: &mut AreaWriter<'_>,
     records: &[Record],
-) -> Result<Merged, MergeError> {
+) -> Result<(), MergeError> {
     let (mut line, mut bytes) = (Line::new(), Vec::new());
     for record in records {
         bytes.resize(record.encoded_len(), 0);
@@ -239,5 +243,5 @@ async fn write_all(
         line.set(&view);
         writer.push(desk, &line).await?;
     }
-    Ok(Merged::default())
+    Ok(())
 }

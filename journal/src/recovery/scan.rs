@@ -100,6 +100,18 @@ impl<'a> Walk<'a> {
         Walk { limit: limit.min(self.limit), look_ahead: u64::MAX / 2, ..self }
     }
 
+    /// Goes on at a frame further on, if there is one at this position; else at the first frame.
+    pub(crate) async fn resume(&mut self, desk: &mut Desk, position: u64) -> Result<(), IoError> {
+        if position > self.end.position
+            && position < self.limit
+            && let Ok(header) = self.header_at(desk, position).await?
+            && header.position == position
+        {
+            (self.end.sequence, self.end.position) = (header.sequence, position);
+        }
+        Ok(())
+    }
+
     pub(crate) fn finish(mut self) -> Scan {
         self.report.unreadable_pages = self.window.unreadable;
         Scan { end: self.end, report: self.report }
