@@ -43,7 +43,8 @@ pub async fn read_contents(
     pool: &Pool,
     superblock: &Superblock,
 ) -> Result<Contents, OpenError> {
-    let outcome = recover(&Means { queue, pool, local, superblock }).await?;
+    let means = Means { queue, pool, local, superblock };
+    let outcome = recover(&means, Reading::Whole).await?;
     let area = 1 - superblock.active;
     let source = Source {
         queue,

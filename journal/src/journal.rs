@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};
 use crate::append::{Append, Slot};
-use crate::checkpoint::read::Area;
+use crate::checkpoint::read::{Area, Reading};
 use crate::checkpoint::walk::History;
 use crate::commit;
 use crate::flush::{self, Flushes};
@@ -29,7 +29,7 @@ use crate::layout::Layout;
 use crate::log::{Bounds, Log, Mark, Refusal};
 use crate::membership::Membership;
 use crate::quorum::write_superblock;
-use crate::record::{Record, Usage};
+use crate::record::{KeyLen, Record, Usage};
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
 use crate::superblock::{STARTS_MAX, Start, Superblock};
 use crate::trim::Trim;
@@ -64,8 +64,8 @@ pub enum JournalError {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Recovered {
     /// What lives: Puts, Heads and Parts, never a Remove. No two name the same unit, and all are on
-    /// the drive; whoever keeps one [marks](Journal::mark) its units.
-    pub live: Vec<Record>,
+    /// the drive; whoever keeps one [marks](Journal::mark) its units. Keys stay on the drive.
+    pub live: Vec<Record<KeyLen>>,
     /// The journal was closed in order over verified blocks, and nothing was appended since.
     pub clean: bool,
     /// No generation above this one was recorded. After an unclean start generations above it may
@@ -212,7 +212,7 @@ pub async fn open(
     superblock: Superblock,
 ) -> Result<(Rc<Journal>, Recovered), OpenError> {
     let means = Means { queue: &*queue, pool: &pool, local, superblock: &superblock };
-    let outcome = recover(&means).await?;
+    let outcome = recover(&means, Reading::WithoutKeys).await?;
     let active = superblock.checkpoints[outcome.area];
     let head = Mark { sequence: outcome.end.sequence, position: outcome.end.position };
     let clean = superblock.clean
@@ -274,7 +274,7 @@ pub async fn open(
 /// from `first_sequence` on.
 fn started(
     mut superblock: Superblock,
-    outcome: &crate::recovery::Outcome,
+    outcome: &crate::recovery::Outcome<KeyLen>,
     first_sequence: u64,
 ) -> Superblock {
     superblock.revision += 1;
@@ -293,7 +293,7 @@ fn started(
     superblock
 }
 
-fn usage_of(records: &[Record]) -> Usage {
+fn usage_of(records: &[Record<KeyLen>]) -> Usage {
     records.iter().fold(Usage::default(), |sum, record| sum + record.usage())
 }
 

@@ -47,15 +47,47 @@ pub struct PartRef {
     pub crc: u32,
 }
 
+/// The length of a whole key, for whoever does not read the keys themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyLen(pub u16);
+
+/// What is kept of a key: all of it, or its length.
+pub trait KeyPart: Sized {
+    /// From a Put or a Head.
+    fn of(record: &View<'_>) -> Self;
+    /// Bytes of the whole key.
+    fn bytes(&self) -> usize;
+}
+
+impl KeyPart for KeyBytes {
+    fn of(record: &View<'_>) -> KeyBytes {
+        KeyBytes::parse(record.key).expect("it was checked, and read")
+    }
+
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl KeyPart for KeyLen {
+    fn of(record: &View<'_>) -> KeyLen {
+        KeyLen(record.key_len)
+    }
+
+    fn bytes(&self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// One fact about this drive.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Record {
+pub enum Record<K = KeyBytes> {
     /// A block of one extent is here.
     Put {
         /// Which block.
         block: BlockId,
         /// Its whole key.
-        key: KeyBytes,
+        key: K,
         /// Its units on this drive.
         extent: UnitRange,
         /// Its bytes, at most those of the extent.
@@ -85,7 +117,7 @@ pub enum Record {
         /// Which block.
         block: BlockId,
         /// Its whole key.
-        key: KeyBytes,
+        key: K,
         /// Bytes of the whole block.
         length: u64,
         /// Unix seconds after which it is gone; 0 never.
@@ -180,7 +212,7 @@ impl Usage {
     }
 }
 
-impl Record {
+impl<K: KeyPart> Record<K> {
     /// The block the record is about.
     pub fn block(&self) -> BlockId {
         match self {
@@ -202,9 +234,9 @@ impl Record {
     /// Bytes of the record in a frame, at most [`RECORD_MAX`].
     pub fn encoded_len(&self) -> usize {
         match self {
-            Record::Put { key, .. } => PUT + key.len(),
+            Record::Put { key, .. } => PUT + key.bytes(),
             Record::Part { .. } => PART,
-            Record::Head { key, parts, .. } => HEAD + parts.len() * PART_REF + key.len(),
+            Record::Head { key, parts, .. } => HEAD + parts.len() * PART_REF + key.bytes(),
             Record::Remove { .. } => COMMON,
         }
     }
@@ -212,10 +244,10 @@ impl Record {
     /// What the record takes in a checkpoint; a Remove takes nothing.
     pub fn usage(&self) -> Usage {
         match self {
-            Record::Put { key, .. } => Usage { rows: 1, parts: 0, key_bytes: key.len() as u64 },
+            Record::Put { key, .. } => Usage { rows: 1, parts: 0, key_bytes: key.bytes() as u64 },
             Record::Part { .. } => Usage { rows: 1, parts: 0, key_bytes: 0 },
             Record::Head { key, parts, .. } => {
-                Usage { rows: 1, parts: parts.len() as u64, key_bytes: key.len() as u64 }
+                Usage { rows: 1, parts: parts.len() as u64, key_bytes: key.bytes() as u64 }
             }
             Record::Remove { .. } => Usage::default(),
         }
@@ -231,6 +263,34 @@ impl Record {
                 check_parts(parts.iter().map(|part| part.length), *length)
             }
             Record::Remove { .. } => Ok(()),
+        }
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Record::Put { .. } => KIND_PUT,
+            Record::Part { .. } => KIND_PART,
+            Record::Head { .. } => KIND_HEAD,
+            Record::Remove { .. } => KIND_REMOVE,
+        }
+    }
+}
+
+impl Record {
+    /// The record as whoever does not read keys has it.
+    pub fn without_key(&self) -> Record<KeyLen> {
+        let len = |key: &KeyBytes| KeyLen(key.len() as u16);
+        match self.clone() {
+            Record::Put { block, key, extent, length, crc, expires, flags } => {
+                Record::Put { block, key: len(&key), extent, length, crc, expires, flags }
+            }
+            Record::Part { block, index, extent, length, crc } => {
+                Record::Part { block, index, extent, length, crc }
+            }
+            Record::Head { block, key, length, expires, flags, parts } => {
+                Record::Head { block, key: len(&key), length, expires, flags, parts }
+            }
+            Record::Remove { block } => Record::Remove { block },
         }
     }
 
@@ -284,15 +344,6 @@ impl Record {
     pub fn parse(bytes: &[u8]) -> Result<(Record, usize), RecordError> {
         let (view, length) = View::parse(bytes)?;
         Ok((view.to_record(), length))
-    }
-
-    fn kind(&self) -> u8 {
-        match self {
-            Record::Put { .. } => KIND_PUT,
-            Record::Part { .. } => KIND_PART,
-            Record::Head { .. } => KIND_HEAD,
-            Record::Remove { .. } => KIND_REMOVE,
-        }
     }
 }
 
@@ -458,11 +509,11 @@ impl<'a> View<'a> {
     /// A copy of its own.
     ///
     /// # Panics
-    /// When it is a Put or a Head that was read without its key.
-    pub fn to_record(&self) -> Record {
+    /// When the whole key is asked for of a Put or a Head that was read without it.
+    pub fn to_record<K: KeyPart>(&self) -> Record<K> {
         let View { block, crc, expires, flags, .. } = *self;
         let (length, extent) = (self.length as u32, || self.extent.expect("it was checked"));
-        let key = || KeyBytes::parse(self.key).expect("it was checked");
+        let key = || K::of(self);
         match self.kind {
             Kind::Put => {
                 Record::Put { block, key: key(), extent: extent(), length, crc, expires, flags }
@@ -657,7 +708,7 @@ pub(crate) mod tests {
     #[test]
     fn impossible_extents_and_parts_are_refused() {
         let block = BlockId { hash: 1, generation: 1 };
-        let part = |count, length| Record::Part {
+        let part = |count, length| Record::<KeyBytes>::Part {
             block,
             index: 0,
             extent: UnitRange { start: 0, count },

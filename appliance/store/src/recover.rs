@@ -21,8 +21,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use memkv_journal::{
-    BlockId, DriveUuid, Journal, JournalError, Membership, MembershipError, PartRef, Record,
-    Recovered, Standing, UnitRange, membership,
+    BlockId, DriveUuid, Journal, JournalError, KeyLen, Membership, MembershipError, PartRef,
+    Record, Recovered, Standing, UnitRange, membership,
 };
 use memkv_poller::local::Event;
 use memkv_poller::{Local, channel};
@@ -338,7 +338,7 @@ fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
 }
 
 impl Findings {
-    fn take(&mut self, drive: &Drive, record: Record, clean: bool) {
+    fn take(&mut self, drive: &Drive, record: Record<KeyLen>, clean: bool) {
         match record {
             Record::Put { block, extent, length, crc, expires, flags, .. } => {
                 self.generation = self.generation.max(block.generation);

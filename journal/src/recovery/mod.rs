@@ -20,7 +20,7 @@ use memkv_poller::Local;
 use thiserror::Error;
 
 use crate::checkpoint::read::{Area, LoadError, Reading, Source, read_area};
-use crate::record::{Record, View};
+use crate::record::{KeyPart, Record, View};
 use crate::superblock::Superblock;
 use replay::Replay;
 use scan::{LogEnd, Scan, scan};
@@ -86,8 +86,8 @@ pub struct RecoveryReport {
 }
 
 /// What recovery hands to whoever opens the journal.
-pub(crate) struct Outcome {
-    pub(crate) live: Vec<Record>,
+pub(crate) struct Outcome<K> {
+    pub(crate) live: Vec<Record<K>>,
     pub(crate) end: LogEnd,
     pub(crate) area: usize,
     /// The checkpoint that was read; none for the empty one of a new drive.
@@ -105,15 +105,19 @@ pub(crate) struct Means<'a> {
     pub(crate) superblock: &'a Superblock,
 }
 
-/// Brings back what lives on the drive.
-pub(crate) async fn recover(means: &Means<'_>) -> Result<Outcome, OpenError> {
+/// Brings back what lives on the drive. A key that is damaged in the checkpoint is noticed where
+/// keys are read.
+pub(crate) async fn recover<K: KeyPart>(
+    means: &Means<'_>,
+    reading: Reading,
+) -> Result<Outcome<K>, OpenError> {
     let superblock = means.superblock;
-    let active = match attempt(means, superblock.active).await? {
+    let active = match attempt(means, reading, superblock.active).await? {
         Ok(outcome) => return Ok(outcome),
         Err(unusable) => unusable,
     };
     tracing::warn!(reason = %active, "the checkpoint in force is of no use; trying the other");
-    let other = match attempt(means, 1 - superblock.active).await? {
+    let other = match attempt(means, reading, 1 - superblock.active).await? {
         // The frames up to the start of the checkpoint in force were durable when it was written:
         // only a log that still holds them all leads to the same state.
         Ok(outcome) => {
@@ -130,7 +134,11 @@ pub(crate) async fn recover(means: &Means<'_>) -> Result<Outcome, OpenError> {
     Err(OpenError::CheckpointsDamaged { active, other })
 }
 
-async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusable>, IoError> {
+async fn attempt<K: KeyPart>(
+    means: &Means<'_>,
+    reading: Reading,
+    area: usize,
+) -> Result<Result<Outcome<K>, Unusable>, IoError> {
     let superblock = means.superblock;
     let expected = superblock.checkpoints[area];
     let mut replay = Replay::new(superblock.layout.units);
@@ -147,7 +155,7 @@ async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusa
         expected,
     };
     let base = |record: View<'_>| replay.base(record.to_record());
-    let read = match read_area(&source, Reading::Whole, base).await {
+    let read = match read_area(&source, reading, base).await {
         Ok(read) => read,
         Err(error) => return Ok(Err(error.into())),
     };

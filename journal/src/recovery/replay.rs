@@ -5,7 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::allocator::{Allocator, MarkError};
 use crate::ids::BlockId;
-use crate::record::Record;
+use crate::record::{KeyPart, Record};
 
 /// Takes what [`BlockId`] feeds it as it is: the id is a keyed hash already. Two runs over the same
 /// drive use the same table.
@@ -36,23 +36,23 @@ struct Chain {
 }
 
 /// First half: the log. Records come in the order they were appended.
-pub(crate) struct Replay {
-    slots: Vec<Option<Record>>,
+pub(crate) struct Replay<K> {
+    slots: Vec<Option<Record<K>>>,
     blocks: HashMap<BlockId, Chain, BuildHasherDefault<Taken>>,
     units: u32,
 }
 
 /// Second half: the checkpoint's records, which the log may have outdated.
-pub(crate) struct Merge {
-    log: Replay,
-    base: Vec<Record>,
+pub(crate) struct Merge<K> {
+    log: Replay<K>,
+    base: Vec<Record<K>>,
     taken: Allocator,
     conflicts: u64,
     out_of_range: u64,
 }
 
 /// Whether two records of one block say the same thing, so that the later replaces the earlier.
-fn same_place(a: &Record, b: &Record) -> bool {
+fn same_place<K>(a: &Record<K>, b: &Record<K>) -> bool {
     match (a, b) {
         (Record::Put { .. }, Record::Put { .. }) | (Record::Head { .. }, Record::Head { .. }) => {
             true
@@ -62,12 +62,12 @@ fn same_place(a: &Record, b: &Record) -> bool {
     }
 }
 
-impl Replay {
-    pub(crate) fn new(units: u32) -> Replay {
+impl<K: KeyPart> Replay<K> {
+    pub(crate) fn new(units: u32) -> Replay<K> {
         Replay { slots: Vec::new(), blocks: HashMap::default(), units }
     }
 
-    pub(crate) fn apply(&mut self, record: Record) {
+    pub(crate) fn apply(&mut self, record: Record<K>) {
         let chain = self.blocks.entry(record.block()).or_default();
         if let Record::Remove { .. } = record {
             chain.removed = true;
@@ -90,7 +90,7 @@ impl Replay {
     }
 
     /// The log is at its end: of records that name the same units, the later ones stand.
-    pub(crate) fn log_done(mut self) -> Merge {
+    pub(crate) fn log_done(mut self) -> Merge<K> {
         let mut taken = Allocator::new(self.units);
         let (mut conflicts, mut out_of_range) = (0, 0);
         for slot in self.slots.iter_mut().rev() {
@@ -111,9 +111,9 @@ impl Replay {
     }
 }
 
-impl Merge {
+impl<K: KeyPart> Merge<K> {
     /// Takes one record of the checkpoint.
-    pub(crate) fn base(&mut self, record: Record) {
+    pub(crate) fn base(&mut self, record: Record<K>) {
         if let Some(chain) = self.log.blocks.get(&record.block()) {
             let replaced = |slot: &u32| {
                 // A slot emptied by a conflict still stands for the later record of the block.
@@ -150,7 +150,7 @@ impl Merge {
     }
 
     /// What lives: the checkpoint's records in their order, then the log's in theirs.
-    pub(crate) fn live(self) -> Vec<Record> {
+    pub(crate) fn live(self) -> Vec<Record<K>> {
         let mut live = self.base;
         live.extend(self.log.slots.into_iter().flatten());
         live
@@ -185,7 +185,7 @@ mod tests {
         Record::Part { block: id(hash), index, extent, length: 1, crc: 0 }
     }
 
-    fn recover(base: &[Record], log: &[Record]) -> Merge {
+    fn recover(base: &[Record], log: &[Record]) -> Merge<KeyBytes> {
         let mut replay = Replay::new(1000);
         log.iter().cloned().for_each(|record| replay.apply(record));
         let mut merge = replay.log_done();
