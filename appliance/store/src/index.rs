@@ -51,6 +51,11 @@ impl std::ops::DerefMut for Index {
 }
 
 impl Index {
+    /// With room for so many blocks.
+    pub fn with_room(blocks: usize) -> Self {
+        Self { slab: Slab::default(), table: Table::with_room(blocks) }
+    }
+
     /// The published block of a key.
     pub fn lookup(&self, key: KeyHash) -> Option<Slot> {
         let slot = Slot::of(self.table.get(key, |number| self.slab.hash_at(number) == key)?);
@@ -59,11 +64,20 @@ impl Index {
 
     /// Publishes a block. None of its key is published.
     pub fn insert(&mut self, block: &Block) -> Slot {
+        let slot = self.insert_if(block, || true);
+        slot.expect("the older block of the key was taken out first")
+    }
+
+    /// Publishes a block unless one of its key is published, and if `then` holds: that is asked
+    /// last.
+    pub fn insert_if(&mut self, block: &Block, then: impl FnOnce() -> bool) -> Option<Slot> {
         let key = block.hash();
-        assert!(self.lookup(key).is_none(), "the older block of the key was taken out first");
+        if self.lookup(key).is_some() || !then() {
+            return None;
+        }
         let slot = self.slab.insert(block);
         self.table.insert(key, slot.number(), |number| self.slab.hash_at(number));
-        slot
+        Some(slot)
     }
 
     /// No lookup finds a block any more. It stays in its slot until it is removed.

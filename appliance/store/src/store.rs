@@ -237,8 +237,7 @@ impl Store {
 
     /// Puts a block into the index. Its records are durable.
     pub(crate) fn publish(&self, block: &Block) -> Slot {
-        self.counters.blocks.add(1);
-        self.counters.bytes.add(block.length);
+        self.count_published(block);
         let slot = self.blocks.borrow_mut().insert(block);
         for extent in &block.extents {
             if let Some(duty) = &mut *self.drive(extent.drive).duty.borrow_mut() {
@@ -247,6 +246,12 @@ impl Store {
         }
         self.policy.borrow_mut().inserted(slot, block.hash());
         slot
+    }
+
+    /// Counts a block that enters the index.
+    pub(crate) fn count_published(&self, block: &Block) {
+        self.counters.blocks.add(1);
+        self.counters.bytes.add(block.length);
     }
 
     /// Takes a block out of the index: no new reader finds it. Its units stay until
