@@ -355,7 +355,7 @@ fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
         }
     }
     if !clean {
-        findings.generation += GENERATION_JUMP;
+        findings.generation = findings.generation.saturating_add(GENERATION_JUMP);
     }
     findings
 }

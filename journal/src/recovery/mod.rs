@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use crate::checkpoint::read::{Area, LoadError, Reading, Source, read_area};
 use crate::record::{KeyPart, Record, View};
-use crate::superblock::Superblock;
+use crate::superblock::{COUNTER_MAX, Superblock};
 use replay::Replay;
 use scan::{LogEnd, Scan, scan};
 
@@ -175,8 +175,12 @@ async fn attempt<K: KeyPart>(
         end,
         area,
         read,
-        generation_high: generation_high.max(superblock.generation_high).max(recorded),
-        clock_high: clock_high.max(superblock.clock_high),
+        // No more than a superblock can say, which is more than anybody counts.
+        generation_high: generation_high
+            .max(superblock.generation_high)
+            .max(recorded)
+            .min(COUNTER_MAX),
+        clock_high: clock_high.max(superblock.clock_high).min(COUNTER_MAX),
         report: met,
     }))
 }
