@@ -2,22 +2,23 @@
 //!
 //! A checkpoint of a drive is merged from the one before and the log since (`journal`), and the
 //! index says of every record that is met there whether it stands. The index moves on meanwhile. So
-//! this is kept of a run, by slot: whether the block in it is the run's *duty*, and was not met yet.
+//! this is kept of a run, by slot: whether the block in it is the run's *duty*, and was not met
+//! yet.
 //!
 //! Why what is written is right, `S` being the start of the run and `P` that of the one before:
 //!
 //! 1. Duty is every block that is published and has a record on the drive when the run begins, and
-//!    whose frame is before `S`. A block is published in the same turn in which its frame is let go,
-//!    so a block that is not published when the run begins has its frame at `S` or later: a start
-//!    finds it in the log. Publishing settles its slot: the run does not ask for it any more.
+//!    whose frame is before `S`. A block is published in the same turn in which its frame is let
+//!    go, so a block that is not published when the run begins has its frame at `S` or later: a
+//!    start finds it in the log. Publishing settles its slot: the run does not ask for it any more.
 //! 2. A block that is published may still have its frame at `S` or later, beside one that is not
 //!    applied. The log is read up to where it ended when the run began, and what is met from `S` on
 //!    is settled without being written.
 //! 3. All records of a block on one drive lie in one frame. So each record of a duty is in the rows
 //!    of the checkpoint before (its frame was before `P`) or in the log between `P` and `S`, which
 //!    is not free before the run is complete; by induction from the empty checkpoint. A drive whose
-//!    last checkpoint was copied from an index (rows that are in the log as well) meets some
-//!    twice: the second time the slot is settled.
+//!    last checkpoint was copied from an index (rows that are in the log as well) meets some twice:
+//!    the second time the slot is settled.
 //! 4. A record is written when the block of its key in the index has its generation and its units.
 //!    The index then says the flags. A block that has gone is not there, one that came instead has
 //!    another generation, and its slot, if it is the same, is settled.
@@ -30,18 +31,29 @@
 //! 6. Units are free after the removal is durable, so no two rows that stand name one unit; a row
 //!    that was written for a block that went, and a later record of the same units, are told apart
 //!    by the removal between them.
-//! 7. What a start recovered is in the index, and its journal begins with the checkpoint and the log
-//!    that were read: (3) holds. What it dropped is not in the index, so the first run forgets it.
-//!    When it fell back to the older checkpoint, that one is in force, and the damaged one is
+//! 7. What a start recovered is in the index, and its journal begins with the checkpoint and the
+//!    log that were read: (3) holds. What it dropped is not in the index, so the first run forgets
+//!    it. When it fell back to the older checkpoint, that one is in force, and the damaged one is
 //!    written over.
 //! 8. A mark that a block is verified may come after its row was written: the row then asks for a
 //!    check too many. The clean checkpoint of a stop is written when nothing moves.
 //! 9. A drive that is lost takes its blocks out of the index; their parts on other drives are not
 //!    met as standing any more, and their removals come after `S`.
 //! 10. After both passes a block that is published, on the drive and not settled has a record that
-//!     could not be read: a piece of the checkpoint before or a page of the log was damaged, and its
-//!     key is lost with it. It is not in the new checkpoint, so it is dropped, with that reason: a
-//!     later start would not find it.
+//!     could not be read: a piece of the checkpoint before or a page of the log was damaged, and
+//!     its key is lost with it. It is not in the new checkpoint, so it is dropped, with that
+//!     reason: a later start would not find it.
+//!
+//! What a crash leaves, by the last that was done:
+//!
+//! * Some of the new area is written, or all of it and the flush, or fewer copies of the superblock
+//!   than count: a start reads the checkpoint before, which lies in the other area, and the log
+//!   from `P`, of which nothing is free.
+//! * The superblock: it reads the new one, and the log from `S`.
+//! * The ring before `S` is free, and written over: likewise. From then on the one before is of use
+//!   only as long as its log is whole.
+//! * Blocks are lost (10) and not dropped yet: it does not find them either, for there is no record
+//!   of them that can be read.
 
 use std::collections::HashMap;
 
@@ -56,8 +68,8 @@ pub(crate) struct Duty {
     last: u32,
     /// One bit a slot: its block is no duty, or no duty any more.
     settled: Vec<u64>,
-    /// Of blocks with several records, those that were met while others were not: the generation and
-    /// one bit a record.
+    /// Of blocks with several records, those that were met while others were not: the generation
+    /// and one bit a record.
     met: HashMap<Slot, (u64, u32)>,
 }
 
@@ -81,8 +93,8 @@ impl Duty {
         number > self.last || self.settled[number as usize / 64] & 1 << (number % 64) != 0
     }
 
-    /// Notes that these records of a block were met; whether they are new. With the last of them the
-    /// slot is settled.
+    /// Notes that these records of a block were met; whether they are new. With the last of them
+    /// the slot is settled.
     fn meet(&mut self, slot: Slot, generation: u64, these: u32, all: u32) -> bool {
         if self.is_settled(slot) {
             return false;

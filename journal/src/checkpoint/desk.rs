@@ -1,7 +1,7 @@
 //! Memory for a reading or a checkpoint: one buffer, which is away while a command has it.
 //!
-//! A merge reads and writes with the same buffer. So drives that write their checkpoints at the same
-//! time never wait for each other half served, and a checkpoint asks the pool once.
+//! A merge reads and writes with the same buffer. So drives that write their checkpoints at the
+//! same time never wait for each other half served, and a checkpoint asks the pool once.
 
 use memkv_block::{BlockQueue, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};

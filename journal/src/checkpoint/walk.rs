@@ -8,8 +8,8 @@
 //! begins again.
 //!
 //! A place is 55 bits: `number of the checkpoint 15 | in the log 1 | where 39`, and where is a row,
-//! or a page of the log, counted from the checkpoint's start, and a record of the frame there (25 and
-//! 14 bits).
+//! or a page of the log, counted from the checkpoint's start, and a record of the frame there (25
+//! and 14 bits).
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -135,9 +135,9 @@ struct Piece<'a> {
 }
 
 impl Journal {
-    /// Hands Puts, Heads and Parts to `each`, whether or not they still stand, from a place on: 0 is
-    /// the beginning. Looks at about `looks` of them, or until `each` breaks. Says where to go on;
-    /// none at the end.
+    /// Hands Puts, Heads and Parts to `each`, whether or not they still stand, from a place on: 0
+    /// is the beginning. Looks at about `looks` of them, or until `each` breaks. Says where to go
+    /// on; none at the end.
     ///
     /// # Errors
     /// [`JournalError::Failed`] when the drive failed, or cannot read this.

@@ -1,11 +1,11 @@
-//! What a start takes for each block that it brings back, and how long a checkpoint keeps the store's
-//! reactor from others.
+//! What a start takes for each block that it brings back, and how long a checkpoint keeps the
+//! store's reactor from others.
 //!
-//! It fills a store on a drive in memory, with many writers, and leaves it without a word, as a crash
-//! does. Then it starts anew: from the log alone, and, once a checkpoint was written, from that. In
-//! between it measures the turns of the reactor while checkpoints are written: of the log, and of the
-//! checkpoint before. Times are those of the thread's own clock, so they are CPU time. A start is
-//! charged with the copying that the drive in memory does, a checkpoint is not.
+//! It fills a store on a drive in memory, with many writers, and leaves it without a word, as a
+//! crash does. Then it starts anew: from the log alone, and, once a checkpoint was written, from
+//! that. In between it measures the turns of the reactor while checkpoints are written: of the log,
+//! and of the checkpoint before. Times are those of the thread's own clock, so they are CPU time. A
+//! start is charged with the copying that the drive in memory does, a checkpoint is not.
 
 #![forbid(unsafe_code)]
 
@@ -47,8 +47,8 @@ struct Arguments {
     blocks: u64,
 }
 
-/// A drive in memory that holds what was written to it, but for zeros. A command ends when those who
-/// are ready had their turn, so that puts share frames as on other drives.
+/// A drive in memory that holds what was written to it, but for zeros. A command ends when those
+/// who are ready had their turn, so that puts share frames as on other drives.
 struct Sparse {
     pieces: RefCell<Vec<Option<Box<[u8]>>>>,
     capacity: u64,
