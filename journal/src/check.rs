@@ -10,7 +10,7 @@ use memkv_dma::{Class, DmaBuf, Pool};
 use memkv_poller::Local;
 use thiserror::Error;
 
-use crate::checkpoint::read::{LoadError, Source, read_area};
+use crate::checkpoint::read::{LoadError, Reading, Source, read_area};
 use crate::crc::{Pieces, crc32c};
 use crate::ids::{UNIT, UnitRange};
 use crate::journal::Journal;
@@ -43,7 +43,8 @@ pub async fn read_contents(
     pool: &Pool,
     superblock: &Superblock,
 ) -> Result<Contents, OpenError> {
-    let outcome = recover(&Means { queue, pool, local, superblock }).await?;
+    let means = Means { queue, pool, local, superblock };
+    let outcome = recover(&means, Reading::Whole).await?;
     let area = 1 - superblock.active;
     let source = Source {
         queue,
@@ -54,7 +55,8 @@ pub async fn read_contents(
         area,
         expected: superblock.checkpoints[area],
     };
-    let spare = read_area(&source, drop).await.map(|header| header.map_or(0, |header| header.rows));
+    let spare = read_area(&source, Reading::Whole, |_| {}).await;
+    let spare = spare.map(|read| read.map_or(0, |area| area.header.rows));
     let generation_high = outcome.generation_high;
     Ok(Contents { live: outcome.live, report: outcome.report, generation_high, spare })
 }

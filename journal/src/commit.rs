@@ -11,7 +11,7 @@ use memkv_block::{IoBuf, IoError};
 use crate::append::Slot;
 use crate::frame::{FRAME_HEADER, FrameHeader, span_of};
 use crate::journal::{Shared, answer};
-use crate::log::{Next, Waiting};
+use crate::log::{Mark, Next, Waiting};
 
 /// Writes until no call waits.
 pub(crate) async fn run(shared: Rc<Shared>) {
@@ -89,6 +89,8 @@ async fn write(
     // A drive that stalled keeps it; no other frame is written there.
     *shared.frame.borrow_mut() = back.and_then(IoBuf::into_exclusive);
     if result.is_ok() {
+        let position = header.position + u64::from(header.span);
+        shared.written.set(Mark { sequence: header.sequence + 1, position });
         shared.count(|stats| {
             stats.frames += 1;
             stats.bytes += len as u64;

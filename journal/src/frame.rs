@@ -28,7 +28,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::crc::crc32c;
 use crate::ids::DriveUuid;
-use crate::record::{Record, RecordError};
+use crate::record::{Record, RecordError, View};
 
 /// Frames begin and end at multiples of this many bytes: the largest sector in use.
 pub const FRAME_ALIGN: usize = 4096;
@@ -210,16 +210,16 @@ pub fn parse_header(bytes: &[u8]) -> Result<FrameHeader, FrameError> {
 
 /// Checks the body that follows `header` in `bytes` and hands its records to `each`, in order.
 /// Nothing is handed over unless the body's CRC matches.
-pub fn parse_body(
+pub fn parse_body<'a>(
     header: &FrameHeader,
-    bytes: &[u8],
-    mut each: impl FnMut(Record),
+    bytes: &'a [u8],
+    mut each: impl FnMut(View<'a>),
 ) -> Result<(), FrameError> {
     let body = body_of(header, bytes)?;
     let mut at = 0;
     for index in 0..header.records {
         let (record, len) =
-            Record::parse(&body[at..]).map_err(|source| FrameError::Record { index, source })?;
+            View::parse(&body[at..]).map_err(|source| FrameError::Record { index, source })?;
         each(record);
         at += len;
     }
@@ -243,7 +243,7 @@ pub fn body_of<'a>(header: &FrameHeader, bytes: &'a [u8]) -> Result<&'a [u8], Fr
 pub fn parse(bytes: &[u8]) -> Result<(FrameHeader, Vec<Record>), FrameError> {
     let header = parse_header(bytes)?;
     let mut records = Vec::new();
-    parse_body(&header, bytes, |record| records.push(record))?;
+    parse_body(&header, bytes, |record| records.push(record.to_record()))?;
     Ok((header, records))
 }
 

@@ -148,6 +148,12 @@ impl KeyBytes {
 
     /// Checks and takes encoded bytes, as they came from a drive.
     pub fn parse(bytes: &[u8]) -> Result<KeyBytes, KeyError> {
+        KeyBytes::check(bytes)?;
+        Ok(KeyBytes(bytes.into()))
+    }
+
+    /// Checks encoded bytes.
+    pub fn check(bytes: &[u8]) -> Result<(), KeyError> {
         let (tenant, rest) = take_name(bytes, bytes.len())?;
         let (namespace, key) = take_name(rest, bytes.len())?;
         if key.is_empty() || key.len() > KEY_MAX {
@@ -156,7 +162,7 @@ impl KeyBytes {
         for name in [tenant, namespace] {
             std::str::from_utf8(name).map_err(|_| KeyError::NotUtf8)?;
         }
-        Ok(KeyBytes(bytes.into()))
+        Ok(())
     }
 
     /// The encoded form.

@@ -20,8 +20,8 @@ use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};
 use crate::append::{Append, Slot};
-use crate::checkpoint::codec::AreaHeader;
-use crate::checkpoint::write::{Target, write_area};
+use crate::checkpoint::read::{Area, Reading};
+use crate::checkpoint::walk::History;
 use crate::commit;
 use crate::flush::{self, Flushes};
 use crate::ids::{DriveUuid, UNIT, UnitRange};
@@ -29,9 +29,9 @@ use crate::layout::Layout;
 use crate::log::{Bounds, Log, Mark, Refusal};
 use crate::membership::Membership;
 use crate::quorum::write_superblock;
-use crate::record::{Record, Usage};
+use crate::record::{KeyLen, Record, Usage};
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
-use crate::superblock::{CheckpointRef, STARTS_MAX, Start, Superblock};
+use crate::superblock::{STARTS_MAX, Start, Superblock};
 use crate::trim::Trim;
 
 /// Why the journal did not do what it was asked.
@@ -64,8 +64,8 @@ pub enum JournalError {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Recovered {
     /// What lives: Puts, Heads and Parts, never a Remove. No two name the same unit, and all are on
-    /// the drive; whoever keeps one [marks](Journal::mark) its units.
-    pub live: Vec<Record>,
+    /// the drive; whoever keeps one [marks](Journal::mark) its units. Keys stay on the drive.
+    pub live: Vec<Record<KeyLen>>,
     /// The journal was closed in order over verified blocks, and nothing was appended since.
     pub clean: bool,
     /// No generation above this one was recorded. After an unclean start generations above it may
@@ -80,12 +80,16 @@ pub struct Recovered {
 /// Where a checkpoint begins; from [`Journal::begin_checkpoint`].
 #[derive(Debug)]
 #[must_use = "take the snapshot, then write the checkpoint"]
-pub struct CheckpointStart(Mark);
+pub struct CheckpointStart {
+    pub(crate) start: Mark,
+    /// Where the last frame that was written then ends.
+    pub(crate) written: Mark,
+}
 
 impl CheckpointStart {
     /// Sequence of the first frame the checkpoint does not answer for.
     pub fn sequence(&self) -> u64 {
-        self.0.sequence
+        self.start.sequence
     }
 }
 
@@ -137,6 +141,8 @@ pub(crate) struct Shared {
     /// The one buffer frames are built in; away while one is written.
     pub(crate) frame: RefCell<Option<DmaBuf>>,
     pub(crate) committing: Cell<bool>,
+    /// Where the last frame that is written ends: what comes next may be on its way.
+    pub(crate) written: Cell<Mark>,
     pub(crate) flushes: Flushes,
     pub(crate) failure: RefCell<Option<Arc<IoError>>>,
     pub(crate) stats: Cell<JournalStats>,
@@ -145,10 +151,14 @@ pub(crate) struct Shared {
     pub(crate) trim: RefCell<Trim>,
     /// Told when the device has answered a command of the trimmer.
     pub(crate) trimmed: Event,
-    superblock: RefCell<Superblock>,
+    pub(crate) superblock: RefCell<Superblock>,
     /// Whose turn it is to write the superblock: each names what the one before it did.
     superblock_turn: Semaphore,
-    checkpointing: Cell<bool>,
+    pub(crate) checkpointing: Cell<bool>,
+    /// The checkpoint in force; none is the empty one of a new drive.
+    pub(crate) area: RefCell<Option<Rc<Area>>>,
+    /// Where the checkpoints before it went.
+    pub(crate) history: RefCell<History>,
 }
 
 impl Shared {
@@ -202,7 +212,7 @@ pub async fn open(
     superblock: Superblock,
 ) -> Result<(Rc<Journal>, Recovered), OpenError> {
     let means = Means { queue: &*queue, pool: &pool, local, superblock: &superblock };
-    let outcome = recover(&means).await?;
+    let outcome = recover(&means, Reading::WithoutKeys).await?;
     let active = superblock.checkpoints[outcome.area];
     let head = Mark { sequence: outcome.end.sequence, position: outcome.end.position };
     let clean = superblock.clean
@@ -235,6 +245,7 @@ pub async fn open(
         log: RefCell::new(log),
         frame: RefCell::new(Some(frame)),
         committing: Cell::new(false),
+        written: Cell::new(head),
         flushes: Flushes::default(),
         failure: RefCell::new(None),
         stats: Cell::new(JournalStats::default()),
@@ -245,6 +256,8 @@ pub async fn open(
         superblock: RefCell::new(superblock),
         superblock_turn: Semaphore::new(1),
         checkpointing: Cell::new(false),
+        area: RefCell::new(outcome.read.map(Rc::new)),
+        history: RefCell::default(),
     });
     let recovered = Recovered {
         live: outcome.live,
@@ -261,7 +274,7 @@ pub async fn open(
 /// from `first_sequence` on.
 fn started(
     mut superblock: Superblock,
-    outcome: &crate::recovery::Outcome,
+    outcome: &crate::recovery::Outcome<KeyLen>,
     first_sequence: u64,
 ) -> Superblock {
     superblock.revision += 1;
@@ -280,17 +293,8 @@ fn started(
     superblock
 }
 
-fn usage_of(records: &[Record]) -> Usage {
+fn usage_of(records: &[Record<KeyLen>]) -> Usage {
     records.iter().fold(Usage::default(), |sum, record| sum + record.usage())
-}
-
-/// Lowers the flag again however the checkpoint ends.
-struct Running<'a>(&'a Cell<bool>);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.set(false);
-    }
 }
 
 impl Journal {
@@ -391,82 +395,6 @@ impl Journal {
         !self.failed() && (many_starts || self.shared.log.borrow().wants_checkpoint())
     }
 
-    /// Begins a checkpoint: the snapshot may be taken from now on. Everything dropped as
-    /// [`Applied`](crate::Applied) before is in the index; the log is kept from the oldest frame
-    /// that is not.
-    pub fn begin_checkpoint(&self) -> CheckpointStart {
-        assert!(!self.shared.checkpointing.get(), "one checkpoint at a time");
-        CheckpointStart(self.shared.log.borrow_mut().begin_checkpoint())
-    }
-
-    /// Writes a checkpoint: all live records as the index showed them at some moment after
-    /// [`begin_checkpoint`](Journal::begin_checkpoint). `clean` says that this is the last word of
-    /// an orderly stop and every block is verified.
-    ///
-    /// 1. Columns and header into the area that is not in force; a crash leaves the other one
-    ///    alone.
-    /// 2. Flush: the area, and every frame before, are durable before anything names it.
-    /// 3. The superblock, by quorum, with a flush of its own: from here on the new one is in force.
-    /// 4. The ring before the start is free. Not before step 3: until then a crash needs it.
-    pub async fn write_checkpoint(
-        &self,
-        start: CheckpointStart,
-        records: Vec<Record>,
-        clean: bool,
-        generation_high: u64,
-        clock_high: u64,
-    ) -> Result<(), JournalError> {
-        let shared = &*self.shared;
-        shared.check_failed()?;
-        if shared.checkpointing.replace(true) {
-            return Err(JournalError::CheckpointRunning);
-        }
-        let _running = Running(&shared.checkpointing);
-        let usage = usage_of(&records);
-        if !usage.fits(shared.layout.limits) {
-            return Err(JournalError::CheckpointFull);
-        }
-        shared.log.borrow_mut().raise_generation(generation_high);
-        shared.clock_high.set(shared.clock_high.get().max(clock_high));
-        let next = self.next_superblock(start.0, clean);
-        let area = next.active;
-        let header = AreaHeader {
-            drive: shared.drive,
-            number: next.checkpoints[area].number,
-            start_sequence: start.0.sequence,
-            start_position: start.0.position,
-            rows: 0,
-            pieces: [0; 3],
-            last_used: [0; 3],
-            generation_high: next.generation_high,
-            clock_high: next.clock_high,
-            epoch: shared.epoch.get(),
-        };
-        let (queue, pool) = (&*shared.queue, &shared.pool);
-        let layout = &shared.layout;
-        let target = Target { queue, pool, local: &shared.local, layout, area };
-        // 1.
-        let written = write_area(&target, header, &records).await;
-        let bytes = written.map_err(|error| shared.fail(error))?;
-        // 2.
-        memkv_block::flush(queue).await.map_err(|error| shared.fail(error))?;
-        shared.check_failed()?;
-        // 3. Made anew: the membership may have changed meanwhile, where the checkpoints lie has not.
-        let next = || {
-            let next = self.next_superblock(start.0, clean);
-            assert_eq!(next.active, area, "only a checkpoint moves the checkpoint in force");
-            next
-        };
-        self.write_superblock(next).await?;
-        // 4.
-        shared.log.borrow_mut().end_checkpoint(start.0, usage);
-        shared.count(|stats| {
-            stats.checkpoints += 1;
-            stats.checkpoint_bytes += bytes;
-        });
-        Ok(())
-    }
-
     /// Names another membership in the superblock, durably, and that no generation above
     /// `generation_high` was given out before: what lies on a drive that is lost cannot tell any
     /// more.
@@ -494,7 +422,7 @@ impl Journal {
     }
 
     /// Writes the superblock that `next` makes of the present one, when its turn has come.
-    async fn write_superblock(
+    pub(crate) async fn write_superblock(
         &self,
         next: impl FnOnce() -> Superblock,
     ) -> Result<(), JournalError> {
@@ -506,30 +434,6 @@ impl Journal {
         written.map_err(|error| shared.fail(error))?;
         *shared.superblock.borrow_mut() = next;
         Ok(())
-    }
-
-    /// The superblock that puts a checkpoint starting at `start` in force.
-    fn next_superblock(&self, start: Mark, clean: bool) -> Superblock {
-        let mut next = self.shared.superblock.borrow().clone();
-        let number = next.checkpoints.map(|checkpoint| checkpoint.number).into_iter().max();
-        next.revision += 1;
-        next.active = 1 - next.active;
-        next.clean = clean;
-        next.checkpoints[next.active] = CheckpointRef {
-            number: number.unwrap_or(0) + 1,
-            start_sequence: start.sequence,
-            start_position: start.position,
-        };
-        next.generation_high = self.shared.log.borrow().generation_high();
-        next.clock_high = self.shared.clock();
-        // Starts of logs that neither checkpoint needs are forgotten, but for the one in force
-        // there.
-        let [a, b] = next.checkpoints;
-        let oldest = a.start_sequence.min(b.start_sequence);
-        while next.starts.len() > 1 && next.starts[1].first_sequence <= oldest {
-            next.starts.remove(0);
-        }
-        next
     }
 
     /// Makes every append that has resolved, and every write to the drive that has completed, by

@@ -50,6 +50,7 @@ mod trim;
 pub use allocator::MarkError;
 pub use append::{Append, Applied};
 pub use check::{Contents, ExtentFault, read_contents, verify_extent};
+pub use checkpoint::{Closing, Living, Merged, PLACE_BITS};
 pub use format::{FormatError, Prepared, format, prepare};
 pub use ids::{
     BlockId, DriveUuid, EXTENT_UNITS, KEY_BYTES_MAX, KEY_MAX, KeyBytes, KeyError, NAME_MAX,
@@ -63,7 +64,7 @@ pub use layout::{
 };
 pub use membership::{Membership, MembershipError, Standing};
 pub use quorum::{ReadError, erase_superblock, read_copies, read_superblock};
-pub use record::{PartRef, RECORD_MAX, Record, RecordError, Usage};
+pub use record::{KeyLen, KeyPart, Kind, PartRef, RECORD_MAX, Record, RecordError, Usage, View};
 pub use recovery::{OpenError, RecoveryReport, Unusable};
 pub use superblock::{Identity, MEMBERS_MAX, Superblock, SuperblockError};
 pub use trim::{TrimConfig, TrimStats};

@@ -47,15 +47,47 @@ pub struct PartRef {
     pub crc: u32,
 }
 
+/// The length of a whole key, for whoever does not read the keys themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyLen(pub u16);
+
+/// What is kept of a key: all of it, or its length.
+pub trait KeyPart: Sized {
+    /// From a Put or a Head.
+    fn of(record: &View<'_>) -> Self;
+    /// Bytes of the whole key.
+    fn bytes(&self) -> usize;
+}
+
+impl KeyPart for KeyBytes {
+    fn of(record: &View<'_>) -> KeyBytes {
+        KeyBytes::parse(record.key).expect("it was checked, and read")
+    }
+
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl KeyPart for KeyLen {
+    fn of(record: &View<'_>) -> KeyLen {
+        KeyLen(record.key_len)
+    }
+
+    fn bytes(&self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// One fact about this drive.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Record {
+pub enum Record<K = KeyBytes> {
     /// A block of one extent is here.
     Put {
         /// Which block.
         block: BlockId,
         /// Its whole key.
-        key: KeyBytes,
+        key: K,
         /// Its units on this drive.
         extent: UnitRange,
         /// Its bytes, at most those of the extent.
@@ -85,7 +117,7 @@ pub enum Record {
         /// Which block.
         block: BlockId,
         /// Its whole key.
-        key: KeyBytes,
+        key: K,
         /// Bytes of the whole block.
         length: u64,
         /// Unix seconds after which it is gone; 0 never.
@@ -180,7 +212,7 @@ impl Usage {
     }
 }
 
-impl Record {
+impl<K: KeyPart> Record<K> {
     /// The block the record is about.
     pub fn block(&self) -> BlockId {
         match self {
@@ -202,9 +234,9 @@ impl Record {
     /// Bytes of the record in a frame, at most [`RECORD_MAX`].
     pub fn encoded_len(&self) -> usize {
         match self {
-            Record::Put { key, .. } => PUT + key.len(),
+            Record::Put { key, .. } => PUT + key.bytes(),
             Record::Part { .. } => PART,
-            Record::Head { key, parts, .. } => HEAD + parts.len() * PART_REF + key.len(),
+            Record::Head { key, parts, .. } => HEAD + parts.len() * PART_REF + key.bytes(),
             Record::Remove { .. } => COMMON,
         }
     }
@@ -212,10 +244,10 @@ impl Record {
     /// What the record takes in a checkpoint; a Remove takes nothing.
     pub fn usage(&self) -> Usage {
         match self {
-            Record::Put { key, .. } => Usage { rows: 1, parts: 0, key_bytes: key.len() as u64 },
+            Record::Put { key, .. } => Usage { rows: 1, parts: 0, key_bytes: key.bytes() as u64 },
             Record::Part { .. } => Usage { rows: 1, parts: 0, key_bytes: 0 },
             Record::Head { key, parts, .. } => {
-                Usage { rows: 1, parts: parts.len() as u64, key_bytes: key.len() as u64 }
+                Usage { rows: 1, parts: parts.len() as u64, key_bytes: key.bytes() as u64 }
             }
             Record::Remove { .. } => Usage::default(),
         }
@@ -227,8 +259,38 @@ impl Record {
             Record::Put { extent, length, .. } | Record::Part { extent, length, .. } => {
                 check_extent(*extent, *length)
             }
-            Record::Head { length, parts, .. } => check_parts(parts, *length),
+            Record::Head { length, parts, .. } => {
+                check_parts(parts.iter().map(|part| part.length), *length)
+            }
             Record::Remove { .. } => Ok(()),
+        }
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Record::Put { .. } => KIND_PUT,
+            Record::Part { .. } => KIND_PART,
+            Record::Head { .. } => KIND_HEAD,
+            Record::Remove { .. } => KIND_REMOVE,
+        }
+    }
+}
+
+impl Record {
+    /// The record as whoever does not read keys has it.
+    pub fn without_key(&self) -> Record<KeyLen> {
+        let len = |key: &KeyBytes| KeyLen(key.len() as u16);
+        match self.clone() {
+            Record::Put { block, key, extent, length, crc, expires, flags } => {
+                Record::Put { block, key: len(&key), extent, length, crc, expires, flags }
+            }
+            Record::Part { block, index, extent, length, crc } => {
+                Record::Part { block, index, extent, length, crc }
+            }
+            Record::Head { block, key, length, expires, flags, parts } => {
+                Record::Head { block, key: len(&key), length, expires, flags, parts }
+            }
+            Record::Remove { block } => Record::Remove { block },
         }
     }
 
@@ -280,6 +342,62 @@ impl Record {
 
     /// Reads the record at the start of `bytes`; returns it and its length.
     pub fn parse(bytes: &[u8]) -> Result<(Record, usize), RecordError> {
+        let (view, length) = View::parse(bytes)?;
+        Ok((view.to_record(), length))
+    }
+}
+
+/// What a record is, without its key and what only some kinds have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// [`Record::Put`].
+    Put,
+    /// [`Record::Part`], and which.
+    Part(u16),
+    /// [`Record::Head`].
+    Head,
+    /// [`Record::Remove`].
+    Remove,
+}
+
+/// A record where it was read, in a frame or in the columns of a checkpoint: checked, and nothing
+/// copied but what has a fixed size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct View<'a> {
+    /// Which block.
+    pub block: BlockId,
+    /// What it says of the block.
+    pub kind: Kind,
+    /// Units of a Put or a Part; none of others.
+    pub extent: Option<UnitRange>,
+    /// Bytes of the Part, or of the whole block; 0 in a Remove.
+    pub length: u64,
+    /// CRC32C of the bytes of a Put or a Part.
+    pub crc: u32,
+    /// Unix seconds after which the block is gone; 0 never.
+    pub expires: u64,
+    /// The store's flags of a Put or a Head.
+    pub flags: u16,
+    /// Bytes of the whole key of a Put or a Head.
+    pub key_len: u16,
+    pub(crate) parts: &'a [u8],
+    pub(crate) key: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// The part references of a Head, in order.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = PartRef> + use<'a> {
+        let (refs, _) = self.parts.as_chunks::<PART_REF>();
+        refs.iter().map(parse_part_ref)
+    }
+
+    /// The encoded whole key of a Put or a Head; empty in others, and where keys are not read.
+    pub fn key(&self) -> &'a [u8] {
+        self.key
+    }
+
+    /// Reads the record at the start of `bytes`; returns it and its length.
+    pub fn parse(bytes: &'a [u8]) -> Result<(View<'a>, usize), RecordError> {
         if bytes.len() < COMMON {
             return Err(RecordError::Short);
         }
@@ -297,65 +415,117 @@ impl Record {
             hash: u128::from_le_bytes(from.take()?),
             generation: u64::from_le_bytes(from.take()?),
         };
-        let record = match kind {
-            KIND_PUT => parse_put(&mut from, block)?,
-            KIND_PART => parse_part(&mut from, block)?,
-            KIND_HEAD => parse_head(&mut from, block)?,
-            KIND_REMOVE => Record::Remove { block },
+        let mut view = View::remove(block);
+        match kind {
+            KIND_PUT => view.take_put(&mut from)?,
+            KIND_PART => view.take_part(&mut from)?,
+            KIND_HEAD => view.take_head(&mut from)?,
+            KIND_REMOVE => {}
             other => return Err(RecordError::Kind(other)),
-        };
+        }
         if from.at != length {
             return Err(RecordError::Length { kind, length });
         }
-        record.check()?;
-        Ok((record, length))
+        view.check()?;
+        Ok((view, length))
     }
 
-    fn kind(&self) -> u8 {
-        match self {
-            Record::Put { .. } => KIND_PUT,
-            Record::Part { .. } => KIND_PART,
-            Record::Head { .. } => KIND_HEAD,
-            Record::Remove { .. } => KIND_REMOVE,
+    fn remove(block: BlockId) -> View<'a> {
+        View {
+            block,
+            kind: Kind::Remove,
+            extent: None,
+            length: 0,
+            crc: 0,
+            expires: 0,
+            flags: 0,
+            key_len: 0,
+            parts: &[],
+            key: &[],
         }
     }
-}
 
-fn parse_put(from: &mut Reader<'_>, block: BlockId) -> Result<Record, RecordError> {
-    let expires = u64::from_le_bytes(from.take()?);
-    let start = u32::from_le_bytes(from.take()?);
-    let length = u32::from_le_bytes(from.take()?);
-    let crc = u32::from_le_bytes(from.take()?);
-    let count = u16::from_le_bytes(from.take()?);
-    let flags = u16::from_le_bytes(from.take()?);
-    let key = KeyBytes::parse(from.rest())?;
-    let extent = UnitRange { start, count };
-    Ok(Record::Put { block, key, extent, length, crc, expires, flags })
-}
-
-fn parse_part(from: &mut Reader<'_>, block: BlockId) -> Result<Record, RecordError> {
-    let start = u32::from_le_bytes(from.take()?);
-    let length = u32::from_le_bytes(from.take()?);
-    let crc = u32::from_le_bytes(from.take()?);
-    let count = u16::from_le_bytes(from.take()?);
-    let index = u16::from_le_bytes(from.take()?);
-    Ok(Record::Part { block, index, extent: UnitRange { start, count }, length, crc })
-}
-
-fn parse_head(from: &mut Reader<'_>, block: BlockId) -> Result<Record, RecordError> {
-    let length = u64::from_le_bytes(from.take()?);
-    let expires = u64::from_le_bytes(from.take()?);
-    let flags = u16::from_le_bytes(from.take()?);
-    let count = usize::from(u16::from_le_bytes(from.take()?));
-    if count > PARTS_MAX {
-        return Err(RecordError::Parts { parts: count, length });
+    fn take_put(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
+        self.kind = Kind::Put;
+        self.expires = u64::from_le_bytes(from.take()?);
+        self.take_extent(from)?;
+        self.flags = u16::from_le_bytes(from.take()?);
+        self.take_key(from)
     }
-    let mut parts = Vec::with_capacity(count);
-    for _ in 0..count {
-        parts.push(parse_part_ref(&from.take()?));
+
+    fn take_key(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
+        self.key = from.rest();
+        KeyBytes::check(self.key)?;
+        self.key_len = self.key.len() as u16;
+        Ok(())
     }
-    let key = KeyBytes::parse(from.rest())?;
-    Ok(Record::Head { block, key, length, expires, flags, parts })
+
+    fn take_part(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
+        self.take_extent(from)?;
+        self.kind = Kind::Part(u16::from_le_bytes(from.take()?));
+        Ok(())
+    }
+
+    fn take_extent(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
+        let start = u32::from_le_bytes(from.take()?);
+        self.length = u64::from(u32::from_le_bytes(from.take()?));
+        self.crc = u32::from_le_bytes(from.take()?);
+        self.extent = Some(UnitRange { start, count: u16::from_le_bytes(from.take()?) });
+        Ok(())
+    }
+
+    fn take_head(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
+        self.kind = Kind::Head;
+        self.length = u64::from_le_bytes(from.take()?);
+        self.expires = u64::from_le_bytes(from.take()?);
+        self.flags = u16::from_le_bytes(from.take()?);
+        let parts = usize::from(u16::from_le_bytes(from.take()?));
+        if parts > PARTS_MAX {
+            return Err(RecordError::Parts { parts, length: self.length });
+        }
+        self.parts = from.take_slice(parts * PART_REF)?;
+        self.take_key(from)
+    }
+
+    /// What [`Record::check`] asks.
+    pub(crate) fn check(&self) -> Result<(), RecordError> {
+        match (self.kind, self.extent) {
+            (Kind::Put | Kind::Part(_), Some(extent)) => check_extent(extent, self.length as u32),
+            (Kind::Head, None) => check_parts(self.parts().map(|part| part.length), self.length),
+            (Kind::Remove, None) => Ok(()),
+            _ => Err(RecordError::Short),
+        }
+    }
+
+    /// What it takes in a checkpoint.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            rows: u64::from(self.kind != Kind::Remove),
+            parts: self.parts().len() as u64,
+            key_bytes: u64::from(self.key_len),
+        }
+    }
+
+    /// A copy of its own.
+    ///
+    /// # Panics
+    /// When the whole key is asked for of a Put or a Head that was read without it.
+    pub fn to_record<K: KeyPart>(&self) -> Record<K> {
+        let View { block, crc, expires, flags, .. } = *self;
+        let (length, extent) = (self.length as u32, || self.extent.expect("it was checked"));
+        let key = || K::of(self);
+        match self.kind {
+            Kind::Put => {
+                Record::Put { block, key: key(), extent: extent(), length, crc, expires, flags }
+            }
+            Kind::Part(index) => Record::Part { block, index, extent: extent(), length, crc },
+            Kind::Head => {
+                let (length, parts) = (self.length, self.parts().collect());
+                Record::Head { block, key: key(), length, expires, flags, parts }
+            }
+            Kind::Remove => Record::Remove { block },
+        }
+    }
 }
 
 pub(crate) fn encode_part_ref(part: &PartRef) -> [u8; PART_REF] {
@@ -385,11 +555,15 @@ fn check_extent(extent: UnitRange, length: u32) -> Result<(), RecordError> {
     Err(RecordError::Extent { start: extent.start, count: extent.count, length })
 }
 
-fn check_parts(parts: &[PartRef], length: u64) -> Result<(), RecordError> {
-    let sum: u64 = parts.iter().map(|part| u64::from(part.length)).sum();
-    let empty = parts.iter().any(|part| part.length == 0);
-    if parts.is_empty() || parts.len() > PARTS_MAX || sum != length || empty {
-        return Err(RecordError::Parts { parts: parts.len(), length });
+fn check_parts(parts: impl Iterator<Item = u32>, length: u64) -> Result<(), RecordError> {
+    let (mut count, mut sum, mut empty) = (0, 0, false);
+    for part in parts {
+        count += 1;
+        sum += u64::from(part);
+        empty |= part == 0;
+    }
+    if count == 0 || count > PARTS_MAX || sum != length || empty {
+        return Err(RecordError::Parts { parts: count, length });
     }
     Ok(())
 }
@@ -419,6 +593,13 @@ impl<'a> Reader<'a> {
         let taken = rest.first_chunk::<N>().ok_or(RecordError::Short)?;
         self.at += N;
         Ok(*taken)
+    }
+
+    fn take_slice(&mut self, len: usize) -> Result<&'a [u8], RecordError> {
+        let rest = self.bytes.get(self.at..).ok_or(RecordError::Short)?;
+        let taken = rest.get(..len).ok_or(RecordError::Short)?;
+        self.at += len;
+        Ok(taken)
     }
 
     fn rest(&mut self) -> &'a [u8] {
@@ -527,7 +708,7 @@ pub(crate) mod tests {
     #[test]
     fn impossible_extents_and_parts_are_refused() {
         let block = BlockId { hash: 1, generation: 1 };
-        let part = |count, length| Record::Part {
+        let part = |count, length| Record::<KeyBytes>::Part {
             block,
             index: 0,
             extent: UnitRange { start: 0, count },

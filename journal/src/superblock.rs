@@ -48,7 +48,7 @@ pub const STARTS_MAX: usize = 16;
 pub const VERSION: u32 = 1;
 
 /// No counter ever gets this far; what does is damage, and adding to it would overflow.
-const COUNTER_MAX: u64 = 1 << 62;
+pub(crate) const COUNTER_MAX: u64 = 1 << 62;
 
 const MAGIC: [u8; 8] = *b"MEMKVSB\x01";
 const SUMMED_FROM: usize = 16;

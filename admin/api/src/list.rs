@@ -2,7 +2,8 @@
 //!
 //! A node may hold millions of blocks and has one core for all of them, so nobody gets them at once:
 //! a page says where the next one begins. Between two pages the node goes on. What was there all the
-//! while is listed once; what came or went meanwhile may be listed or not.
+//! while is listed, and once, but for blocks that a checkpoint moved meanwhile, which may be listed again;
+//! what came or went may be listed or not.
 
 use serde::{Deserialize, Serialize};
 

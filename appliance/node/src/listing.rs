@@ -10,8 +10,8 @@ use memkv_store::{ListFilter, Listed};
 use crate::node::{Control, order};
 use crate::status::{ANSWER, Shared};
 
-/// Places that the store looks at in one go: tens of microseconds.
-const LOOKS: usize = 512;
+/// Records that the store looks at for one piece, other work in between.
+const LOOKS: usize = 8192;
 /// How long a page is put together. The admin endpoint serves others after it.
 const PAGE: Duration = Duration::from_millis(200);
 

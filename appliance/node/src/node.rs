@@ -503,8 +503,11 @@ impl Orders {
                 let _ = answer.send(context.outstanding(id));
             }
             Control::List(piece, answer) => {
-                let ListPiece { from, looks, most, filter } = piece;
-                let _ = answer.send(self.store().list(from, looks, most, &filter));
+                let store = self.store().clone();
+                self.local.spawn(async move {
+                    let ListPiece { from, looks, most, filter } = piece;
+                    let _ = answer.send(store.list(from, looks, most, &filter).await);
+                });
             }
             Control::Drives(answer) => {
                 let _ = answer.send(self.store().drives());

@@ -2,11 +2,25 @@
 
 use std::rc::Rc;
 
-use memkv_journal::Record;
+use memkv_journal::{Closing, Merged};
 
-use crate::commit::records_of;
+use crate::block::{KeyHash, Slot};
 use crate::drives::Drive;
+use crate::duty::{Duty, OnDuty};
 use crate::{DriveId, Store};
+
+/// Slots looked at between two yields.
+const SETTLE_STEP: u32 = 4096;
+/// How often a stop begins anew because blocks were lost.
+const STOP_ROUNDS: usize = 3;
+/// Why a lost block is dropped.
+const UNREADABLE: &str = "what was recorded of it cannot be read";
+
+/// A block whose record could not be read.
+pub(crate) struct Lost {
+    key: KeyHash,
+    generation: u64,
+}
 
 impl Store {
     /// The task of each drive: writes a checkpoint whenever its journal wants one. A drive that
@@ -33,18 +47,16 @@ impl Store {
         if !wanted() {
             return false;
         }
-        self.checkpoint_alone(drive.id, false).await;
+        let lost = self.checkpoint_alone(drive.id, false).await;
+        self.let_go(lost);
         true
     }
 
-    /// Writes one drive's checkpoint.
-    ///
-    /// The start is fixed and the index is copied without an await between them: every record
-    /// before the start is in the copy, every later one is replayed. A block that was unpublished
-    /// but whose removal is not durable yet is left out, which is that removal.
-    pub(crate) async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) {
+    /// Writes one drive's checkpoint. Answers with the blocks that are lost by what it could not
+    /// read: whoever asked drops them.
+    pub(crate) async fn checkpoint(self: &Rc<Self>, id: DriveId, clean: bool) -> Vec<Lost> {
         let _one = self.drive(id).checkpointing.acquire(1).await;
-        self.checkpoint_alone(id, clean).await;
+        self.checkpoint_alone(id, clean).await
     }
 
     /// Writes one drive's checkpoint unless one was completed since `seen` of them were: what the
@@ -53,36 +65,81 @@ impl Store {
         let drive = self.drive(id);
         let _one = drive.checkpointing.acquire(1).await;
         if drive.online() && drive.journal.stats().checkpoints == seen {
-            self.checkpoint_alone(id, false).await;
+            let lost = self.checkpoint_alone(id, false).await;
+            self.let_go(lost);
         }
     }
 
-    async fn checkpoint_alone(self: &Rc<Self>, id: DriveId, clean: bool) {
+    /// The start is fixed and every block becomes a duty without an await between them. See
+    /// [`duty`](crate::duty) for the rest.
+    async fn checkpoint_alone(self: &Rc<Self>, id: DriveId, clean: bool) -> Vec<Lost> {
         let drive = self.drive(id);
         let start = drive.journal.begin_checkpoint();
-        let records = self.records_on(id);
-        let (generation, clock) = (self.generation.get(), self.unix_now());
-        let written =
-            drive.journal.write_checkpoint(start, records, clean, generation, clock).await;
-        match written {
-            Ok(()) => self.counters.checkpoints.bump(),
-            Err(error) => self.drive_failed(id, &error),
-        }
+        let last = self.blocks.borrow().last();
+        *drive.duty.borrow_mut() = Some(Duty::new(last));
+        let closing =
+            Closing { clean, generation_high: self.generation.get(), clock_high: self.unix_now() };
+        let mut on_duty = OnDuty { store: self, drive: id };
+        let merged = drive.journal.merge_checkpoint(start, &mut on_duty, closing).await;
+        let lost = match merged {
+            Ok(merged) => {
+                self.counters.checkpoints.bump();
+                self.counters.checkpoint_rows.add(merged.from_rows);
+                self.counters.checkpoint_log_rows.add(merged.from_log);
+                self.unsettled(id, last, &merged).await
+            }
+            Err(error) => {
+                self.drive_failed(id, &error);
+                Vec::new()
+            }
+        };
+        *drive.duty.borrow_mut() = None;
+        lost
     }
 
-    fn records_on(&self, id: DriveId) -> Vec<Record> {
-        let blocks = self.blocks.borrow();
-        let mut records = Vec::new();
-        let keys = self.keys.borrow();
-        for (slot, entry) in blocks.iter(1..=blocks.last()) {
-            if !entry.is_published() || !blocks.is_on(slot, id) {
+    /// The duties that a merge did not meet. They are misses from now on.
+    async fn unsettled(&self, id: DriveId, last: u32, merged: &Merged) -> Vec<Lost> {
+        let mut lost = Vec::new();
+        for number in 1..=last {
+            if number.is_multiple_of(SETTLE_STEP) {
+                self.local.yield_now().await;
+            }
+            let Some(slot) = Slot::of(number) else { continue };
+            let duty = self.drive(id).duty.borrow();
+            if duty.as_ref().is_none_or(|duty| duty.is_settled(slot)) {
                 continue;
             }
-            let plan = records_of(&self.block(slot), keys.get(slot), |d| self.drive(d).uuid);
-            let here = plan.into_iter().filter(|(drive, _)| *drive == id);
-            records.extend(here.flat_map(|(_, records)| records));
+            let mut blocks = self.blocks.borrow_mut();
+            let Some(&block) = blocks.at(number) else { continue };
+            if block.is_published() && blocks.is_on(slot, id) {
+                blocks.mark_corrupt(slot);
+                lost.push(Lost { key: block.hash(), generation: block.generation() });
+            }
         }
-        records
+        if !lost.is_empty() || merged.rows_unreadable > 0 || merged.frames_unreadable > 0 {
+            let (rows, frames) = (merged.rows_unreadable, merged.frames_unreadable);
+            let blocks = lost.len();
+            tracing::error!(drive = id.0, rows, frames, blocks, "records could not be read");
+            self.counters.records_lost.add(blocks as u64);
+        }
+        lost
+    }
+
+    /// Drops lost blocks in a task of its own: their removals may need another checkpoint. A stop
+    /// does not wait for it, and drops what is left itself.
+    pub(crate) fn let_go(self: &Rc<Self>, lost: Vec<Lost>) {
+        if lost.is_empty() {
+            return;
+        }
+        let store = self.clone();
+        self.local.spawn(async move {
+            for Lost { key, generation } in lost {
+                if store.draining.get() {
+                    return;
+                }
+                store.drop_bad(key, generation, UNREADABLE).await;
+            }
+        });
     }
 
     /// Ends service: refuses new puts, and leaves every drive with a clean checkpoint, so that the
@@ -99,10 +156,20 @@ impl Store {
         // Nor may a removal that nobody waits for come behind a clean checkpoint: the evictor's,
         // and that of a block found to be expired.
         self.locks.all_free().await;
-        for index in 0..self.drives.len() {
-            if self.drives[index].online() {
-                self.drives[index].journal.trim_settled().await;
-                self.checkpoint(self.drives[index].id, true).await;
+        for _ in 0..STOP_ROUNDS {
+            let mut lost = Vec::new();
+            for index in 0..self.drives.len() {
+                if self.drives[index].online() {
+                    self.drives[index].journal.trim_settled().await;
+                    lost.append(&mut self.checkpoint(self.drives[index].id, true).await);
+                }
+            }
+            if lost.is_empty() {
+                break;
+            }
+            // Behind a removal a checkpoint is not the last word any more.
+            for Lost { key, generation } in lost {
+                self.drop_bad(key, generation, UNREADABLE).await;
             }
         }
         // Also of a drive that failed just now: the next start should not have to be told.

@@ -78,7 +78,7 @@ impl Store {
         if let Some(older) = older {
             self.unpublish(older, MissReason::Never);
         }
-        self.publish(&block, name);
+        self.publish(&block);
         self.counters.inserts.bump();
         drop(applied);
 

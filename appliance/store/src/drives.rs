@@ -8,6 +8,8 @@ use memkv_journal::{DriveUuid, Journal, UnitRange};
 use memkv_poller::Local;
 use memkv_poller::local::Semaphore;
 
+use crate::duty::Duty;
+
 /// A drive's place in the node's list.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DriveId(pub u16);
@@ -34,6 +36,8 @@ pub(crate) struct Drive {
     pub open: Cell<bool>,
     /// One checkpoint at a time.
     pub checkpointing: Semaphore,
+    /// What the one under way still has to find.
+    pub duty: RefCell<Option<Duty>>,
 }
 
 /// A drive in status reports.
@@ -71,6 +75,7 @@ impl Drive {
             out: Cell::new(false),
             open: Cell::new(false),
             checkpointing: Semaphore::new(1),
+            duty: RefCell::new(None),
         }
     }
 

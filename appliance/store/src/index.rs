@@ -26,8 +26,6 @@ pub(crate) use pieces::Pieces;
 pub use slab::{Slab, Spans};
 pub(crate) use table::Table;
 
-use memkv_journal::KeyBytes;
-
 use crate::block::{Block, KeyHash, Slot};
 
 /// See the module.
@@ -53,6 +51,11 @@ impl std::ops::DerefMut for Index {
 }
 
 impl Index {
+    /// With room for so many blocks.
+    pub fn with_room(blocks: usize) -> Self {
+        Self { slab: Slab::default(), table: Table::with_room(blocks) }
+    }
+
     /// The published block of a key.
     pub fn lookup(&self, key: KeyHash) -> Option<Slot> {
         let slot = Slot::of(self.table.get(key, |number| self.slab.hash_at(number) == key)?);
@@ -61,11 +64,20 @@ impl Index {
 
     /// Publishes a block. None of its key is published.
     pub fn insert(&mut self, block: &Block) -> Slot {
+        let slot = self.insert_if(block, || true);
+        slot.expect("the older block of the key was taken out first")
+    }
+
+    /// Publishes a block unless one of its key is published, and if `then` holds: that is asked
+    /// last.
+    pub fn insert_if(&mut self, block: &Block, then: impl FnOnce() -> bool) -> Option<Slot> {
         let key = block.hash();
-        assert!(self.lookup(key).is_none(), "the older block of the key was taken out first");
+        if self.lookup(key).is_some() || !then() {
+            return None;
+        }
         let slot = self.slab.insert(block);
         self.table.insert(key, slot.number(), |number| self.slab.hash_at(number));
-        slot
+        Some(slot)
     }
 
     /// No lookup finds a block any more. It stays in its slot until it is removed.
@@ -96,30 +108,5 @@ impl Index {
     /// Bytes of memory of the slab and of the table.
     pub fn bytes(&self) -> (usize, usize) {
         (self.slab.bytes(), self.table.bytes())
-    }
-}
-
-/// The whole keys of blocks, by slot.
-#[derive(Default)]
-pub struct Keys(Pieces<Option<KeyBytes>>);
-
-impl Keys {
-    /// Keeps the key of a block.
-    pub fn set(&mut self, slot: Slot, key: KeyBytes) {
-        let at = slot.number() as usize;
-        while self.0.len() <= at {
-            self.0.push(None);
-        }
-        self.0[at] = Some(key);
-    }
-
-    /// The key of a block.
-    pub fn get(&self, slot: Slot) -> &KeyBytes {
-        self.0[slot.number() as usize].as_ref().expect("the slot holds a block")
-    }
-
-    /// Forgets the key of a block that is gone.
-    pub fn clear(&mut self, slot: Slot) {
-        self.0[slot.number() as usize] = None;
     }
 }

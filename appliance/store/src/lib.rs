@@ -32,6 +32,7 @@ mod checkpoint;
 mod commit;
 mod config;
 mod drives;
+mod duty;
 mod evict;
 mod gone;
 pub mod handle;

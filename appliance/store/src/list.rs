@@ -1,8 +1,11 @@
 //! Listing what is stored, a bounded piece at a time.
 
-use memkv_journal::KeyBytes;
+use std::ops::ControlFlow;
+
+use memkv_journal::{KeyBytes, Kind, PLACE_BITS, View};
 
 use crate::Store;
+use crate::block::KeyHash;
 
 /// A block, as a listing shows it.
 #[derive(Clone, Debug)]
@@ -35,40 +38,89 @@ impl ListFilter {
     }
 }
 
+/// Bits of a place that say where on a drive.
+const ON_DRIVE: u32 = PLACE_BITS;
+
 impl Store {
-    /// Looks at up to `looks` places from place `from` on, and lists the readable blocks there that
-    /// the filter takes, at most `most`. The second value is where to go on; none at the end. A
-    /// block keeps its place while it is stored.
-    pub fn list(
+    /// Looks at about `looks` records of the drives from place `from` on, 0 being the beginning, and
+    /// lists the readable blocks that the filter takes, at most `most`. The second value is where to
+    /// go on; none at the end.
+    ///
+    /// Keys are on the drives alone: they are read from the last checkpoint and from the log since,
+    /// drive by drive. What is stored all the while is listed, and listed once, but for this: when a
+    /// checkpoint completes between two pieces some blocks before the place may be listed again; and
+    /// when very many do, all of that drive. A block is listed on the drive of its first extent.
+    pub async fn list(
         &self,
         from: u64,
         looks: usize,
         most: usize,
         filter: &ListFilter,
     ) -> (Vec<Listed>, Option<u64>) {
-        let blocks = self.blocks.borrow();
-        let keys = self.keys.borrow();
-        let places = u64::from(blocks.last());
-        let last = from.saturating_add(looks as u64).min(places);
         let mut listed = Vec::new();
-        for place in from..last {
-            if listed.len() == most {
-                return (listed, Some(place));
-            }
-            let number = place as u32 + 1;
-            let Some((slot, block)) = blocks.iter(number..=number).next() else { continue };
-            let readable = block.is_published() && self.unreadable(&blocks, slot).is_none();
-            let key = keys.get(slot);
-            if readable && filter.takes(key) {
-                listed.push(Listed {
-                    key: key.clone(),
-                    length: block.length(),
-                    generation: block.generation(),
-                    expires: block.expires(),
-                    extents: blocks.spans(slot).count() as u32,
-                });
+        let mut drive = usize::try_from(from >> ON_DRIVE).unwrap_or(usize::MAX);
+        let mut place = from & ((1 << ON_DRIVE) - 1);
+        let mut left = looks;
+        while drive < self.drives.len() {
+            let next = self.list_drive(drive, place, &mut left, most, filter, &mut listed).await;
+            (drive, place) = match next {
+                Some(place) => return (listed, Some((drive as u64) << ON_DRIVE | place)),
+                None => (drive + 1, 0),
+            };
+            if drive < self.drives.len() && (left == 0 || listed.len() >= most) {
+                return (listed, Some((drive as u64) << ON_DRIVE));
             }
         }
-        (listed, (last < places).then_some(last))
+        (listed, None)
+    }
+
+    /// One drive's share. A drive that is offline, or cannot read where its records lie, has none.
+    async fn list_drive(
+        &self,
+        drive: usize,
+        place: u64,
+        left: &mut usize,
+        most: usize,
+        filter: &ListFilter,
+        listed: &mut Vec<Listed>,
+    ) -> Option<u64> {
+        let drive = &self.drives[drive];
+        if !drive.online() {
+            return None;
+        }
+        let mut looked = 0;
+        let mut each = |record: &View<'_>| {
+            looked += 1;
+            listed.extend(self.listed(record, filter));
+            if listed.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let walked = drive.journal.walk(place, *left, &mut each).await;
+        *left = left.saturating_sub(looked);
+        walked.unwrap_or_else(|error| {
+            tracing::warn!(drive = drive.id.0, %error, "cannot list what is stored");
+            None
+        })
+    }
+
+    /// The block of a record that names its key, if it is there and can be read.
+    fn listed(&self, record: &View<'_>, filter: &ListFilter) -> Option<Listed> {
+        if !matches!(record.kind, Kind::Put | Kind::Head) {
+            return None;
+        }
+        let slot = self.slot_of(KeyHash(record.block.hash))?;
+        let blocks = self.blocks.borrow();
+        let block = blocks.get(slot);
+        let other = block.generation() != record.block.generation;
+        if other || self.unreadable(&blocks, slot).is_some() {
+            return None;
+        }
+        let key = KeyBytes::parse(record.key()).ok().filter(|key| filter.takes(key))?;
+        Some(Listed {
+            key,
+            length: block.length(),
+            generation: block.generation(),
+            expires: block.expires(),
+            extents: blocks.spans(slot).count() as u32,
+        })
     }
 }

@@ -132,6 +132,12 @@ pub struct StoreCounters {
     pub epochs_raised: Counter,
     /// Checkpoints completed.
     pub checkpoints: Counter,
+    /// Rows of theirs that came from the checkpoint before.
+    pub checkpoint_rows: Counter,
+    /// Rows of theirs that came from the log.
+    pub checkpoint_log_rows: Counter,
+    /// Blocks dropped because the drive could not read what was recorded of them.
+    pub records_lost: Counter,
     /// What the scrubber counts.
     pub scrub: ScrubCounters,
     /// From a commit's arrival to its records being durable.

@@ -48,6 +48,12 @@ pub trait EvictionPolicy {
     /// A block was published.
     fn inserted(&mut self, slot: Slot, key: KeyHash);
 
+    /// A block was found at a start, when nothing was asked for yet. Those that were found later are
+    /// newer. There may be millions, and there is nothing to be learned from them.
+    fn restored(&mut self, slot: Slot, key: KeyHash) {
+        self.inserted(slot, key);
+    }
+
     /// A block was read.
     fn accessed(&mut self, slot: Slot);
 

@@ -17,20 +17,20 @@
 //! without it is its removal.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use memkv_journal::{
-    BlockId, DriveUuid, Journal, JournalError, KeyBytes, Membership, MembershipError, PartRef,
+    BlockId, DriveUuid, Journal, JournalError, KeyLen, Membership, MembershipError, PartRef,
     Record, Recovered, Standing, UnitRange, membership,
 };
 use memkv_poller::local::Event;
 use memkv_poller::{Local, channel};
 
-use crate::block::{Block, Extent, KeyHash, UNVERIFIED};
+use crate::block::{Block, UNVERIFIED};
 use crate::drives::{Drive, Drives};
 use crate::gone::Gone;
-use crate::index::{EXPIRES_MAX, GENERATION_MAX};
+use crate::index::{EXPIRES_MAX, GENERATION_MAX, Index, Span};
 use crate::membership::Members;
 use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
@@ -93,12 +93,28 @@ const CLEAN_STEP: usize = 64;
 
 struct Candidate {
     id: BlockId,
-    key: KeyBytes,
     length: u64,
     expires: u64,
     flags: u16,
-    extents: Vec<Extent>,
+    spans: Spans,
     verified: bool,
+}
+
+/// Where a block is. There may be millions, and nearly all have one extent.
+enum Spans {
+    One(Span),
+    More(Vec<Span>),
+}
+
+impl std::ops::Deref for Spans {
+    type Target = [Span];
+
+    fn deref(&self) -> &[Span] {
+        match self {
+            Spans::One(span) => std::slice::from_ref(span),
+            Spans::More(spans) => spans,
+        }
+    }
 }
 
 /// A part is named by its block, its drive and its index.
@@ -114,7 +130,6 @@ struct FoundPart {
 
 struct FoundHead {
     id: BlockId,
-    key: KeyBytes,
     length: u64,
     expires: u64,
     flags: u16,
@@ -164,7 +179,8 @@ impl Store {
         // Records the journal dropped for later ones of the same units are forgotten as well: else
         // the removal of a later one would bring back the record whose bytes it has overwritten.
         for drive in findings.conflicts {
-            store.checkpoint(drive, false).await;
+            let lost = store.checkpoint(drive, false).await;
+            store.let_go(lost);
         }
         local.spawn(store.clone().evictor());
         if let Some(trim) = store.config.trim {
@@ -193,7 +209,6 @@ impl Store {
             hasher,
             drives: Drives::new(drives),
             blocks: RefCell::default(),
-            keys: RefCell::default(),
             policy: RefCell::new(Policies::new(policy)),
             next_policy: Cell::new(None),
             tuning: Cell::new(tuning),
@@ -234,41 +249,42 @@ impl Store {
     }
 
     /// Publishes the newest block of every key. Newest first, so that of two blocks that share a
-    /// unit the one written last wins; then into the index oldest first, which is the order in
+    /// unit the one written last wins; the policy hears of them oldest first, which is the order in
     /// which they are evicted.
     fn fill(&self, findings: &mut Findings) {
         let mut candidates = std::mem::take(&mut findings.candidates);
         candidates.sort_by_key(|c| std::cmp::Reverse(c.id.generation));
-        let mut seen: HashMap<KeyHash, ()> = HashMap::with_capacity(candidates.len());
-        let mut kept = Vec::with_capacity(candidates.len());
-        for candidate in candidates {
-            let hash = KeyHash(candidate.id.hash);
-            if seen.contains_key(&hash) || !self.mark_units(&candidate.extents) {
-                let on = candidate.extents.iter().map(|e| (e.drive, candidate.id));
-                findings.dropped.extend(on);
-                continue;
-            }
-            seen.insert(hash, ());
-            kept.push(candidate);
-        }
-        for c in kept.into_iter().rev() {
+        let mut slots = Vec::with_capacity(candidates.len());
+        let mut blocks = Index::with_room(candidates.len());
+        for c in candidates {
             let block = Block {
                 id: c.id,
                 length: c.length,
                 expires: c.expires.min(EXPIRES_MAX),
                 flags: c.flags,
-                extents: c.extents,
+                extents: c.spans.iter().map(|span| self.extent(*span)).collect(),
                 verified: if c.verified { u16::MAX } else { 0 },
                 corrupt: false,
             };
-            self.publish(&block, c.key);
+            match blocks.insert_if(&block, || self.mark_units(&c.spans)) {
+                Some(slot) => {
+                    self.count_published(&block);
+                    slots.push(slot);
+                }
+                None => findings.dropped.extend(c.spans.iter().map(|span| (span.drive, c.id))),
+            }
         }
+        let mut policy = self.policy.borrow_mut();
+        for slot in slots.into_iter().rev() {
+            policy.restored(slot, blocks.get(slot).hash());
+        }
+        *self.blocks.borrow_mut() = blocks;
     }
 
-    fn mark_units(&self, extents: &[Extent]) -> bool {
-        for (i, extent) in extents.iter().enumerate() {
-            if self.drive(extent.drive).journal.mark(extent.range).is_err() {
-                self.release_units(&extents[..i]);
+    fn mark_units(&self, spans: &[Span]) -> bool {
+        for (i, span) in spans.iter().enumerate() {
+            if self.drive(span.drive).journal.mark(span.range).is_err() {
+                spans[..i].iter().for_each(|span| self.release_span(*span));
                 return false;
             }
         }
@@ -329,30 +345,34 @@ fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
         if recovered.report.conflicts > 0 {
             findings.conflicts.push(drive.id);
         }
-        for record in recovered.live {
-            findings.take(drive, record, clean);
+        // In the memory that the records have: there may be millions.
+        let whole = recovered.live.into_iter();
+        let whole: Vec<_> =
+            whole.filter_map(|record| findings.take(drive, record, clean)).collect();
+        match findings.candidates.is_empty() {
+            true => findings.candidates = whole,
+            false => findings.candidates.extend(whole),
         }
     }
     if !clean {
-        findings.generation += GENERATION_JUMP;
+        findings.generation = findings.generation.saturating_add(GENERATION_JUMP);
     }
     findings
 }
 
 impl Findings {
-    fn take(&mut self, drive: &Drive, record: Record, clean: bool) {
+    /// Takes a record; one that is a whole block is a candidate.
+    fn take(&mut self, drive: &Drive, record: Record<KeyLen>, clean: bool) -> Option<Candidate> {
         match record {
-            Record::Put { block, key, extent, length, crc, expires, flags } => {
+            Record::Put { block, extent, length, crc, expires, flags, .. } => {
                 self.generation = self.generation.max(block.generation);
-                let offset = drive.journal.data_offset(extent.start);
-                let extent = Extent { drive: drive.id, range: extent, offset, length, crc };
-                self.candidates.push(Candidate {
+                let span = Span { drive: drive.id, range: extent, length, crc };
+                return Some(Candidate {
                     id: block,
-                    key,
                     length: u64::from(length),
                     expires,
                     flags: flags & !UNVERIFIED,
-                    extents: vec![extent],
+                    spans: Spans::One(span),
                     verified: clean && flags & UNVERIFIED == 0,
                 });
             }
@@ -362,13 +382,14 @@ impl Findings {
                 let part = FoundPart { range: extent, length, crc, used: false };
                 self.parts.insert(name, part);
             }
-            Record::Head { block, key, length, expires, flags, parts } => {
+            Record::Head { block, length, expires, flags, parts, .. } => {
                 self.generation = self.generation.max(block.generation);
-                let head = FoundHead { id: block, key, length, expires, flags, parts };
+                let head = FoundHead { id: block, length, expires, flags, parts };
                 self.heads.push((drive.id, head));
             }
             Record::Remove { .. } => unreachable!("a removal is never live"),
         }
+        None
     }
 }
 
@@ -376,14 +397,13 @@ impl Findings {
 fn join_heads(drives: &[Drive], findings: &mut Findings) {
     let clean = findings.clean;
     for (drive, head) in std::mem::take(&mut findings.heads) {
-        match extents_of(drives, &mut findings.parts, &head) {
-            Some(extents) => findings.candidates.push(Candidate {
+        match spans_of(drives, &mut findings.parts, &head) {
+            Some(spans) => findings.candidates.push(Candidate {
                 id: head.id,
-                key: head.key,
                 length: head.length,
                 expires: head.expires,
                 flags: head.flags & !UNVERIFIED,
-                extents,
+                spans: Spans::More(spans),
                 verified: clean && head.flags & UNVERIFIED == 0,
             }),
             None => findings.dropped.push((drive, head.id)),
@@ -399,12 +419,12 @@ fn join_heads(drives: &[Drive], findings: &mut Findings) {
     }
 }
 
-fn extents_of(
+fn spans_of(
     drives: &[Drive],
     parts: &mut BTreeMap<PartKey, FoundPart>,
     head: &FoundHead,
-) -> Option<Vec<Extent>> {
-    let mut extents = Vec::with_capacity(head.parts.len());
+) -> Option<Vec<Span>> {
+    let mut spans = Vec::with_capacity(head.parts.len());
     for (index, part) in head.parts.iter().enumerate() {
         let name = ((head.id.hash, head.id.generation), part.drive, index as u16);
         let found = parts.get(&name)?;
@@ -412,21 +432,16 @@ fn extents_of(
             return None;
         }
         let drive = drives.iter().find(|d| d.uuid == part.drive)?;
-        extents.push(Extent {
-            drive: drive.id,
-            range: found.range,
-            offset: drive.journal.data_offset(found.range.start),
-            length: found.length,
-            crc: found.crc,
-        });
+        let FoundPart { range, length, crc, .. } = *found;
+        spans.push(Span { drive: drive.id, range, length, crc });
     }
-    let total: u64 = extents.iter().map(|e| u64::from(e.length)).sum();
-    if total != head.length || extents.is_empty() {
+    let total: u64 = spans.iter().map(|span| u64::from(span.length)).sum();
+    if total != head.length || spans.is_empty() {
         return None;
     }
     for (index, part) in head.parts.iter().enumerate() {
         let name = ((head.id.hash, head.id.generation), part.drive, index as u16);
         parts.get_mut(&name).expect("found above").used = true;
     }
-    Some(extents)
+    Some(spans)
 }

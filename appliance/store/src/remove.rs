@@ -96,6 +96,16 @@ impl Store {
     /// as soon as nobody changes its key, if it is still there. If the key stays in use past the
     /// deadline, whoever changes it takes the block away.
     pub async fn drop_corrupt(self: &Rc<Self>, key: KeyHash, generation: u64) {
+        self.drop_bad(key, generation, "its bytes failed their CRC").await;
+    }
+
+    /// See [`Store::drop_corrupt`].
+    pub(crate) async fn drop_bad(
+        self: &Rc<Self>,
+        key: KeyHash,
+        generation: u64,
+        why: &'static str,
+    ) {
         if let Some(slot) = self.slot_of(key) {
             let mut blocks = self.blocks.borrow_mut();
             if blocks.get(slot).generation() == generation {
@@ -108,7 +118,7 @@ impl Store {
         if self.blocks.borrow().get(slot).generation() != generation {
             return;
         }
-        tracing::warn!(generation, "dropped a block whose bytes failed their CRC");
+        tracing::warn!(generation, why, "dropped a block");
         self.counters.corrupt_dropped.bump();
         self.unpublish(slot, MissReason::Corrupt);
         self.remove_durably(slot).await;
@@ -170,7 +180,6 @@ impl Store {
             self.release_span(span);
         }
         blocks.remove(slot);
-        self.keys.borrow_mut().clear(slot);
     }
 
     /// Takes a drive offline: its blocks are misses from now on, the node serves on. It is out for

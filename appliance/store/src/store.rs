@@ -15,7 +15,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use crate::block::{Block, Extent, KeyHash, MissReason, Slot};
 use crate::drives::{Drive, Drives};
 use crate::gone::Gone;
-use crate::index::{GENERATION_MAX, Index, Keys, Span};
+use crate::index::{GENERATION_MAX, Index, Span};
 use crate::locks::KeyLocks;
 use crate::membership::Members;
 use crate::metrics::StoreCounters;
@@ -91,7 +91,6 @@ pub struct Store {
     pub(crate) hasher: KeyHasher,
     pub(crate) drives: Drives,
     pub(crate) blocks: RefCell<Index>,
-    pub(crate) keys: RefCell<Keys>,
     pub(crate) policy: RefCell<Policies>,
     /// The policy to change to, once the change under way is done.
     pub(crate) next_policy: Cell<Option<Policy>>,
@@ -211,21 +210,6 @@ impl Store {
         Extent { drive, range, offset, length, crc }
     }
 
-    /// All there is to say of the block in a slot, but for its key.
-    pub(crate) fn block(&self, slot: Slot) -> Block {
-        let blocks = self.blocks.borrow();
-        let entry = blocks.get(slot);
-        Block {
-            id: entry.id(),
-            length: entry.length(),
-            expires: entry.expires(),
-            flags: blocks.flags(slot),
-            extents: blocks.spans(slot).map(|span| self.extent(span)).collect(),
-            verified: blocks.verified(slot),
-            corrupt: entry.is_corrupt(),
-        }
-    }
-
     /// The readable block of a key.
     pub(crate) fn find(&self, key: KeyHash) -> Result<Slot, MissReason> {
         let blocks = self.blocks.borrow();
@@ -252,13 +236,22 @@ impl Store {
     }
 
     /// Puts a block into the index. Its records are durable.
-    pub(crate) fn publish(&self, block: &Block, key: KeyBytes) -> Slot {
-        self.counters.blocks.add(1);
-        self.counters.bytes.add(block.length);
+    pub(crate) fn publish(&self, block: &Block) -> Slot {
+        self.count_published(block);
         let slot = self.blocks.borrow_mut().insert(block);
-        self.keys.borrow_mut().set(slot, key);
+        for extent in &block.extents {
+            if let Some(duty) = &mut *self.drive(extent.drive).duty.borrow_mut() {
+                duty.settle(slot);
+            }
+        }
         self.policy.borrow_mut().inserted(slot, block.hash());
         slot
+    }
+
+    /// Counts a block that enters the index.
+    pub(crate) fn count_published(&self, block: &Block) {
+        self.counters.blocks.add(1);
+        self.counters.bytes.add(block.length);
     }
 
     /// Takes a block out of the index: no new reader finds it. Its units stay until

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use common::{EXTENT, Machine, Node, UNIT, config, key, put, tiny_ring, without_eviction};
 use memkv_journal::MembershipError;
 use memkv_journal::{BlockId, Record, UnitRange};
-use memkv_store::{DriveId, RecoverError, ReservationGrant};
+use memkv_store::index::{EXPIRES_MAX, GENERATION_MAX};
+use memkv_store::{DriveId, ListFilter, RecoverError, ReservationGrant, ReserveRequest};
 use proptest::prelude::*;
 
 const MIB: usize = 1 << 20;
@@ -338,5 +339,63 @@ proptest! {
             let units: u64 = units.sum();
             prop_assert_eq!(units_in_use(&node), units);
         }
+    }
+}
+
+#[test]
+fn a_generation_that_cannot_be_counted_on_from_is_refused() {
+    // An unclean start leaves some generations out, and still gives out one that fits.
+    for (generation, fits) in [
+        (GENERATION_MAX - (1 << 20) - 1, true),
+        (GENERATION_MAX, false),
+        (GENERATION_MAX + 1, false),
+        (u64::MAX, false),
+    ] {
+        let machine = machine(1);
+        let mut node = machine.start();
+        let block = BlockId { hash: node.hash("late").0, generation };
+        let extent = UnitRange { start: 7, count: 2 };
+        let (length, crc, expires, flags) = (2 * UNIT, 5, 0, 0);
+        let record = Record::Put { block, key: key("late"), extent, length, crc, expires, flags };
+        let journal = node.journals[0].clone();
+        node.run(async move {
+            drop(journal.append(vec![record]).await.expect("there is room"));
+        });
+        machine.kill(node);
+        match machine.try_start() {
+            Ok(mut node) => {
+                assert!(fits, "{generation} was accepted");
+                assert_eq!(node.generation("late"), Some(generation));
+                assert_eq!(node.put("last", 10), GENERATION_MAX);
+            }
+            Err(RecoverError::Generation { generation: found }) => {
+                assert!(!fits && found >= generation, "{generation} was refused as {found}");
+            }
+            Err(error) => panic!("{generation}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn what_would_expire_after_all_time_that_is_counted_expires_at_its_end() {
+    let machine = machine(1);
+    let mut node = machine.start();
+    machine.turn_calendar(EXPIRES_MAX - 1000 - node.local().unix_seconds());
+    let ttl = |ttl_seconds, name| {
+        let request = put(&node.store, name, 10);
+        ReserveRequest { ttl_seconds, ..request }
+    };
+    let (soon, late) = (ttl(10, "soon"), ttl(u32::MAX, "late"));
+    node.put_as(soon).expect("there is room");
+    node.put_as(late).expect("there is room");
+    for _ in 0..2 {
+        let store = node.store.clone();
+        let filter = ListFilter::default();
+        let (listed, _) = node.run(async move { store.list(0, 100, 10, &filter).await });
+        let expires: BTreeMap<_, _> =
+            listed.into_iter().map(|block| (block.key, block.expires)).collect();
+        let now = EXPIRES_MAX - 1000;
+        assert_eq!(expires, [(key("soon"), now + 10), (key("late"), EXPIRES_MAX)].into());
+        node = machine.restart(node);
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! | class      | reserve | limit               |
 //! |------------|---------|---------------------|
-//! | Checkpoint | 1/16    | 1/4, 4 MiB at least |
+//! | Checkpoint | 1/16    | 1/4, 8 MiB at least |
 //! | Send       | 3/16    | -                   |
 //! | Receive    | 3/16    | -                   |
 //! | Scrub      | 0       | 1/4, 4 MiB at least |
@@ -114,9 +114,9 @@ impl Ledger {
         reserve[Class::Checkpoint.index()] = units / 16;
         reserve[Class::Send.index()] = units / 16 * 3;
         reserve[Class::Receive.index()] = units / 16 * 3;
-        for class in [Class::Checkpoint, Class::Scrub] {
-            limit[class.index()] = (units / 4).max(TOP_UNITS);
-        }
+        // A checkpoint takes 2 MiB: one on a drive that hangs keeps none of the others waiting.
+        limit[Class::Checkpoint.index()] = (units / 4).max(2 * TOP_UNITS);
+        limit[Class::Scrub.index()] = (units / 4).max(TOP_UNITS);
         // Whatever is asked for must be possible once everything else was given back.
         for class in Class::ALL {
             let kept: u32 = reserve.iter().sum::<u32>() - reserve[class.index()];

@@ -23,8 +23,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use crate::crc::crc32c;
 use crate::frame::FRAME_ALIGN;
-use crate::ids::{BlockId, DriveUuid, KEY_BYTES_MAX, KeyBytes, KeyError, UnitRange};
-use crate::record::{PART_REF, PartRef, Record, RecordError, Usage};
+use crate::ids::{BlockId, DriveUuid, KEY_BYTES_MAX, KeyError, UnitRange};
+use crate::record::{Kind, PART_REF, RecordError, Usage, View};
 
 /// Bytes of a piece, the grain that is summed and written.
 pub const PIECE: usize = 256 * 1024;
@@ -363,41 +363,26 @@ impl Row {
     ///
     /// # Panics
     /// When the record is a Remove, which no checkpoint holds, or could not be read back.
-    pub(crate) fn of(record: &Record) -> Row {
+    pub(crate) fn of(record: &View<'_>) -> Row {
         assert!(record.check().is_ok(), "a record is checked before it is written: {record:?}");
         let mut row = Row::new_zeroed();
-        let block = record.block();
-        row.hash = block.hash.to_le_bytes();
-        row.generation = block.generation.into();
-        if let Some(extent) = record.extent() {
+        row.hash = record.block.hash.to_le_bytes();
+        row.generation = record.block.generation.into();
+        row.expires = record.expires.into();
+        row.length = record.length.into();
+        row.crc = record.crc.into();
+        row.flags = record.flags.into();
+        row.key_len = record.key_len.into();
+        if let Some(extent) = record.extent {
             row.start = extent.start.into();
             row.count = extent.count.into();
         }
-        match record {
-            Record::Put { key, length, crc, expires, flags, .. } => {
-                row.kind = KIND_PUT;
-                row.length = u64::from(*length).into();
-                row.crc = (*crc).into();
-                row.expires = (*expires).into();
-                row.flags = (*flags).into();
-                row.key_len = (key.len() as u16).into();
-            }
-            Record::Part { index, length, crc, .. } => {
-                row.kind = KIND_PART;
-                row.index = (*index).into();
-                row.length = u64::from(*length).into();
-                row.crc = (*crc).into();
-            }
-            Record::Head { key, length, expires, flags, parts, .. } => {
-                row.kind = KIND_HEAD;
-                row.index = (parts.len() as u16).into();
-                row.length = (*length).into();
-                row.expires = (*expires).into();
-                row.flags = (*flags).into();
-                row.key_len = (key.len() as u16).into();
-            }
-            Record::Remove { .. } => panic!("a checkpoint holds what lives, never a Remove"),
-        }
+        (row.kind, row.index) = match record.kind {
+            Kind::Put => (KIND_PUT, 0.into()),
+            Kind::Part(index) => (KIND_PART, index.into()),
+            Kind::Head => (KIND_HEAD, (record.parts().len() as u16).into()),
+            Kind::Remove => panic!("a checkpoint holds what lives, never a Remove"),
+        };
         row
     }
 
@@ -422,37 +407,84 @@ impl Row {
         usize::from(self.key_len.get())
     }
 
-    /// The record, given what the other columns hold of it.
-    pub(crate) fn into_record(
-        self,
-        parts: Vec<PartRef>,
-        key: Option<KeyBytes>,
-    ) -> Result<Record, CheckpointError> {
-        let block =
-            BlockId { hash: u128::from_le_bytes(self.hash), generation: self.generation.get() };
-        let extent = UnitRange { start: self.start.get(), count: self.count.get() };
-        let (crc, expires, flags) = (self.crc.get(), self.expires.get(), self.flags.get());
-        let length = self.length.get() as u32;
-        let record = match (self.kind, key) {
-            (KIND_PUT, Some(key)) => {
-                Record::Put { block, key, extent, length, crc, expires, flags }
-            }
-            (KIND_PART, None) => {
-                Record::Part { block, index: self.index.get(), extent, length, crc }
-            }
-            (KIND_HEAD, Some(key)) => {
-                Record::Head { block, key, length: self.length.get(), expires, flags, parts }
-            }
-            _ => return Err(CheckpointError::Row),
+    /// The record, given what the other columns hold of it; `key` is empty where keys are not read.
+    pub(crate) fn view<'a>(&self, parts: &'a [u8], key: &'a [u8]) -> View<'a> {
+        let (kind, extent) = match self.kind {
+            KIND_PUT => (Kind::Put, true),
+            KIND_PART => (Kind::Part(self.index.get()), true),
+            _ => (Kind::Head, false),
         };
-        record.check()?;
-        Ok(record)
+        let extent = extent.then(|| UnitRange { start: self.start.get(), count: self.count.get() });
+        View {
+            block: BlockId {
+                hash: u128::from_le_bytes(self.hash),
+                generation: self.generation.get(),
+            },
+            kind,
+            extent,
+            length: self.length.get(),
+            crc: self.crc.get(),
+            expires: self.expires.get(),
+            flags: self.flags.get(),
+            key_len: self.key_len.get(),
+            parts,
+            key,
+        }
     }
+
+    /// Changes the flags, the one thing that a record may say otherwise later.
+    pub(crate) fn set_flags(&mut self, flags: u16) {
+        self.flags = flags.into();
+    }
+}
+
+/// Where the items of the next row lie in the columns of parts and of keys. Follows from the rows
+/// before it alone: part references are counted, and a key that does not fit into its piece begins
+/// the next one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    parts: u64,
+    key_piece: u32,
+    key_at: u32,
+}
+
+impl Place {
+    /// Of the first row.
+    pub(crate) const FIRST: Place = Place { parts: 0, key_piece: 0, key_at: PIECE_HEADER as u32 };
+
+    /// Piece and byte of the next part reference.
+    pub(crate) fn part(&mut self) -> (u32, usize) {
+        let (piece, item) = (self.parts / PARTS_A_PIECE, self.parts % PARTS_A_PIECE);
+        self.parts += 1;
+        (piece as u32, PIECE_HEADER + item as usize * PART_REF)
+    }
+
+    /// Piece and byte of the next key, which has so many bytes.
+    pub(crate) fn key(&mut self, len: usize) -> (u32, usize) {
+        if self.key_at as usize + len > PIECE {
+            (self.key_piece, self.key_at) = (self.key_piece + 1, PIECE_HEADER as u32);
+        }
+        let at = self.key_at as usize;
+        self.key_at += len as u32;
+        (self.key_piece, at)
+    }
+}
+
+/// Piece and byte of a row.
+pub(crate) fn row_place(row: u64) -> (u32, usize) {
+    let (piece, item) = (row / ROWS_A_PIECE, row % ROWS_A_PIECE);
+    (piece as u32, PIECE_HEADER + item as usize * ROW)
+}
+
+/// The first row of a piece.
+pub(crate) fn first_row(piece: u32) -> u64 {
+    u64::from(piece) * ROWS_A_PIECE
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Record;
     use crate::record::tests::any_record;
     use proptest::prelude::*;
 
@@ -464,15 +496,15 @@ mod tests {
         #[test]
         fn a_row_with_its_columns_is_the_record(record in any_record()) {
             prop_assume!(!matches!(record, Record::Remove { .. }));
-            let row = Row::parse(Row::of(&record).as_bytes()).unwrap();
-            let (parts, key) = match &record {
-                Record::Put { key, .. } => (vec![], Some(key.clone())),
-                Record::Head { key, parts, .. } => (parts.clone(), Some(key.clone())),
-                _ => (vec![], None),
-            };
-            prop_assert_eq!(row.part_count(), parts.len());
-            prop_assert_eq!(row.key_len(), key.as_ref().map_or(0, KeyBytes::len));
-            prop_assert_eq!(row.into_record(parts, key), Ok(record));
+            let mut bytes = vec![0; record.encoded_len()];
+            record.encode(&mut bytes);
+            let (view, _) = View::parse(&bytes).unwrap();
+            let row = Row::parse(Row::of(&view).as_bytes()).unwrap();
+            prop_assert_eq!(row.part_count(), view.parts().len());
+            prop_assert_eq!(row.key_len(), view.key().len());
+            let again = row.view(view.parts, view.key());
+            prop_assert_eq!(again, view);
+            prop_assert_eq!(again.to_record(), record);
         }
 
         #[test]

@@ -7,8 +7,15 @@
 //! because records are idempotent. [`codec`] draws the area.
 
 pub mod codec;
+pub(crate) mod desk;
+pub(crate) mod merge;
 pub(crate) mod read;
+mod run;
+pub(crate) mod walk;
 pub(crate) mod write;
 
 pub use codec::CheckpointError;
+pub use merge::{Living, Merged};
 pub use read::LoadError;
+pub use run::Closing;
+pub use walk::PLACE_BITS;

@@ -1,17 +1,24 @@
-//! Reading a checkpoint back: three columns read side by side, a piece at a time.
+//! Reading a checkpoint back: rows, and what the other columns hold of each, a piece at a time.
+//!
+//! Where the items of a row lie follows from the lengths in the rows before it. What was summed up
+//! at the first row of every piece of rows (*marks*) is kept, so that reading can begin at any row,
+//! and goes on behind a piece that cannot be read: of the rows it costs those in it, of the parts
+//! and the keys those of the rows they belong to.
 
-use memkv_block::{BlockQueue, Io, IoBuf, IoError};
-use memkv_dma::{Class, DmaBuf, Pool};
+use memkv_block::{BlockQueue, IoError};
+use memkv_dma::{Class, Pool};
 use memkv_poller::Local;
 use thiserror::Error;
+use zerocopy::FromZeros;
 
 use crate::checkpoint::codec::{
-    AREA_HEADER, AreaHeader, CheckpointError, Column, PIECE, PIECE_HEADER, PieceId, ROW, Row,
-    parse_header, parse_piece,
+    AREA_HEADER, AreaHeader, CheckpointError, Column, PIECE, PieceId, Place, ROW, Row, first_row,
+    parse_header, parse_piece, row_place,
 };
-use crate::ids::{DriveUuid, KeyBytes, PARTS_MAX};
+use crate::checkpoint::desk::Desk;
+use crate::ids::{DriveUuid, KEY_BYTES_MAX, KeyBytes, PARTS_MAX};
 use crate::layout::Layout;
-use crate::record::{PART_REF, Record, parse_part_ref};
+use crate::record::{PART_REF, View};
 use crate::superblock::CheckpointRef;
 
 /// Why a checkpoint cannot be used.
@@ -23,6 +30,16 @@ pub enum LoadError {
     /// It is not what was written.
     #[error(transparent)]
     Damaged(#[from] CheckpointError),
+}
+
+impl LoadError {
+    /// The error of a reading that passes over damage.
+    pub(crate) fn of_drive(self) -> IoError {
+        match self {
+            LoadError::Io(error) => error,
+            LoadError::Damaged(error) => unreachable!("damage is passed over: {error}"),
+        }
+    }
 }
 
 /// Where and by what means a checkpoint is read.
@@ -38,94 +55,331 @@ pub(crate) struct Source<'a> {
     pub(crate) expected: CheckpointRef,
 }
 
-/// Reads the whole checkpoint and hands each record to `each`, in the order they were written.
-/// Returns the header, or `None` for the empty checkpoint of a new drive. After an error, what
-/// `each` was given is to be forgotten.
+/// Bytes of memory that reading takes: the piece at hand of every column.
+pub(crate) const READING: usize = 3 * PIECE;
+
+/// A whole checkpoint, and how to find one's way in it.
+#[derive(Debug)]
+pub(crate) struct Area {
+    /// 0 for A, 1 for B.
+    pub(crate) index: usize,
+    pub(crate) header: AreaHeader,
+    /// Where the items of the first row of every piece of rows lie.
+    pub(crate) marks: Vec<Place>,
+}
+
+/// One row and what the other columns hold of it, in memory of its own.
+pub(crate) struct Line {
+    pub(crate) row: Row,
+    parts: [u8; PARTS_MAX * PART_REF],
+    key: [u8; KEY_BYTES_MAX],
+    part_count: usize,
+    key_len: usize,
+}
+
+impl Line {
+    pub(crate) fn new() -> Line {
+        Line {
+            row: Row::new_zeroed(),
+            parts: [0; PARTS_MAX * PART_REF],
+            key: [0; KEY_BYTES_MAX],
+            part_count: 0,
+            key_len: 0,
+        }
+    }
+
+    pub(crate) fn set(&mut self, record: &View<'_>) {
+        self.row = Row::of(record);
+        self.part_count = record.parts().len();
+        self.key_len = record.key.len();
+        self.parts[..record.parts.len()].copy_from_slice(record.parts);
+        self.key[..record.key.len()].copy_from_slice(record.key);
+    }
+
+    pub(crate) fn parts(&self) -> &[u8] {
+        &self.parts[..self.part_count * PART_REF]
+    }
+
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key[..self.key_len]
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        self.row.view(self.parts(), self.key())
+    }
+}
+
+/// What of a checkpoint is read, and what is done about damage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reading {
+    /// Everything; damage is an error.
+    Whole,
+    /// Rows and parts; damage is an error.
+    WithoutKeys,
+    /// Everything; what is damaged is passed over and counted.
+    WhatIsLeft,
+}
+
+/// Reads the checkpoint and hands each record to `each`, in the order they were written, and its
+/// row's number. `None` for the empty checkpoint of a new drive. After an error, what `each` was
+/// given is to be forgotten.
 pub(crate) async fn read_area(
     source: &Source<'_>,
-    mut each: impl FnMut(Record),
-) -> Result<Option<AreaHeader>, LoadError> {
+    reading: Reading,
+    mut each: impl FnMut(View<'_>),
+) -> Result<Option<Area>, LoadError> {
     if source.expected.number == 0 {
         return Ok(None);
     }
-    let mut area = AreaReader::open(source).await?;
-    for _ in 0..area.header.rows {
-        let row = Row::parse(area.next(Column::Rows, ROW).await?)?;
-        let mut parts = Vec::with_capacity(row.part_count().min(PARTS_MAX));
-        for _ in 0..row.part_count() {
-            let bytes = area.next(Column::Parts, PART_REF).await?;
-            parts.push(parse_part_ref(bytes.first_chunk().ok_or(CheckpointError::Short)?));
-        }
-        let key = match row.key_len() {
-            0 => None,
-            len => {
-                let bytes = area.next(Column::Keys, len).await?;
-                Some(KeyBytes::parse(bytes).map_err(CheckpointError::from)?)
-            }
-        };
-        each(row.into_record(parts, key)?);
+    let mut desk = Desk::new(source.pool, Class::Checkpoint, READING).await;
+    let header = read_header(source, &mut desk).await?;
+    let area = Area { index: source.area, header, marks: Vec::new() };
+    let mut reader = AreaReader::new(source, &area, reading);
+    let mut line = Line::new();
+    while reader.next(&mut desk, &mut line).await? {
+        each(line.view());
     }
-    Ok(Some(area.header))
+    let marks = reader.marks;
+    Ok(Some(Area { marks, ..area }))
 }
 
-struct AreaReader<'a> {
+async fn read_header(source: &Source<'_>, desk: &mut Desk) -> Result<AreaHeader, LoadError> {
+    let offset = source.layout.checkpoint_offset[source.area];
+    desk.read(source.queue, offset, AREA_HEADER, 0).await?;
+    let header = parse_header(desk.bytes())?;
+    let expected = source.expected;
+    let same = header.drive == source.drive
+        && header.number == expected.number
+        && header.start_sequence == expected.start_sequence
+        && header.start_position == expected.start_position;
+    if !same {
+        let (found, expected) = (header.number, expected.number);
+        return Err(CheckpointError::Other { found, expected }.into());
+    }
+    Ok(header)
+}
+
+/// The piece at hand of a column; none of its bytes are in use when it is damaged.
+#[derive(Clone, Copy)]
+struct Held {
+    index: u32,
+    used: usize,
+}
+
+pub(crate) struct AreaReader<'a> {
     source: &'a Source<'a>,
     header: AreaHeader,
-    /// The piece at hand of every column, one after the other; away while one is read.
-    buf: Option<DmaBuf>,
-    columns: [Cursor; 3],
-}
-
-#[derive(Clone, Copy, Default)]
-struct Cursor {
-    /// Index of the piece to read next.
-    next: u32,
-    /// Items still to come of the piece at hand: bytes of the whole buffer.
-    at: usize,
-    end: usize,
+    reading: Reading,
+    held: [Option<Held>; 3],
+    /// The row to come, and where its items lie.
+    row: u64,
+    place: Place,
+    marks: Vec<Place>,
+    /// Rows passed over.
+    pub(crate) unreadable: u64,
 }
 
 impl<'a> AreaReader<'a> {
-    async fn open(source: &'a Source<'a>) -> Result<AreaReader<'a>, LoadError> {
-        let buf = source.pool.allocate_wait(Class::Checkpoint, 3 * PIECE).await;
-        let offset = source.layout.checkpoint_offset[source.area];
-        let (result, buf) = memkv_block::read(source.queue, offset, AREA_HEADER, buf).await;
-        result?;
-        let buf = buf.expect("a buffer comes back from a read that was done");
-        let header = parse_header(buf.as_slice())?;
-        let expected = source.expected;
-        let same = header.drive == source.drive
-            && header.number == expected.number
-            && header.start_sequence == expected.start_sequence
-            && header.start_position == expected.start_position;
-        if !same {
-            let (found, expected) = (header.number, expected.number);
-            return Err(CheckpointError::Other { found, expected }.into());
+    /// Reads from the first row on. Memory for it are the first [`READING`] bytes of a desk.
+    pub(crate) fn new(source: &'a Source<'a>, area: &Area, reading: Reading) -> AreaReader<'a> {
+        let (header, marks) = (area.header, area.marks.clone());
+        AreaReader {
+            source,
+            header,
+            reading,
+            held: [None; 3],
+            row: 0,
+            place: Place::FIRST,
+            marks,
+            unreadable: 0,
         }
-        Ok(AreaReader { source, header, buf: Some(buf), columns: [Cursor::default(); 3] })
     }
 
-    /// The next item of a column, of `len` bytes. Items never cross pieces.
-    async fn next(&mut self, column: Column, len: usize) -> Result<&[u8], LoadError> {
-        let cursor = self.columns[column.index()];
-        if cursor.at == cursor.end {
-            self.read_piece(column).await?;
-        }
-        let cursor = &mut self.columns[column.index()];
-        let item = cursor.at..cursor.at + len;
-        if item.end > cursor.end {
-            return Err(CheckpointError::Ends(column).into());
-        }
-        cursor.at = item.end;
-        let buf = self.buf.as_ref().expect("nothing is read while items are taken");
-        Ok(&buf.as_slice()[item])
+    /// Number of the row that comes next.
+    pub(crate) fn at(&self) -> u64 {
+        self.row
     }
 
-    /// Reads the column's next piece; other tasks get their turn.
-    async fn read_piece(&mut self, column: Column) -> Result<(), LoadError> {
+    /// Goes on at a row.
+    pub(crate) async fn seek(
+        &mut self,
+        desk: &mut Desk,
+        line: &mut Line,
+        row: u64,
+    ) -> Result<(), LoadError> {
+        let row = row.min(self.header.rows);
+        let (piece, _) = row_place(row);
+        self.row = first_row(piece);
+        while self.row < row {
+            self.mark(piece);
+            let (_, at) = row_place(self.row);
+            if !self.load(desk, Column::Rows, piece).await? || !self.take_row(desk, at, line)? {
+                // The piece is passed over as a whole, from wherever in it.
+                self.row = row;
+                return Ok(());
+            }
+            self.row += 1;
+            for _ in 0..line.row.part_count() {
+                self.place.part();
+            }
+            if line.row.key_len() > 0 {
+                self.place.key(line.row.key_len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the next row that can be read into `line`; false at the end. Whenever a piece was read
+    /// other tasks got their turn.
+    pub(crate) async fn next(
+        &mut self,
+        desk: &mut Desk,
+        line: &mut Line,
+    ) -> Result<bool, LoadError> {
+        while self.row < self.header.rows {
+            let (piece, at) = row_place(self.row);
+            self.mark(piece);
+            if !self.load(desk, Column::Rows, piece).await? || !self.take_row(desk, at, line)? {
+                let after = first_row(piece + 1).min(self.header.rows);
+                self.unreadable += after - self.row;
+                self.row = after;
+                continue;
+            }
+            self.row += 1;
+            let parts = self.take_parts(desk, line).await?;
+            let key = self.take_key(desk, line).await?;
+            if parts && key && self.sound(line.view().check().map_err(CheckpointError::from))? {
+                return Ok(true);
+            }
+            self.unreadable += 1;
+        }
+        Ok(false)
+    }
+
+    /// Keeps, or looks up, where the items of a piece's first row lie.
+    fn mark(&mut self, piece: u32) {
+        if self.row == first_row(piece) {
+            match self.marks.get(piece as usize) {
+                Some(mark) => self.place = *mark,
+                None => self.marks.push(self.place),
+            }
+        }
+    }
+
+    /// Whether something is right; what is not is an error where the whole checkpoint is wanted.
+    fn sound(&self, checked: Result<(), CheckpointError>) -> Result<bool, CheckpointError> {
+        match checked {
+            Err(error) if self.reading != Reading::WhatIsLeft => Err(error),
+            checked => Ok(checked.is_ok()),
+        }
+    }
+
+    fn take_row(&self, desk: &Desk, at: usize, line: &mut Line) -> Result<bool, CheckpointError> {
+        let parsed = match self.item(Column::Rows, at, ROW) {
+            Ok(range) => Row::parse(&desk.bytes()[range]),
+            Err(error) => Err(error),
+        };
+        let parsed = parsed.and_then(|row| {
+            let most = row.part_count() <= PARTS_MAX && row.key_len() <= KEY_BYTES_MAX;
+            if most { Ok(row) } else { Err(CheckpointError::Row) }
+        });
+        if let Ok(row) = parsed {
+            line.row = row;
+        }
+        self.sound(parsed.map(drop))
+    }
+
+    async fn take_parts(&mut self, desk: &mut Desk, line: &mut Line) -> Result<bool, LoadError> {
+        let mut sound = true;
+        line.part_count = line.row.part_count();
+        for part in 0..line.part_count {
+            let (piece, at) = self.place.part();
+            sound = sound && self.load(desk, Column::Parts, piece).await?;
+            if sound {
+                let item = self.item(Column::Parts, at, PART_REF);
+                if let Ok(range) = item.clone() {
+                    line.parts[part * PART_REF..][..PART_REF].copy_from_slice(&desk.bytes()[range]);
+                }
+                sound = self.sound(item.map(drop))?;
+            }
+        }
+        Ok(sound)
+    }
+
+    async fn take_key(&mut self, desk: &mut Desk, line: &mut Line) -> Result<bool, LoadError> {
+        line.key_len = 0;
+        let len = line.row.key_len();
+        if len == 0 {
+            return Ok(true);
+        }
+        let (piece, at) = self.place.key(len);
+        if self.reading == Reading::WithoutKeys {
+            return Ok(true);
+        }
+        if !self.load(desk, Column::Keys, piece).await? {
+            return Ok(false);
+        }
+        let checked = self.item(Column::Keys, at, len).and_then(|range| {
+            let key = &desk.bytes()[range];
+            line.key_len = len;
+            line.key[..len].copy_from_slice(key);
+            KeyBytes::check(key).map_err(CheckpointError::from)
+        });
+        Ok(self.sound(checked)?)
+    }
+
+    /// Where in memory the item at byte `at` of the piece at hand is.
+    fn item(
+        &self,
+        column: Column,
+        at: usize,
+        len: usize,
+    ) -> Result<std::ops::Range<usize>, CheckpointError> {
+        let used = self.held[column.index()].map_or(0, |held| held.used);
+        if at + len > used {
+            return Err(CheckpointError::Ends(column));
+        }
+        let from = column.index() * PIECE + at;
+        Ok(from..from + len)
+    }
+
+    /// Makes a piece the one at hand of its column; whether it is whole.
+    async fn load(
+        &mut self,
+        desk: &mut Desk,
+        column: Column,
+        index: u32,
+    ) -> Result<bool, LoadError> {
+        if let Some(held) = self.held[column.index()]
+            && held.index == index
+        {
+            return Ok(held.used > 0);
+        }
+        let used = match self.read_piece(desk, column, index).await {
+            Ok(used) => used,
+            // A drive that does not answer any more is not a place that cannot be read.
+            Err(LoadError::Io(error)) if desk.is_lost() || matches!(error, IoError::Offline) => {
+                return Err(error.into());
+            }
+            Err(error) if self.reading != Reading::WhatIsLeft => return Err(error),
+            Err(error) => {
+                tracing::warn!(drive = %self.source.drive, ?column, index, %error, "piece lost");
+                0
+            }
+        };
+        self.held[column.index()] = Some(Held { index, used });
+        Ok(used > 0)
+    }
+
+    /// Reads a piece; other tasks get their turn. How many of its bytes are in use.
+    async fn read_piece(
+        &mut self,
+        desk: &mut Desk,
+        column: Column,
+        index: u32,
+    ) -> Result<usize, LoadError> {
         let (source, header) = (self.source, &self.header);
         let limits = source.layout.limits;
-        let index = self.columns[column.index()].next;
         if index >= header.pieces[column.index()] {
             return Err(CheckpointError::Ends(column).into());
         }
@@ -136,21 +390,18 @@ impl<'a> AreaReader<'a> {
         }
         let area = source.layout.checkpoint_offset[source.area];
         let base = column.index() * PIECE;
-        let io = Io::read(
-            area + column.offset(limits) + at,
-            len,
-            self.buf.take().expect("one piece is read at a time"),
-        );
-        let done = source.queue.submit(io.at(base)).await;
-        done.result?;
-        let buf = done.buf.and_then(IoBuf::into_exclusive);
-        let buf = self.buf.insert(buf.expect("a buffer comes back from a read that was done"));
-        let id = PieceId { drive: source.drive, number: header.number, column, index };
-        let items = parse_piece(&id, &buf.as_slice()[base..base + len])?;
-        let start = base + PIECE_HEADER;
-        let cursor = Cursor { next: index + 1, at: start, end: start + items.len() };
-        self.columns[column.index()] = cursor;
+        self.held[column.index()] = None;
+        let offset = area + column.offset(limits) + at;
+        // What failed once may go well again, and much hangs on it.
+        if let Err(error) = desk.read(source.queue, offset, len, base).await {
+            if desk.is_lost() || matches!(error, IoError::Offline) {
+                return Err(error.into());
+            }
+            desk.read(source.queue, offset, len, base).await?;
+        }
         source.local.yield_now().await;
-        Ok(())
+        let id = PieceId { drive: source.drive, number: header.number, column, index };
+        let items = parse_piece(&id, &desk.bytes()[base..base + len])?;
+        Ok(len.min(crate::checkpoint::codec::PIECE_HEADER + items.len()))
     }
 }

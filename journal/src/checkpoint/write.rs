@@ -1,93 +1,124 @@
 //! Writing a checkpoint: three columns filled side by side, a piece at a time.
 //!
-//! One buffer holds the piece at hand of every column, so that drives that write their checkpoints
-//! at the same time never wait for each other half served. The header is written last. Nothing is
-//! lost when a crash leaves an area half written: the superblock still names the other one, and
-//! names this one only after a flush.
+//! The header is written last. Nothing is lost when a crash leaves an area half written: the
+//! superblock still names the other one, and names this one only after a flush.
 
-use memkv_block::{BlockQueue, Io, IoBuf, IoError};
-use memkv_dma::{Class, DmaBuf, Pool};
+use memkv_block::{BlockQueue, IoError};
 use memkv_poller::Local;
 use zerocopy::IntoBytes;
 
 use crate::checkpoint::codec::{
-    AREA_HEADER, AreaHeader, Column, PIECE, PIECE_HEADER, PieceId, Row, seal_piece,
+    AREA_HEADER, AreaHeader, Column, PIECE, PIECE_HEADER, PieceId, Place, row_place, seal_piece,
 };
+use crate::checkpoint::desk::Desk;
+use crate::checkpoint::read::{Area, Line};
 use crate::layout::Layout;
-use crate::record::{Record, encode_part_ref};
+use crate::record::{PART_REF, Usage};
 
 /// Where and by what means a checkpoint is written.
 pub(crate) struct Target<'a> {
     pub(crate) queue: &'a dyn BlockQueue,
-    pub(crate) pool: &'a Pool,
     pub(crate) local: &'a Local,
     pub(crate) layout: &'a Layout,
     /// 0 for A, 1 for B.
     pub(crate) area: usize,
+    /// Where in the desk the pieces at hand lie: so many bytes in, one after the other.
+    pub(crate) base: usize,
 }
 
-/// Writes all of `records` and then `header`, whose counts are filled in here. Not flushed.
-/// The caller has made sure that the records fit the limits. Returns the bytes written.
-pub(crate) async fn write_area(
-    target: &Target<'_>,
-    header: AreaHeader,
-    records: &[Record],
-) -> Result<u64, IoError> {
-    let mut area = AreaWriter::new(target, header).await;
-    for record in records {
-        area.push(Column::Rows, Row::of(record).as_bytes()).await?;
-        if let Record::Head { parts, .. } = record {
-            for part in parts {
-                area.push(Column::Parts, &encode_part_ref(part)).await?;
-            }
-        }
-        if let Record::Put { key, .. } | Record::Head { key, .. } = record {
-            area.push(Column::Keys, key.as_bytes()).await?;
-        }
+/// Bytes of memory that writing takes: the piece at hand of every column.
+pub(crate) const WRITING: usize = 3 * PIECE;
+
+/// Why a row is not written.
+pub(crate) enum PushError {
+    /// A column is full.
+    Full,
+    Io(IoError),
+}
+
+impl From<IoError> for PushError {
+    fn from(error: IoError) -> PushError {
+        PushError::Io(error)
     }
-    area.header.rows = records.len() as u64;
-    area.finish().await
 }
 
-struct AreaWriter<'a> {
+pub(crate) struct AreaWriter<'a> {
     target: &'a Target<'a>,
     header: AreaHeader,
-    /// The pieces at hand, one after the other; away while one is written.
-    buf: Option<DmaBuf>,
-    /// Bytes in use of each of them.
+    /// Bytes in use of the piece at hand of each column.
     used: [usize; 3],
-    written: u64,
+    place: Place,
+    marks: Vec<Place>,
+    pub(crate) usage: Usage,
+    pub(crate) written: u64,
 }
 
 impl<'a> AreaWriter<'a> {
-    async fn new(target: &'a Target<'a>, header: AreaHeader) -> AreaWriter<'a> {
-        let buf = Some(target.pool.allocate_wait(Class::Checkpoint, 3 * PIECE).await);
-        AreaWriter { target, header, buf, used: [PIECE_HEADER; 3], written: 0 }
+    /// `header`: its counts are filled in here.
+    pub(crate) fn new(target: &'a Target<'a>, header: AreaHeader) -> AreaWriter<'a> {
+        AreaWriter {
+            target,
+            header,
+            used: [PIECE_HEADER; 3],
+            place: Place::FIRST,
+            marks: Vec::new(),
+            usage: Usage::default(),
+            written: 0,
+        }
     }
 
-    /// Adds an item to a column. When its piece is full it is written first, and other tasks get
-    /// their turn.
-    async fn push(&mut self, column: Column, item: &[u8]) -> Result<(), IoError> {
-        if self.used[column.index()] + item.len() > PIECE {
-            self.write_piece(column).await?;
-            self.target.local.yield_now().await;
+    /// Adds a row and what the other columns hold of it. A piece that is full is written first, and
+    /// other tasks get their turn.
+    pub(crate) async fn push(&mut self, desk: &mut Desk, line: &Line) -> Result<(), PushError> {
+        let usage = self.usage + line.view().usage();
+        if !usage.fits(self.target.layout.limits) {
+            return Err(PushError::Full);
         }
-        let used = &mut self.used[column.index()];
-        let at = column.index() * PIECE + *used;
-        *used += item.len();
-        let buf = self.buf.as_mut().expect("nothing is written while items are added");
-        buf.as_mut_slice()[at..at + item.len()].copy_from_slice(item);
+        self.usage = usage;
+        let at = row_place(self.header.rows);
+        if at.1 == PIECE_HEADER {
+            self.marks.push(self.place);
+        }
+        self.header.rows += 1;
+        self.put(desk, Column::Rows, line.row.as_bytes(), at).await?;
+        for part in line.parts().chunks(PART_REF) {
+            let at = self.place.part();
+            self.put(desk, Column::Parts, part, at).await?;
+        }
+        if !line.key().is_empty() {
+            let at = self.place.key(line.key().len());
+            self.put(desk, Column::Keys, line.key(), at).await?;
+        }
         Ok(())
     }
 
-    async fn write_piece(&mut self, column: Column) -> Result<(), IoError> {
+    /// Adds an item to a column at its place.
+    async fn put(
+        &mut self,
+        desk: &mut Desk,
+        column: Column,
+        item: &[u8],
+        (piece, at): (u32, usize),
+    ) -> Result<(), IoError> {
+        if piece > self.header.pieces[column.index()] {
+            self.write_piece(desk, column).await?;
+            self.target.local.yield_now().await;
+        }
+        let used = &mut self.used[column.index()];
+        assert_eq!((self.header.pieces[column.index()], *used), (piece, at), "items lie in a row");
+        *used += item.len();
+        let at = self.target.base + column.index() * PIECE + at;
+        desk.bytes_mut()[at..at + item.len()].copy_from_slice(item);
+        Ok(())
+    }
+
+    async fn write_piece(&mut self, desk: &mut Desk, column: Column) -> Result<(), IoError> {
         let (target, at) = (self.target, column.index());
         let limits = target.layout.limits;
         let index = self.header.pieces[at];
         let id = PieceId { drive: self.header.drive, number: self.header.number, column, index };
-        let buf = self.buf.as_mut().expect("one piece is written at a time");
-        let piece = &mut buf.as_mut_slice()[at * PIECE..(at + 1) * PIECE];
-        let len = seal_piece(&id, self.used[at], piece);
+        let from = target.base + at * PIECE;
+        let len = seal_piece(&id, self.used[at], &mut desk.bytes_mut()[from..from + PIECE]);
         let offset = u64::from(index) * PIECE as u64;
         let capacity = column.bytes(limits);
         assert!(offset + len as u64 <= capacity, "a column never grows beyond its place: {id:?}");
@@ -95,29 +126,27 @@ impl<'a> AreaWriter<'a> {
         self.header.pieces[at] += 1;
         self.header.last_used[at] = self.used[at] as u32;
         self.used[at] = PIECE_HEADER;
-        self.write(area + column.offset(limits) + offset, at * PIECE, len).await
-    }
-
-    /// Writes `len` bytes of the buffer, from its byte `at` on.
-    async fn write(&mut self, offset: u64, at: usize, len: usize) -> Result<(), IoError> {
-        let buf = self.buf.take().expect("one write at a time");
-        let done = self.target.queue.submit(Io::write(offset, len, buf).at(at)).await;
-        self.buf = done.buf.and_then(IoBuf::into_exclusive);
         self.written += len as u64;
-        assert!(self.buf.is_some() || done.result.is_err(), "a buffer comes back from a write");
-        done.result
+        desk.write(target.queue, area + column.offset(limits) + offset, len, from).await
     }
 
-    async fn finish(mut self) -> Result<u64, IoError> {
+    /// Writes what is at hand and the header. Not flushed.
+    pub(crate) async fn finish(mut self, desk: &mut Desk) -> Result<(Area, u64), IoError> {
         for column in Column::ALL {
             if self.used[column.index()] > PIECE_HEADER {
-                self.write_piece(column).await?;
+                self.write_piece(desk, column).await?;
             }
         }
-        let buf = self.buf.as_mut().expect("all pieces are written");
-        self.header.encode(buf.as_mut_slice());
+        let base = self.target.base;
+        self.header.encode(&mut desk.bytes_mut()[base..base + AREA_HEADER]);
         let offset = self.target.layout.checkpoint_offset[self.target.area];
-        self.write(offset, 0, AREA_HEADER).await?;
-        Ok(self.written)
+        desk.write(self.target.queue, offset, AREA_HEADER, base).await?;
+        let area = Area { index: self.target.area, header: self.header, marks: self.marks };
+        Ok((area, self.written + AREA_HEADER as u64))
+    }
+
+    /// Rows so far.
+    pub(crate) fn rows(&self) -> u64 {
+        self.header.rows
     }
 }

@@ -19,9 +19,9 @@ use memkv_dma::Pool;
 use memkv_poller::Local;
 use thiserror::Error;
 
-use crate::checkpoint::read::{LoadError, Source, read_area};
-use crate::record::Record;
-use crate::superblock::Superblock;
+use crate::checkpoint::read::{Area, LoadError, Reading, Source, read_area};
+use crate::record::{KeyPart, Record, View};
+use crate::superblock::{COUNTER_MAX, Superblock};
 use replay::Replay;
 use scan::{LogEnd, Scan, scan};
 
@@ -86,10 +86,12 @@ pub struct RecoveryReport {
 }
 
 /// What recovery hands to whoever opens the journal.
-pub(crate) struct Outcome {
-    pub(crate) live: Vec<Record>,
+pub(crate) struct Outcome<K> {
+    pub(crate) live: Vec<Record<K>>,
     pub(crate) end: LogEnd,
     pub(crate) area: usize,
+    /// The checkpoint that was read; none for the empty one of a new drive.
+    pub(crate) read: Option<Area>,
     pub(crate) generation_high: u64,
     pub(crate) clock_high: u64,
     pub(crate) report: RecoveryReport,
@@ -103,15 +105,19 @@ pub(crate) struct Means<'a> {
     pub(crate) superblock: &'a Superblock,
 }
 
-/// Brings back what lives on the drive.
-pub(crate) async fn recover(means: &Means<'_>) -> Result<Outcome, OpenError> {
+/// Brings back what lives on the drive. A key that is damaged in the checkpoint is noticed where
+/// keys are read.
+pub(crate) async fn recover<K: KeyPart>(
+    means: &Means<'_>,
+    reading: Reading,
+) -> Result<Outcome<K>, OpenError> {
     let superblock = means.superblock;
-    let active = match attempt(means, superblock.active).await? {
+    let active = match attempt(means, reading, superblock.active).await? {
         Ok(outcome) => return Ok(outcome),
         Err(unusable) => unusable,
     };
     tracing::warn!(reason = %active, "the checkpoint in force is of no use; trying the other");
-    let other = match attempt(means, 1 - superblock.active).await? {
+    let other = match attempt(means, reading, 1 - superblock.active).await? {
         // The frames up to the start of the checkpoint in force were durable when it was written:
         // only a log that still holds them all leads to the same state.
         Ok(outcome) => {
@@ -128,12 +134,16 @@ pub(crate) async fn recover(means: &Means<'_>) -> Result<Outcome, OpenError> {
     Err(OpenError::CheckpointsDamaged { active, other })
 }
 
-async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusable>, IoError> {
+async fn attempt<K: KeyPart>(
+    means: &Means<'_>,
+    reading: Reading,
+    area: usize,
+) -> Result<Result<Outcome<K>, Unusable>, IoError> {
     let superblock = means.superblock;
     let expected = superblock.checkpoints[area];
     let mut replay = Replay::new(superblock.layout.units);
     let Scan { end, report: mut met, .. } =
-        scan(means, expected, |record| replay.apply(record)).await?;
+        scan(means, expected, |record| replay.apply(record.to_record())).await?;
     let mut replay = replay.log_done();
     let source = Source {
         queue: means.queue,
@@ -144,12 +154,13 @@ async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusa
         area,
         expected,
     };
-    let header = match read_area(&source, |record| replay.base(record)).await {
-        Ok(header) => header,
+    let base = |record: View<'_>| replay.base(record.to_record());
+    let read = match read_area(&source, reading, base).await {
+        Ok(read) => read,
         Err(error) => return Ok(Err(error.into())),
     };
     let (mut generation_high, mut clock_high) = (end.generation_high, end.clock_high);
-    if let Some(header) = header {
+    if let Some(Area { header, .. }) = &read {
         met.checkpoint_rows = header.rows;
         generation_high = generation_high.max(header.generation_high);
         clock_high = clock_high.max(header.clock_high);
@@ -163,8 +174,13 @@ async fn attempt(means: &Means<'_>, area: usize) -> Result<Result<Outcome, Unusa
         live,
         end,
         area,
-        generation_high: generation_high.max(superblock.generation_high).max(recorded),
-        clock_high: clock_high.max(superblock.clock_high),
+        read,
+        // No more than a superblock can say, which is more than anybody counts.
+        generation_high: generation_high
+            .max(superblock.generation_high)
+            .max(recorded)
+            .min(COUNTER_MAX),
+        clock_high: clock_high.max(superblock.clock_high).min(COUNTER_MAX),
         report: met,
     }))
 }

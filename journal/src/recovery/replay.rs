@@ -1,11 +1,11 @@
 //! Applying records until only what lives is left.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 use crate::allocator::{Allocator, MarkError};
 use crate::ids::BlockId;
-use crate::record::Record;
+use crate::record::{KeyPart, Record};
 
 /// Takes what [`BlockId`] feeds it as it is: the id is a keyed hash already. Two runs over the same
 /// drive use the same table.
@@ -26,84 +26,91 @@ impl Hasher for Taken {
     }
 }
 
-/// What the log says of one block.
-#[derive(Default)]
-struct Chain {
-    /// A Remove was met: whatever the checkpoint holds of the block is gone.
-    removed: bool,
-    /// The block's records that live, as places in `slots`.
-    slots: Vec<u32>,
+/// A record of the log.
+struct Slot<K> {
+    record: Record<K>,
+    /// The slot of another one whose block has the same name, counted from 1; 0 for none.
+    next: u32,
+    /// It stands: no later one has outdated it or names its units.
+    lives: bool,
+}
+
+/// The name of a block by which its records are found. Others may have the same.
+fn name_of(block: BlockId) -> u64 {
+    BuildHasherDefault::<Taken>::default().hash_one(block)
 }
 
 /// First half: the log. Records come in the order they were appended.
-pub(crate) struct Replay {
-    slots: Vec<Option<Record>>,
-    blocks: HashMap<BlockId, Chain, BuildHasherDefault<Taken>>,
+pub(crate) struct Replay<K> {
+    slots: Vec<Slot<K>>,
+    /// By name, the slot of a record, counted from 1, and from there on all that outdate a record
+    /// of the checkpoint: the Remove among them, and those that only a conflict took.
+    blocks: HashMap<u64, u32, BuildHasherDefault<Taken>>,
     units: u32,
 }
 
 /// Second half: the checkpoint's records, which the log may have outdated.
-pub(crate) struct Merge {
-    log: Replay,
-    base: Vec<Record>,
+pub(crate) struct Merge<K> {
+    log: Replay<K>,
+    base: Vec<Record<K>>,
     taken: Allocator,
     conflicts: u64,
     out_of_range: u64,
 }
 
-/// Whether two records of one block say the same thing, so that the later replaces the earlier.
-fn same_place(a: &Record, b: &Record) -> bool {
-    match (a, b) {
-        (Record::Put { .. }, Record::Put { .. }) | (Record::Head { .. }, Record::Head { .. }) => {
-            true
-        }
+/// Whether a record takes the place of an earlier one: it says the same of the same block, or that
+/// the block is gone.
+fn outdates<K: KeyPart>(later: &Record<K>, earlier: &Record<K>) -> bool {
+    if later.block() != earlier.block() {
+        return false;
+    }
+    match (later, earlier) {
+        (Record::Remove { .. }, _)
+        | (Record::Put { .. }, Record::Put { .. })
+        | (Record::Head { .. }, Record::Head { .. }) => true,
         (Record::Part { index: a, .. }, Record::Part { index: b, .. }) => a == b,
         _ => false,
     }
 }
 
-impl Replay {
-    pub(crate) fn new(units: u32) -> Replay {
+impl<K: KeyPart> Replay<K> {
+    pub(crate) fn new(units: u32) -> Replay<K> {
         Replay { slots: Vec::new(), blocks: HashMap::default(), units }
     }
 
-    pub(crate) fn apply(&mut self, record: Record) {
-        let chain = self.blocks.entry(record.block()).or_default();
-        if let Record::Remove { .. } = record {
-            chain.removed = true;
-            for slot in chain.slots.drain(..) {
-                self.slots[slot as usize] = None;
+    pub(crate) fn apply(&mut self, record: Record<K>) {
+        let last = self.blocks.entry(name_of(record.block())).or_default();
+        let (mut at, mut others) = (*last, 0);
+        while at != 0 {
+            let slot = &mut self.slots[at as usize - 1];
+            let (place, next) = (at, slot.next);
+            if outdates(&record, &slot.record) {
+                slot.lives = false;
+            } else {
+                slot.next = others;
+                others = place;
             }
-            return;
+            at = next;
         }
-        let slots = &mut self.slots;
-        chain.slots.retain(|slot| {
-            let earlier = &mut slots[*slot as usize];
-            let replaced = earlier.as_ref().is_none_or(|earlier| same_place(earlier, &record));
-            if replaced {
-                *earlier = None;
-            }
-            !replaced
-        });
-        chain.slots.push(slots.len() as u32);
-        slots.push(Some(record));
+        self.slots.push(Slot { record, next: others, lives: true });
+        *last = u32::try_from(self.slots.len()).expect("a log has fewer than 2^32 records");
     }
 
     /// The log is at its end: of records that name the same units, the later ones stand.
-    pub(crate) fn log_done(mut self) -> Merge {
+    pub(crate) fn log_done(mut self) -> Merge<K> {
         let mut taken = Allocator::new(self.units);
         let (mut conflicts, mut out_of_range) = (0, 0);
         for slot in self.slots.iter_mut().rev() {
-            let Some(extent) = slot.as_ref().and_then(Record::extent) else { continue };
+            let Some(extent) = slot.record.extent().filter(|_| slot.lives) else { continue };
             match taken.mark(extent) {
                 Ok(()) => {}
                 Err(MarkError::Taken { .. }) => {
                     conflicts += 1;
-                    *slot = None;
+                    slot.lives = false;
                 }
                 Err(MarkError::OutOfRange { .. }) => {
                     out_of_range += 1;
-                    *slot = None;
+                    slot.lives = false;
                 }
             }
         }
@@ -111,19 +118,17 @@ impl Replay {
     }
 }
 
-impl Merge {
+impl<K: KeyPart> Merge<K> {
     /// Takes one record of the checkpoint.
-    pub(crate) fn base(&mut self, record: Record) {
-        if let Some(chain) = self.log.blocks.get(&record.block()) {
-            let replaced = |slot: &u32| {
-                // A slot emptied by a conflict still stands for the later record of the block.
-                self.log.slots[*slot as usize]
-                    .as_ref()
-                    .is_none_or(|later| same_place(later, &record))
-            };
-            if chain.removed || chain.slots.iter().any(replaced) {
+    pub(crate) fn base(&mut self, record: Record<K>) {
+        let mut at = self.log.blocks.get(&name_of(record.block())).copied().unwrap_or(0);
+        while at != 0 {
+            // What a conflict took still outdates what was there before.
+            let later = &self.log.slots[at as usize - 1];
+            if outdates(&later.record, &record) {
                 return;
             }
+            at = later.next;
         }
         if let Some(extent) = record.extent() {
             match self.taken.mark(extent) {
@@ -150,10 +155,17 @@ impl Merge {
     }
 
     /// What lives: the checkpoint's records in their order, then the log's in theirs.
-    pub(crate) fn live(self) -> Vec<Record> {
-        let mut live = self.base;
-        live.extend(self.log.slots.into_iter().flatten());
-        live
+    pub(crate) fn live(self) -> Vec<Record<K>> {
+        let stands = |slot: &Slot<K>| slot.lives && !matches!(slot.record, Record::Remove { .. });
+        // In the memory that the slots have: there may be millions.
+        let log: Vec<_> = self.log.slots.into_iter().filter(stands).map(|s| s.record).collect();
+        match self.base {
+            base if base.is_empty() => log,
+            mut live => {
+                live.extend(log);
+                live
+            }
+        }
     }
 }
 
@@ -185,7 +197,7 @@ mod tests {
         Record::Part { block: id(hash), index, extent, length: 1, crc: 0 }
     }
 
-    fn recover(base: &[Record], log: &[Record]) -> Merge {
+    fn recover(base: &[Record], log: &[Record]) -> Merge<KeyBytes> {
         let mut replay = Replay::new(1000);
         log.iter().cloned().for_each(|record| replay.apply(record));
         let mut merge = replay.log_done();

@@ -6,11 +6,12 @@
 
 use std::cmp::Ordering;
 
-use memkv_block::{Io, IoBuf, IoError};
-use memkv_dma::{Class, DmaBuf};
+use memkv_block::IoError;
+use memkv_dma::Class;
 
+use crate::checkpoint::desk::Desk;
 use crate::frame::{self, FRAME_ALIGN, FRAME_HEADER, FRAME_MAX, FrameError, FrameHeader};
-use crate::record::Record;
+use crate::record::View;
 use crate::recovery::decision::{Decision, Header, Order, Origin, Sight, decide};
 use crate::recovery::{Means, RecoveryReport};
 use crate::superblock::{CheckpointRef, Start};
@@ -39,42 +40,33 @@ pub(crate) struct Scan {
 pub(crate) async fn scan(
     means: &Means<'_>,
     from: CheckpointRef,
-    mut each: impl FnMut(Record),
+    mut each: impl FnMut(View<'_>),
 ) -> Result<Scan, IoError> {
-    let mut walk = Walk::new(means, from).await;
-    loop {
-        let (seen, header) = walk.look().await?;
-        let case = decide(&seen.sight);
-        walk.report.visits.count(case);
-        match case.decision {
-            Decision::Accept => {
-                let header = header.expect("an accepted frame has a header");
-                walk.accept(&header, seen.records, &mut each);
-            }
-            Decision::Skip => {
-                let later = seen.later.expect("a log goes on only at a later frame");
-                walk.report.damaged_frames += later.sequence - walk.end.sequence;
-                walk.end.sequence = later.sequence;
-                walk.end.position = later.position;
-            }
-            Decision::End => return Ok(walk.finish(false)),
-            Decision::EndTorn => return Ok(walk.finish(true)),
-        }
+    let size = WINDOW.min(means.superblock.layout.ring_bytes.next_power_of_two());
+    let size = size.max(FRAME_MAX as u64);
+    let mut desk = Desk::new(means.pool, Class::Checkpoint, size as usize).await;
+    let mut walk = Walk::new(means, from, size);
+    while let Some(header) = walk.next(&mut desk).await? {
+        frame::parse_body(&header, walk.frame(&desk, &header), &mut each)
+            .expect("the body was checked a moment ago");
     }
+    Ok(walk.finish())
 }
 
 /// What is at the position, and what was found beyond it.
 struct Seen {
     sight: Sight,
-    records: Vec<Record>,
     later: Option<FrameHeader>,
 }
 
-struct Walk<'a> {
+/// A walk from frame to frame.
+pub(crate) struct Walk<'a> {
     means: &'a Means<'a>,
     /// The log cannot be longer than the ring.
     limit: u64,
-    end: LogEnd,
+    /// How far beyond a damaged frame a later one is looked for.
+    look_ahead: u64,
+    pub(crate) end: LogEnd,
     /// Incarnation of the last frame taken; rules for frames older than every start known.
     last_incarnation: u64,
     window: Window,
@@ -82,12 +74,13 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    async fn new(means: &'a Means<'a>, from: CheckpointRef) -> Walk<'a> {
+    /// Begins at a frame. The first `size` bytes of a desk, [`FRAME_MAX`] at least, are its memory.
+    pub(crate) fn new(means: &'a Means<'a>, from: CheckpointRef, size: u64) -> Walk<'a> {
         let ring = means.superblock.layout.ring_bytes;
-        let window = Window::new(means).await;
         Walk {
             means,
             limit: from.start_position + ring,
+            look_ahead: LOOK_AHEAD,
             end: LogEnd {
                 sequence: from.start_sequence,
                 position: from.start_position,
@@ -95,26 +88,71 @@ impl<'a> Walk<'a> {
                 clock_high: 0,
             },
             last_incarnation: 0,
-            window,
+            window: Window::new(means, size),
             report: RecoveryReport::default(),
         }
     }
 
-    fn finish(mut self, torn: bool) -> Scan {
-        self.report.torn_tail = torn;
+    /// Known to go as far as this position: whatever is damaged on the way, a later frame is looked
+    /// for up to there, and none beyond.
+    pub(crate) fn within(mut self, limit: u64) -> Walk<'a> {
+        self.window.limit = limit;
+        Walk { limit: limit.min(self.limit), look_ahead: u64::MAX / 2, ..self }
+    }
+
+    /// Goes on at a frame further on, if there is one at this position; else at the first frame.
+    pub(crate) async fn resume(&mut self, desk: &mut Desk, position: u64) -> Result<(), IoError> {
+        if position > self.end.position
+            && position < self.limit
+            && let Ok(header) = self.header_at(desk, position).await?
+            && header.position == position
+        {
+            (self.end.sequence, self.end.position) = (header.sequence, position);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(mut self) -> Scan {
         self.report.unreadable_pages = self.window.unreadable;
         Scan { end: self.end, report: self.report }
     }
 
-    fn accept(
-        &mut self,
-        header: &FrameHeader,
-        records: Vec<Record>,
-        each: &mut impl FnMut(Record),
-    ) {
+    /// The next whole frame, or none at the end of the log.
+    pub(crate) async fn next(&mut self, desk: &mut Desk) -> Result<Option<FrameHeader>, IoError> {
+        loop {
+            let (seen, header) = self.look(desk).await?;
+            let case = decide(&seen.sight);
+            self.report.visits.count(case);
+            match case.decision {
+                Decision::Accept => {
+                    let header = header.expect("an accepted frame has a header");
+                    self.accept(&header);
+                    return Ok(Some(header));
+                }
+                Decision::Skip => {
+                    let later = seen.later.expect("a log goes on only at a later frame");
+                    self.report.damaged_frames += later.sequence - self.end.sequence;
+                    self.end.sequence = later.sequence;
+                    self.end.position = later.position;
+                }
+                Decision::End => return Ok(None),
+                Decision::EndTorn => {
+                    self.report.torn_tail = true;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// The bytes of the frame that came last.
+    pub(crate) fn frame<'d>(&self, desk: &'d Desk, header: &FrameHeader) -> &'d [u8] {
+        let at = (header.position - self.window.position) as usize;
+        &desk.bytes()[at..at + FRAME_HEADER + header.body_len as usize]
+    }
+
+    fn accept(&mut self, header: &FrameHeader) {
         self.report.frames += 1;
-        self.report.records += records.len() as u64;
-        records.into_iter().for_each(each);
+        self.report.records += u64::from(header.records);
         self.end.sequence += 1;
         self.end.position += u64::from(header.span);
         self.end.generation_high = self.end.generation_high.max(header.generation_high);
@@ -123,7 +161,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Looks at the page where the next frame should be and, when it is not there, beyond it.
-    async fn look(&mut self) -> Result<(Seen, Option<FrameHeader>), IoError> {
+    async fn look(&mut self, desk: &mut Desk) -> Result<(Seen, Option<FrameHeader>), IoError> {
         let mut sight = Sight {
             header: Header::None,
             here: false,
@@ -132,10 +170,10 @@ impl<'a> Walk<'a> {
             body: false,
             later: false,
         };
-        let (mut records, mut found) = (Vec::new(), None);
+        let mut found = None;
         if self.end.position < self.limit {
             let at = self.end.position;
-            match self.header_at(at).await? {
+            match self.header_at(desk, at).await? {
                 Ok(header) => {
                     sight.header = Header::Whole;
                     sight.here = header.position == at;
@@ -146,9 +184,7 @@ impl<'a> Walk<'a> {
                     };
                     sight.origin = self.origin(&header);
                     if sight.here && sight.order == Order::Expected && sight.origin == Origin::Own {
-                        let body = self.body(&header).await?;
-                        sight.body = body.is_some();
-                        records = body.unwrap_or_default();
+                        sight.body = self.body(desk, &header).await?;
                     }
                     found = Some(header);
                 }
@@ -156,20 +192,19 @@ impl<'a> Walk<'a> {
                 Err(_) => sight.header = Header::Broken,
             }
         }
-        let later = if sight.body { None } else { self.later().await? };
+        let later = if sight.body { None } else { self.later(desk).await? };
         sight.later = later.is_some();
-        Ok((Seen { sight, records, later }, found))
+        Ok((Seen { sight, later }, found))
     }
 
-    /// The first whole frame that the log could go on with, up to [`LOOK_AHEAD`] beyond the
-    /// position.
-    async fn later(&mut self) -> Result<Option<FrameHeader>, IoError> {
+    /// The first whole frame that the log could go on with, up to `look_ahead` beyond the position.
+    async fn later(&mut self, desk: &mut Desk) -> Result<Option<FrameHeader>, IoError> {
         let mut at = self.end.position + PAGE;
-        let limit = self.limit.min(self.end.position + LOOK_AHEAD);
+        let limit = self.limit.min(self.end.position + self.look_ahead);
         while at < limit {
-            if let Ok(header) = self.header_at(at).await?
+            if let Ok(header) = self.header_at(desk, at).await?
                 && self.goes_on(&header, at)
-                && self.body(&header).await?.is_some()
+                && self.body(desk, &header).await?
             {
                 return Ok(Some(header));
             }
@@ -201,11 +236,12 @@ impl<'a> Walk<'a> {
     /// The header on the page at `position`, once it is of this drive.
     async fn header_at(
         &mut self,
+        desk: &mut Desk,
         position: u64,
     ) -> Result<Result<FrameHeader, FrameError>, IoError> {
         let drive = self.means.superblock.identity.drive;
         let room = self.window.room(position);
-        let page = self.window.bytes(self.means, position, FRAME_HEADER).await?;
+        let page = self.window.bytes(self.means, desk, position, FRAME_HEADER).await?;
         Ok(frame::parse_header(page).and_then(|header| {
             if header.drive != drive {
                 // Left by an earlier format of the same drive.
@@ -216,13 +252,11 @@ impl<'a> Walk<'a> {
         }))
     }
 
-    /// The frame's records, or `None` when its body is damaged.
-    async fn body(&mut self, header: &FrameHeader) -> Result<Option<Vec<Record>>, IoError> {
+    /// Whether the frame's body is whole.
+    async fn body(&mut self, desk: &mut Desk, header: &FrameHeader) -> Result<bool, IoError> {
         let len = FRAME_HEADER + header.body_len as usize;
-        let bytes = self.window.bytes(self.means, header.position, len).await?;
-        let mut records = Vec::with_capacity(header.records.min(4096) as usize);
-        let parsed = frame::parse_body(header, bytes, |record| records.push(record));
-        Ok(parsed.is_ok().then_some(records))
+        let bytes = self.window.bytes(self.means, desk, header.position, len).await?;
+        Ok(frame::parse_body(header, bytes, drop).is_ok())
     }
 }
 
@@ -246,22 +280,22 @@ fn origin(starts: &[Start], last: u64, sequence: u64, incarnation: u64) -> Origi
 
 /// A stretch of the ring in memory.
 struct Window {
-    buf: Option<DmaBuf>,
     ring_offset: u64,
     ring_bytes: u64,
     size: u64,
+    /// What lies at this position and beyond may be written at this moment.
+    limit: u64,
     position: u64,
     len: u64,
     unreadable: u64,
 }
 
 impl Window {
-    async fn new(means: &Means<'_>) -> Window {
+    fn new(means: &Means<'_>, size: u64) -> Window {
         let layout = &means.superblock.layout;
-        let size = WINDOW.min(layout.ring_bytes.next_power_of_two()).max(FRAME_MAX as u64);
-        let buf = means.pool.allocate_wait(Class::Checkpoint, size as usize).await;
         let (ring_offset, ring_bytes) = (layout.ring_offset, layout.ring_bytes);
-        Window { buf: Some(buf), ring_offset, ring_bytes, size, position: 0, len: 0, unreadable: 0 }
+        let (position, limit) = (0, u64::MAX);
+        Window { ring_offset, ring_bytes, size, limit, position, len: 0, unreadable: 0 }
     }
 
     /// Bytes from `position` to the end of its lap.
@@ -270,35 +304,35 @@ impl Window {
     }
 
     /// The `len` bytes of ring at `position`, which do not cross the end of the ring.
-    async fn bytes(
+    async fn bytes<'d>(
         &mut self,
         means: &Means<'_>,
+        desk: &'d mut Desk,
         position: u64,
         len: usize,
-    ) -> Result<&[u8], IoError> {
+    ) -> Result<&'d [u8], IoError> {
         let end = position + len as u64;
         if position < self.position || end > self.position + self.len {
-            self.load(means, position).await?;
+            self.load(means, desk, position).await?;
         }
         let at = (position - self.position) as usize;
-        let buf = self.buf.as_ref().expect("the buffer is away only while it is read into");
-        Ok(&buf.as_slice()[at..at + len])
+        Ok(&desk.bytes()[at..at + len])
     }
 
-    async fn load(&mut self, means: &Means<'_>, position: u64) -> Result<(), IoError> {
-        let len = self.size.min(self.room(position)) as usize;
+    async fn load(
+        &mut self,
+        means: &Means<'_>,
+        desk: &mut Desk,
+        position: u64,
+    ) -> Result<(), IoError> {
+        let len = self.size.min(self.room(position)).min(self.limit - position) as usize;
         let offset = self.ring_offset + position % self.ring_bytes;
-        let buf = self.buf.take().expect("one window is read at a time");
-        let (result, buf) = memkv_block::read(means.queue, offset, len, buf).await;
-        self.buf = match (result, buf) {
-            (Ok(()), buf) => buf,
-            (Err(error), None) => return Err(error),
-            (Err(_), Some(buf)) => {
-                let (unreadable, buf) = read_pages(means, offset, len, buf).await?;
-                self.unreadable += unreadable;
-                Some(buf)
-            }
-        };
+        self.len = 0;
+        match desk.read(means.queue, offset, len, 0).await {
+            Ok(()) => {}
+            Err(error) if desk.is_lost() => return Err(error),
+            Err(_) => self.unreadable += read_pages(means, desk, offset, len).await?,
+        }
         (self.position, self.len) = (position, len as u64);
         means.local.yield_now().await;
         Ok(())
@@ -309,28 +343,25 @@ impl Window {
 /// how many. Fails when no page can be read, or the drive stalls.
 async fn read_pages(
     means: &Means<'_>,
+    desk: &mut Desk,
     offset: u64,
     len: usize,
-    mut buf: DmaBuf,
-) -> Result<(u64, DmaBuf), IoError> {
+) -> Result<u64, IoError> {
     let mut unreadable = 0;
     for at in (0..len).step_by(FRAME_ALIGN) {
-        let io = Io::read(offset + at as u64, FRAME_ALIGN, buf).at(at);
-        let done = means.queue.submit(io).await;
-        buf = match (done.result, done.buf.and_then(IoBuf::into_exclusive)) {
-            (Ok(()), back) => back.expect("a buffer comes back from a read that was done"),
-            (Err(error), None) => return Err(error),
-            (Err(error), Some(mut back)) => {
-                back.as_mut_slice()[at..at + FRAME_ALIGN].fill(0);
+        match desk.read(means.queue, offset + at as u64, FRAME_ALIGN, at).await {
+            Ok(()) => {}
+            Err(error) if desk.is_lost() => return Err(error),
+            Err(error) => {
+                desk.bytes_mut()[at..at + FRAME_ALIGN].fill(0);
                 unreadable += 1;
-                if unreadable == len / FRAME_ALIGN {
+                if unreadable == (len / FRAME_ALIGN) as u64 {
                     return Err(error);
                 }
-                back
             }
-        };
+        }
     }
-    Ok((unreadable as u64, buf))
+    Ok(unreadable)
 }
 
 #[cfg(test)]

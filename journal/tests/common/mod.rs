@@ -12,8 +12,8 @@ use memkv_block::{
 };
 use memkv_dma::{Hugepages, Pool, PoolConfig};
 use memkv_journal::{
-    BlockId, DriveUuid, FormatOptions, Identity, Journal, KeyBytes, NodeUuid, OpenError, PartRef,
-    Record, Recovered, UNIT, UnitRange,
+    BlockId, DriveUuid, FormatOptions, Identity, Journal, KeyBytes, KeyLen, KeyPart, NodeUuid,
+    OpenError, PartRef, Record, Recovered, RecoveryReport, UNIT, UnitRange,
 };
 use memkv_poller::{Clock, Instant, Local, Reactor, ReactorConfig, Rng};
 use uuid::Uuid;
@@ -210,16 +210,31 @@ impl Bench {
         .expect("the drive can be formatted");
     }
 
-    pub fn try_open(&mut self, disk: &Disk) -> Result<(Rc<Journal>, Recovered), Refused> {
+    /// Reads all there is, keys too, and opens the journal, which must come to the same. `live` has
+    /// the keys, where they can be read.
+    pub fn try_open(&mut self, disk: &Disk) -> Result<(Rc<Journal>, Opened), Refused> {
         let (disk, pool, local) = (disk.clone(), self.pool.clone(), self.local());
         self.run(async move {
             let geometry = disk.geometry();
             let superblock = memkv_journal::read_superblock(&disk, &geometry, &pool).await?;
-            Ok(memkv_journal::open(disk.queue(), &local, pool, superblock).await?)
+            let whole = memkv_journal::read_contents(&disk, &local, &pool, &superblock).await;
+            let opened = memkv_journal::open(disk.queue(), &local, pool, superblock).await;
+            let (journal, recovered) = opened?;
+            let live = match whole {
+                Ok(whole) if whole.report == recovered.report => {
+                    let without: Vec<_> = whole.live.iter().map(Record::without_key).collect();
+                    assert_eq!(recovered.live, without, "what lives does not hang on keys");
+                    Some(whole.live)
+                }
+                _ => None,
+            };
+            let Recovered { clean, generation_high, clock_high, report, live: rows } = recovered;
+            let live = live.unwrap_or_default();
+            Ok((journal, Opened { live, rows, clean, generation_high, clock_high, report }))
         })
     }
 
-    pub fn open(&mut self, disk: &Disk) -> (Rc<Journal>, Recovered) {
+    pub fn open(&mut self, disk: &Disk) -> (Rc<Journal>, Opened) {
         self.try_open(disk).expect("the drive opens")
     }
 
@@ -237,6 +252,17 @@ impl Bench {
         })
         .expect("the checkpoint fits and the drive works");
     }
+}
+
+/// A journal's start, with the keys of what lives.
+#[derive(Debug)]
+pub struct Opened {
+    pub live: Vec<Record>,
+    pub rows: Vec<Record<KeyLen>>,
+    pub clean: bool,
+    pub generation_high: u64,
+    pub clock_high: u64,
+    pub report: RecoveryReport,
 }
 
 /// Either step of opening a drive.
@@ -361,7 +387,7 @@ impl Model {
 }
 
 /// Marks everything that lives; no two may share a unit.
-pub fn mark_all(journal: &Journal, live: &[Record]) {
+pub fn mark_all<K: KeyPart>(journal: &Journal, live: &[Record<K>]) {
     for extent in live.iter().filter_map(Record::extent) {
         journal.mark(extent).expect("live records never share a unit");
     }

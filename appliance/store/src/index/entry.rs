@@ -84,13 +84,16 @@ pub(super) struct Row {
 impl Row {
     /// The row of a block, if it needs one.
     pub fn of(block: &Block) -> Option<Self> {
-        let spans: Box<[Span]> = block.extents.iter().map(|extent| extent.span()).collect();
-        let plain = match &*spans {
-            [span] => span.range.count == units_for(span.length) && block.flags == 0,
+        let plain = match block.extents.as_slice() {
+            [extent] => extent.range.count == units_for(extent.length) && block.flags == 0,
             _ => false,
         };
+        if plain {
+            return None;
+        }
+        let spans = block.extents.iter().map(|extent| extent.span()).collect();
         let Block { verified, flags, .. } = *block;
-        (!plain).then_some(Self { spans, verified, flags, next: 0 })
+        Some(Self { spans, verified, flags, next: 0 })
     }
 }
 

@@ -8,7 +8,7 @@ use memkv_poller::local::Event;
 use super::entry::{Entry, Row, Span};
 use super::pieces::Pool;
 use crate::DriveId;
-use crate::block::{Block, KeyHash, Slot};
+use crate::block::{Block, KeyHash, Slot, UNVERIFIED};
 
 /// Reads of one block.
 #[derive(Default)]
@@ -155,6 +155,13 @@ impl Slab {
     /// Flags of a block's record, but that of being unverified.
     pub fn flags(&self, slot: Slot) -> u16 {
         self.get(slot).row().map_or(0, |row| self.rows[row].flags)
+    }
+
+    /// The flags of a block as they go into a record.
+    pub fn record_flags(&self, slot: Slot) -> u16 {
+        let all = (1u32 << self.spans(slot).count()) - 1;
+        let verified = !self.get(slot).is_corrupt() && u32::from(self.verified(slot)) & all == all;
+        self.flags(slot) | if verified { 0 } else { UNVERIFIED }
     }
 
     /// The bytes of a block failed their CRC: it is a miss from now on.

@@ -302,6 +302,38 @@ fn a_number_takes_six_bytes_at_any_size_and_no_insert_sorts_more_than_a_segment(
     assert!(mean < 5.8, "{mean} bytes on average over all sizes");
 }
 
+/// With room for them numbers hardly ever move, and take no more bytes.
+#[test]
+fn a_table_with_room_is_the_same_as_one_that_grew() {
+    for len in [1, 511, 513, 5_000, 33_000, 50_000, 131_072, 131_073] {
+        let (mut table, mut model) = (Table::with_room(len as usize), Model::default());
+        let (mut asked, room) = (std::cell::Cell::new(0), table.bytes());
+        for number in 1..=len {
+            table.insert(Model::hash(number), number, |other| {
+                asked.set(asked.get() + 1);
+                Model::hash(other)
+            });
+            model.insert(number);
+        }
+        assert_eq!(asked.get_mut(), &0, "no segment was split for {len}");
+        for number in 1..=len {
+            let found = table.get(Model::hash(number), |found| found == number);
+            assert_eq!(found, Some(number));
+        }
+        let (with_room, grown) = (table.bytes(), model.table.bytes());
+        assert!(
+            room <= with_room && with_room <= grown + grown / 20 + 65_536,
+            "{with_room} {grown}"
+        );
+        // It goes on like the other.
+        for number in len + 1..=2 * len {
+            table.insert(Model::hash(number), number, Model::hash);
+        }
+        assert!((1..=2 * len).all(|number| table.remove(Model::hash(number), number)));
+        assert_eq!(table.len(), 0);
+    }
+}
+
 /// Who asks is shown few numbers that are not the one.
 #[test]
 fn most_lookups_look_at_one_block_or_none() {

@@ -343,6 +343,15 @@ impl Chain {
         }
     }
 
+    /// A block is there that was not.
+    fn enter(&mut self, number: u32) {
+        if number as usize >= self.nodes.len() {
+            self.nodes.resize(number as usize + 1, Node::default());
+        }
+        *self.node(number) = Node::default();
+        self.blocks += 1;
+    }
+
     /// What a queue's oldest run, and after it `run`, is worth.
     fn worth(&self, run: u32) -> f32 {
         let Run { about, queue, .. } = self.runs[run as usize];
@@ -369,17 +378,29 @@ impl EvictionPolicy for Chain {
 
     fn inserted(&mut self, slot: Slot, key: KeyHash) {
         let number = slot.number();
-        if number as usize >= self.nodes.len() {
-            self.nodes.resize(number as usize + 1, Node::default());
-        }
-        *self.node(number) = Node::default();
-        self.blocks += 1;
+        self.enter(number);
         if self.expected.get(key).is_none() {
             // Nobody said what it belongs to.
             self.file(&[Named { key, slot: None }]);
         }
         let Expected { about, place } = self.expected.take(key).expect("expected by now");
         self.settle(number, about, place);
+        self.now = self.now.wrapping_add(1);
+    }
+
+    /// Nobody remembers its chain. Whether blocks of this run come back says something of others;
+    /// that those of earlier ones were not asked for so far does not.
+    fn restored(&mut self, slot: Slot, _key: KeyHash) {
+        self.enter(slot.number());
+        self.requests = self.requests.wrapping_add(1);
+        let about = About {
+            request: self.requests,
+            at: self.now,
+            length: 1,
+            class: odds::class(odds::turns_class(0), 1) as u8,
+            turns: 0,
+        };
+        self.settle(slot.number(), about, 0);
         self.now = self.now.wrapping_add(1);
     }
 

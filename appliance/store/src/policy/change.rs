@@ -122,6 +122,11 @@ impl EvictionPolicy for Policies {
         self.now.inserted(slot, key);
     }
 
+    fn restored(&mut self, slot: Slot, key: KeyHash) {
+        assert!(self.before.is_none(), "nothing changes before the start is done");
+        self.now.restored(slot, key);
+    }
+
     fn accessed(&mut self, slot: Slot) {
         self.of(slot).accessed(slot);
     }

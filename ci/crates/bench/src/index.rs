@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use memkv_journal::{BlockId, KeyBytes, UnitRange};
-use memkv_store::index::{Index, Keys};
+use memkv_journal::{BlockId, UnitRange};
+use memkv_store::index::Index;
 use memkv_store::{Block, DriveId, Extent, KeyHash, Named, Policy, Slot};
 use nix::time::{ClockId, clock_gettime};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -32,8 +32,6 @@ const BAR_LONGEST: Duration = Duration::from_micros(200);
 const CHAIN: u64 = 32;
 /// Calls of each kind that are timed.
 const CALLS: u64 = 2_000_000;
-/// Whole keys are measured with so many blocks: they are not part of the index.
-const KEYS: u64 = 500_000;
 
 /// Measures what the store's index takes for each block
 #[derive(Parser)]
@@ -180,7 +178,6 @@ fn main() -> ExitCode {
             held = all <= BAR_BYTES && longest.max(inserted) <= BAR_LONGEST;
         }
     }
-    println!("  and {:.0} for the whole key, beside the index", key_bytes());
     let verdict = if held { "held" } else { "MISSED" };
     println!(
         "bar: at most {BAR_BYTES} bytes with chain, no insert above {BAR_LONGEST:?}: {verdict}"
@@ -245,15 +242,4 @@ fn policy_bytes(policy: Policy, blocks: u64) -> (usize, Times) {
         }
     }
     (bytes_of(policy), times)
-}
-
-/// Bytes of a whole key, as engines name their blocks.
-fn key_bytes() -> f64 {
-    let mut keys = Keys::default();
-    for number in 0..KEYS {
-        let name = format!("{:064x}", key(number).0);
-        let whole = KeyBytes::new("default", "llama", name.as_bytes()).expect("a good key");
-        keys.set(Slot::of(number as u32 + 1).expect("slots count from one"), whole);
-    }
-    bytes_of(keys) as f64 / KEYS as f64
 }

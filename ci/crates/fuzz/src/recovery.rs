@@ -168,7 +168,12 @@ async fn recover(
     let Ok((journal, recovered)) = open(queue, local, pool.clone(), superblock).await else {
         panic!("it was just read");
     };
-    assert_eq!(recovered.live, contents.live, "two readings of one drive");
+    // A start does not read the keys, whose damage made the other reading fall back.
+    if !contents.report.fell_back || recovered.report == contents.report {
+        assert_eq!(recovered.report, contents.report);
+        let live: Vec<_> = contents.live.iter().map(Record::without_key).collect();
+        assert_eq!(recovered.live, live, "two readings of one drive");
+    }
     for extent in recovered.live.iter().filter_map(Record::extent) {
         journal.mark(extent).expect("no unit is named twice");
     }

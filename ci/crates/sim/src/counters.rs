@@ -86,6 +86,9 @@ pub enum Count {
     UnitsTakenBeforeTrim,
     ExtentsScrubbed,
     CorruptByScrub,
+    RowsMerged,
+    RowsFromLog,
+    RecordsLost,
 }
 
 use Count::*;
@@ -151,6 +154,9 @@ pub const LEAST: &[(Count, u64)] = &[
     (UnitsTakenBeforeTrim, 1_000),
     (ExtentsScrubbed, 10_000),
     (CorruptByScrub, 100),
+    (RowsMerged, 10_000),
+    (RowsFromLog, 10_000),
+    (RecordsLost, 20),
 ];
 
 /// Counts of one seed, or of many: at the place of each its count, once it happened.

@@ -216,6 +216,9 @@ impl Run {
         counters.add(Count::OffersExpired, offers);
         counters.add(Count::ExtentsScrubbed, counted.scrub.extents.get());
         counters.add(Count::CorruptByScrub, counted.scrub.corrupt.get());
+        counters.add(Count::RowsMerged, counted.checkpoint_rows.get());
+        counters.add(Count::RowsFromLog, counted.checkpoint_log_rows.get());
+        counters.add(Count::RecordsLost, counted.records_lost.get());
         for drive in server.store.drives() {
             counters.add(Count::RangesTrimmed, drive.trim.ranges);
             counters.add(Count::UnitsTakenBeforeTrim, drive.trim.units_reused);

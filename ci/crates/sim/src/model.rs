@@ -492,7 +492,10 @@ impl Model {
             return broken(What::Stale, key, detail);
         }
         match put.mode {
-            Mode::Absent if self.still_present(&put.sight) => {
+            Mode::Absent
+                if self.still_present(&put.sight)
+                    && !self.excuse_harm(&put.sight, MissReason::Corrupt) =>
+            {
                 self.excuse_eviction(&put.sight, MissReason::Never, now, "stored as absent")?;
             }
             Mode::Generation(want) if want < put.sight.floor => {

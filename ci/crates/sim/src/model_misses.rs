@@ -6,7 +6,7 @@ impl Model {
     /// A key was seen to be missing.
     pub fn saw_miss(&mut self, sight: &Sight, reason: MissReason, now: Now) -> Result<(), Broken> {
         self.check_reason(sight.key, reason, now)?;
-        if self.still_present(sight) {
+        if self.still_present(sight) && !self.excuse_harm(sight, reason) {
             self.excuse_eviction(sight, reason, now, "a miss")?;
         }
         if reason == MissReason::DriveLost {
@@ -38,7 +38,7 @@ impl Model {
 
     /// A key was seen to be missing, for a reason that was not given.
     pub fn saw_unreasoned_miss(&mut self, sight: &Sight, now: Now) -> Result<(), Broken> {
-        if self.still_present(sight) {
+        if self.still_present(sight) && !self.excuse_harm(sight, MissReason::Corrupt) {
             self.excuse_eviction(sight, MissReason::Never, now, "a miss without a reason")?;
         }
         if self.failed == 0 {
@@ -51,6 +51,15 @@ impl Model {
     pub(super) fn still_present(&self, sight: &Sight) -> bool {
         sight.presence == Presence::Present
             && self.keys[sight.key as usize].vanish == sight.vanish + sight.own.0
+    }
+
+    /// A checkpoint drops a block whose record it cannot read, and says so.
+    pub(super) fn excuse_harm(&mut self, sight: &Sight, reason: MissReason) -> bool {
+        let state = &mut self.keys[sight.key as usize];
+        let excused = reason == MissReason::Corrupt && state.journal_harm;
+        // Others that began before see the same.
+        state.vanish += u32::from(excused);
+        excused
     }
 
     pub(super) fn excuse_eviction(

@@ -222,6 +222,19 @@ fn a_harmed_frame_matters_from_the_next_start_on() {
     model.saw_value(&sight, 5, first.version, 100, true).unwrap();
 }
 
+#[test]
+fn a_harmed_frame_excuses_a_block_dropped_for_it_and_nothing_else() {
+    let mut model = model();
+    stored(&mut model, 0, 5);
+    stored(&mut model, 1, 6);
+    model.journal_harmed(0);
+    let (harmed, sound) = (model.look(0, NOW), model.look(1, NOW));
+    assert_eq!(what(model.saw_miss(&harmed, MissReason::Never, NOW)), What::Missing);
+    assert_eq!(what(model.saw_unreasoned_miss(&sound, NOW)), What::Missing);
+    model.saw_miss(&harmed, MissReason::Corrupt, NOW).unwrap();
+    assert_eq!(model.presence(0), Presence::Absent);
+}
+
 /// Drive 0 holds the older value of key 0, and of key 1 what is deleted, and is lost.
 fn with_a_lost_drive() -> (Model, Put, Put) {
     let mut model = model();

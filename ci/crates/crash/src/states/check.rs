@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use memkv_dma::Pool;
-use memkv_journal::{BlockId, Record};
+use memkv_journal::{BlockId, KeyLen, Record};
 use memkv_sim::SimClock;
 use memkv_store::Mode;
 use memkv_wire::crc32c;
@@ -311,7 +311,7 @@ fn count(read: &Read, branches: &mut Branches) {
     }
 }
 
-fn part_of(record: &Record) -> Option<(BlockId, u16)> {
+fn part_of(record: &Record<KeyLen>) -> Option<(BlockId, u16)> {
     match record {
         Record::Part { block, index, .. } => Some((*block, *index)),
         _ => None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use memkv_block::Io;
 use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
 use memkv_journal::{
-    DriveUuid, FormatOptions, Identity, KeyBytes, Layout, NodeUuid, Record, RecoveryReport,
+    DriveUuid, FormatOptions, Identity, KeyBytes, KeyLen, Layout, NodeUuid, Record, RecoveryReport,
     membership,
 };
 use memkv_poller::{Local, Reactor, ReactorConfig, ReactorId, Rng};
@@ -76,7 +76,7 @@ pub struct Read {
     /// Each drive's walk over its log.
     pub reports: Vec<RecoveryReport>,
     /// Each drive's live records.
-    pub live: Vec<Vec<Record>>,
+    pub live: Vec<Vec<Record<KeyLen>>>,
 }
 
 /// A store that runs.
