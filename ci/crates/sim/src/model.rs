@@ -538,7 +538,8 @@ impl Model {
             && put.mode == Mode::Generation(state.newest)
             && put.attempts == 1
             && !self.evicting;
-        if held {
+        // A checkpoint may have dropped it because it could not read its record.
+        if held && !state.journal_harm {
             let detail = format!("generation {} is there, and was denied", state.newest);
             return broken(What::Condition, put.sight.key, detail);
         }

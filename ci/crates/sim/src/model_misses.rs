@@ -29,8 +29,10 @@ impl Model {
             }
             MissReason::DriveLost => self.failed != 0,
             MissReason::Corrupt => {
-                // Where a removal was lost, an entry may be back whose units were used again.
-                self.power_cut || state.journal_harm || values.any(|value| value.harmed)
+                // Where a removal was lost, an entry may be back whose units were used again. And of
+                // a disk that failed to be read its records may be lost.
+                let harmed = |value: &Value| value.harmed || value.disks & self.failed != 0;
+                self.power_cut || state.journal_harm || values.any(harmed)
             }
         };
         if fits { Ok(()) } else { broken(What::Unexplained, key, format!("missing: {reason:?}")) }

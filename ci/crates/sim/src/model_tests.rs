@@ -235,6 +235,18 @@ fn a_harmed_frame_excuses_a_block_dropped_for_it_and_nothing_else() {
     assert_eq!(model.presence(0), Presence::Absent);
 }
 
+#[test]
+fn a_disk_that_cannot_be_read_explains_corrupt_blocks_that_lie_on_it() {
+    let mut model = model();
+    let first = stored(&mut model, 0, 5);
+    stored(&mut model, 1, 6);
+    model.lies_on(first.version, 2);
+    model.disk_failed(2);
+    let (on_it, beside) = (model.look(0, NOW), model.look(1, NOW));
+    assert_eq!(what(model.saw_miss(&beside, MissReason::Corrupt, NOW)), What::Unexplained);
+    model.saw_miss(&on_it, MissReason::Corrupt, NOW).unwrap();
+}
+
 /// Drive 0 holds the older value of key 0, and of key 1 what is deleted, and is lost.
 fn with_a_lost_drive() -> (Model, Put, Put) {
     let mut model = model();
