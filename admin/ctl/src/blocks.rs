@@ -1,10 +1,10 @@
-//! `put`, `get`, `exists`, `delete`: one block at a time, by hand.
+//! `put`, `get`, `exists`, `delete`, `hint`: one block at a time, by hand.
 
-use crate::cli::{GetArgs, Global, KeysArgs, PutArgs};
+use crate::cli::{GetArgs, Global, HintArgs, KeysArgs, PutArgs, Saying};
 use crate::connect::client;
 use crate::error::{CtlError, Exit};
 use memkv_admin_api::size::short_size;
-use memkv_client::{Client, GetOutcome, PutMode, PutOptions, PutOutcome};
+use memkv_client::{Client, GetOutcome, Hint, PutMode, PutOptions, PutOutcome};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
@@ -27,10 +27,16 @@ pub fn put(global: &Global, args: &PutArgs) -> Result<Exit, CtlError> {
     let (client, _) = client(global, None)?;
     let value = read_value(&args.file)?;
     let mode = if args.replace { PutMode::Replace } else { PutMode::Absent };
-    let ttl_seconds = args.ttl.map_or(0, ttl_seconds);
+    let ttl_seconds = args.ttl.map_or(0, whole_seconds);
     let durable = args.durable;
-    let options = PutOptions { mode, ttl_seconds, durable, ..PutOptions::default() };
-    let outcome = client.put(args.key.as_bytes(), &value, &options)?;
+    let pin_seconds = args.pin.map_or(0, whole_seconds);
+    let options = PutOptions { mode, ttl_seconds, durable, pin_seconds, ..PutOptions::default() };
+    let outcome = match &args.parent {
+        None => client.put(args.key.as_bytes(), &value, &options)?,
+        Some(parent) => {
+            client.put_after(parent.as_bytes(), args.key.as_bytes(), &value, &options)?
+        }
+    };
     let key = shown(&args.key);
     let (word, generation) = match outcome {
         PutOutcome::Stored { generation } => ("stored", generation),
@@ -50,8 +56,8 @@ pub fn put(global: &Global, args: &PutArgs) -> Result<Exit, CtlError> {
 }
 
 /// The wire counts whole seconds, and 0 there means never.
-fn ttl_seconds(ttl: Duration) -> u32 {
-    u32::try_from(ttl.as_secs_f64().ceil() as u64).unwrap_or(u32::MAX).max(1)
+fn whole_seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs_f64().ceil() as u64).unwrap_or(u32::MAX).max(1)
 }
 
 fn read_value(path: &Path) -> Result<Vec<u8>, CtlError> {
@@ -148,6 +154,20 @@ pub fn delete(global: &Global, args: &KeysArgs) -> Result<Exit, CtlError> {
     answer_keys(global, &args.keys, &were_there, ["deleted", "missing"])
 }
 
+/// Says what will become of a chain.
+pub fn hint(global: &Global, args: &HintArgs) -> Result<Exit, CtlError> {
+    let (client, _) = client(global, None)?;
+    let (hint, word) = match (args.saying, args.time) {
+        (Saying::Release, _) => (Hint::Release, "released"),
+        (Saying::Retain, _) => (Hint::Retain, "retained"),
+        (Saying::Pin, time) => (Hint::Pin(time.unwrap_or_default()), "pinned"),
+    };
+    let keys: Vec<&[u8]> = args.keys.iter().map(|key| key.as_bytes()).collect();
+    let results = client.hint(&keys, hint).into_iter();
+    let there = results.map(|result| Ok(result?.is_hit())).collect::<Result<Vec<_>, CtlError>>()?;
+    answer_keys(global, &args.keys, &there, [word, "missing"])
+}
+
 /// One line per key; a failure when one of them was not there.
 fn answer_keys(
     global: &Global,
@@ -176,9 +196,9 @@ mod tests {
     fn times_to_live_are_whole_seconds_and_never_forever() {
         let table = [(0, 1), (1, 1), (1000, 1), (1001, 2), (86_400_000, 86_400)];
         for (ms, expected) in table {
-            assert_eq!(ttl_seconds(Duration::from_millis(ms)), expected, "{ms} ms");
+            assert_eq!(whole_seconds(Duration::from_millis(ms)), expected, "{ms} ms");
         }
-        assert_eq!(ttl_seconds(Duration::MAX), u32::MAX);
+        assert_eq!(whole_seconds(Duration::MAX), u32::MAX);
     }
 
     #[test]

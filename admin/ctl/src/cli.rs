@@ -48,6 +48,17 @@ const DELETE_EXAMPLES: &str = "\
 Examples:
   memkvctl delete greeting farewell";
 
+const HINT_HELP: &str = "\
+A hint moves blocks in the order in which the server evicts, and nothing else. Keys are named in
+the order of their chain. `release`: they go before all others, unless somebody reads them.
+`retain`: they go after all others, for as long as the server keeps what is retained. `pin`: the
+same for a time.
+
+Examples:
+  memkvctl hint retain system-0 system-1 system-2
+  memkvctl hint pin --for 30m system-0 system-1 system-2
+  memkvctl hint release chat-17-0 chat-17-1";
+
 const LS_HELP: &str = "\
 What is listed was there at some moment of the listing: the server goes on meanwhile, and is asked
 for a page at a time. Keys are shown with bytes that are not printable escaped.
@@ -68,9 +79,9 @@ file is checked as a whole first: when something is wrong with it, nothing is ch
 answer says what and where. Else it holds from now on, but for the keys that are named as needing a
 restart. A client whose key is no longer in it is served to the end of what it has begun.
 
-Live: network.auth_key and network.keys, limits, storage.eviction, log.level, and drives that are
-new under storage.drives: blank ones are formatted and join the node. One that failed and is listed
-no more is given up.
+Live: network.auth_key and network.keys, limits, namespaces, storage.eviction, log.level, and drives
+that are new under storage.drives: blank ones are formatted and join the node. One that failed and
+is listed no more is given up.
 
 Examples:
   memkvctl reload
@@ -139,6 +150,9 @@ pub enum Command {
     /// Forget blocks; exits with 1 when one was not there
     #[command(after_help = DELETE_EXAMPLES)]
     Delete(KeysArgs),
+    /// Say that a chain of blocks will be wanted, or not; exits with 1 when one was not there
+    #[command(after_help = HINT_HELP)]
+    Hint(HintArgs),
     /// List the namespaces of servers, or the keys of one
     #[command(after_help = LS_HELP)]
     Ls(ListArgs),
@@ -176,6 +190,12 @@ pub struct PutArgs {
     /// Answer when the block survives a power cut, whatever the server promises to others
     #[arg(long)]
     pub durable: bool,
+    /// Evict it after all others for this time; the server has a limit
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub pin: Option<Duration>,
+    /// The key of the block before it in its chain
+    #[arg(long, value_name = "KEY")]
+    pub parent: Option<OsString>,
 }
 
 /// Options of `get`.
@@ -192,6 +212,32 @@ pub struct GetArgs {
 #[derive(Args, Debug)]
 pub struct KeysArgs {
     /// The keys
+    #[arg(required = true)]
+    pub keys: Vec<OsString>,
+}
+
+/// What a hint says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Saying {
+    /// They will be wanted
+    Retain,
+    /// Nobody will want them again
+    Release,
+    /// They will be wanted for a time
+    Pin,
+}
+
+/// Options of `hint`.
+#[derive(Args, Debug)]
+pub struct HintArgs {
+    /// What is said of the blocks
+    #[arg(value_enum)]
+    pub saying: Saying,
+    /// For how long they are pinned; the server has a limit
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration,
+          required_if_eq("saying", "pin"))]
+    pub time: Option<Duration>,
+    /// The keys, in the order of the chain
     #[arg(required = true)]
     pub keys: Vec<OsString>,
 }

@@ -52,6 +52,7 @@ fn run(cli: &Cli) -> Result<Exit, CtlError> {
         Command::Get(args) => blocks::get(global, args),
         Command::Exists(args) => blocks::exists(global, args),
         Command::Delete(args) => blocks::delete(global, args),
+        Command::Hint(args) => blocks::hint(global, args),
         Command::Ls(args) => list::run(global, args),
         Command::Status(args) => show_status(global, args),
         Command::Reload(args) => reload::run(global, args),

@@ -33,6 +33,7 @@ pub use problem::{ConfigError, Origin, Problem, ProblemKind, Warning};
 pub use resolve::AUTH_KEY_VARIABLE;
 
 use crate::paths::Machine;
+use memkv_session::NamespaceLimits;
 use memkv_wire::SharedKey;
 use serde_yaml::Value;
 use std::net::SocketAddr;
@@ -62,6 +63,8 @@ pub struct Config {
     pub idle: IdlePolicy,
     /// What one client may take.
     pub limits: Limits,
+    /// How long the blocks of single namespaces live.
+    pub namespaces: Vec<NamespaceLimits>,
     /// What is logged, and how.
     pub log: Log,
     /// What is odd but no error; to be logged at start.
@@ -181,6 +184,10 @@ pub struct Eviction {
     pub low: u8,
     /// Which block leaves first.
     pub policy: EvictionPolicy,
+    /// For how long blocks are kept that an engine retains.
+    pub retain: Duration,
+    /// The longest time for which blocks are pinned.
+    pub pin_max: Duration,
 }
 
 /// What one connection may take, and how many there may be. Each has a counter.

@@ -322,9 +322,12 @@ pub(crate) fn store_config(config: &Config) -> StoreConfig {
     StoreConfig {
         durability,
         extent_bytes: config.storage.block_size as u32,
-        eviction: eviction
-            .enabled
-            .then(|| EvictionConfig { high: share(eviction.high), low: share(eviction.low) }),
+        eviction: eviction.enabled.then(|| EvictionConfig {
+            high: share(eviction.high),
+            low: share(eviction.low),
+            retain: eviction.retain,
+            pin_max: eviction.pin_max,
+        }),
         trim: trim.enabled.then(|| TrimConfig {
             interval: Duration::from_millis(trim.interval_ms),
             extents: trim.extents,

@@ -385,6 +385,7 @@ fn context(
         store,
         keys: key_ring(&parts.config),
         limits: session_limits(&parts.config),
+        namespaces: parts.config.namespaces.clone(),
         identity: shared.identity,
         entropy: Box::new(drives::random),
         stats: Box::new(move || stats.wire_stats()),
@@ -420,6 +421,7 @@ fn reload(context: &Rc<Context>, store: Option<&Rc<Store>>, config: &Config) -> 
         store.change_policy(drives::policy(config));
     }
     context.set_limits(session_limits(config));
+    context.set_namespaces(config.namespaces.clone());
     context.set_keys(key_ring(config)) as u64
 }
 

@@ -331,6 +331,7 @@ impl Shared {
             ("memkv_busy_total", "Puts refused for the moment.", s.busy.get()),
             ("memkv_full_total", "Puts refused for lack of space.", s.full.get()),
             ("memkv_evictions_total", "Blocks evicted.", s.evictions.get()),
+            ("memkv_hinted_total", "Blocks that engines gave hints of.", s.hinted.get()),
             ("memkv_deletes_total", "Blocks deleted by clients.", s.deletes.get()),
             (
                 "memkv_suspects_total",

@@ -104,6 +104,29 @@ impl Default for SessionLimits {
     }
 }
 
+/// How long the blocks of a namespace live. It holds for what is put from then on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamespaceLimits {
+    /// Its name, whoever's it is.
+    pub name: String,
+    /// Seconds that a put without a time gets; 0 is for ever.
+    pub ttl_seconds: u32,
+    /// The most seconds that a put may ask for; 0 is as long as it likes.
+    pub ttl_max_seconds: u32,
+}
+
+impl NamespaceLimits {
+    /// The seconds that a put gets which asks for so many; 0 is for ever.
+    pub fn ttl(&self, asked: u32) -> u32 {
+        let ttl = if asked == 0 { self.ttl_seconds } else { asked };
+        match (ttl, self.ttl_max_seconds) {
+            (ttl, 0) => ttl,
+            (0, most) => most,
+            (ttl, most) => ttl.min(most),
+        }
+    }
+}
+
 impl SessionLimits {
     /// The longest any request may live, and a peer may take over a frame that it has begun.
     pub(crate) fn longest(&self) -> Duration {
@@ -148,6 +171,8 @@ pub struct ContextParts {
     pub keys: KeyRing,
     /// Bounds.
     pub limits: SessionLimits,
+    /// What holds for the blocks of single namespaces.
+    pub namespaces: Vec<NamespaceLimits>,
     /// Who we are.
     pub identity: Identity,
     /// Fills nonces with bytes nobody can guess (the simulator's are seeded).
@@ -166,6 +191,7 @@ pub struct Context {
     pub(crate) store: StoreHandle,
     pub(crate) keys: RefCell<KeyRing>,
     limits: Cell<SessionLimits>,
+    namespaces: RefCell<Vec<NamespaceLimits>>,
     pub(crate) identity: Identity,
     pub(crate) entropy: Entropy,
     pub(crate) stats: Box<dyn Fn() -> Vec<(u16, u64)>>,
@@ -192,6 +218,7 @@ impl Context {
             store: parts.store,
             keys: RefCell::new(parts.keys),
             limits: Cell::new(parts.limits),
+            namespaces: RefCell::new(parts.namespaces),
             identity: parts.identity,
             entropy: parts.entropy,
             stats: parts.stats,
@@ -218,6 +245,18 @@ impl Context {
     /// its share of replies) stays as it was for that session.
     pub fn set_limits(&self, limits: SessionLimits) {
         self.limits.set(limits);
+    }
+
+    /// The seconds that a put to a namespace gets which asks for so many; 0 is for ever.
+    pub(crate) fn ttl(&self, namespace: &str, asked: u32) -> u32 {
+        let namespaces = self.namespaces.borrow();
+        let limits = namespaces.iter().find(|limits| limits.name == namespace);
+        limits.map_or(asked, |limits| limits.ttl(asked))
+    }
+
+    /// From now on this holds for the blocks of single namespaces that are put.
+    pub fn set_namespaces(&self, namespaces: Vec<NamespaceLimits>) {
+        *self.namespaces.borrow_mut() = namespaces;
     }
 
     /// Other keys from now on. A session whose key is none of them ends: requests under way and

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use memkv_poller::Instant;
-use memkv_store::{Existing, KeyHash, Miss};
+use memkv_store::{Advice, Existing, KeyHash, Miss};
+use memkv_wire as wire;
 use memkv_wire::{
-    DeleteItems, Empty, Header, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply,
-    MetaError, StatsReply, Status, SuspectItems,
+    DeleteItems, Empty, Header, HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems,
+    MatchReply, MetaError, PutItem, StatsReply, Status, SuspectItems,
 };
 
 use crate::join::{LocalFuture, join_all};
@@ -66,6 +67,22 @@ impl Session {
         }
         self.context.store.unhold(keys, self.number).await;
         self.reply(header, Status::Ok, Vec::new());
+        Ok(())
+    }
+
+    /// Hint: what will become of a chain; moves its blocks in the order of eviction.
+    pub async fn hint(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let list = HintList::parse(meta)?;
+        let advice = match list.advice {
+            wire::Advice::Release => Advice::Release,
+            wire::Advice::Retain => Advice::Retain,
+            wire::Advice::Pin => Advice::Pin(Duration::from_secs(u64::from(list.seconds))),
+        };
+        let (keys, places) = self.hashes(&list.keys);
+        match self.context.store.advise(keys, advice).await {
+            Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
+            Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
+        }
         Ok(())
     }
 
@@ -145,6 +162,14 @@ impl Session {
     fn hashes(&self, keys: &[&[u8]]) -> (Vec<KeyHash>, Vec<usize>) {
         let hashed = keys.iter().enumerate().filter_map(|(i, key)| Some((self.hash(key)?, i)));
         hashed.unzip()
+    }
+
+    /// Tells the store that a put names blocks in the order of their chain, unless it names parents
+    /// instead: then the order means nothing.
+    pub fn named_by_put(&self, items: &[PutItem<'_>]) {
+        if items.iter().all(|item| item.advice.parent.is_none()) {
+            self.named(items.iter().map(|item| item.key));
+        }
     }
 
     /// Tells the store that a request names blocks in the order of their chain. One block alone is

@@ -28,6 +28,8 @@ mod replies;
 mod session;
 mod writes;
 
-pub use context::{Context, ContextParts, DriveIo, Entropy, Identity, KeyRing, SessionLimits};
+pub use context::{
+    Context, ContextParts, DriveIo, Entropy, Identity, KeyRing, NamespaceLimits, SessionLimits,
+};
 pub use metrics::SessionCounters;
 pub use session::serve;

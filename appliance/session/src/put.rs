@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use memkv_dma::{Class, DmaBuf};
 use memkv_poller::Instant;
@@ -126,7 +127,7 @@ impl Session {
             return Err(MetaError::InlineLength { got });
         }
         let items = put.items;
-        self.named(items.iter().map(|item| item.key));
+        self.named_by_put(&items);
         let mut replies: Vec<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
         let mut waiting = self.acceptable(header, &items, payload.as_slice(), &mut replies);
@@ -219,7 +220,9 @@ impl Session {
                 PutMode::Replace => Mode::Replace,
                 PutMode::Generation(generation) => Mode::Generation(generation),
             },
-            ttl_seconds: item.ttl_seconds,
+            ttl_seconds: self.context.ttl(&self.namespace, item.ttl_seconds),
+            parent: item.advice.parent.and_then(|parent| self.hash(parent)),
+            pin: Duration::from_secs(u64::from(item.advice.pin_seconds)),
             durable: item.durable,
             deadline: self.deadline(header),
             caller: self.caller(header, index),
@@ -291,7 +294,7 @@ impl Session {
     /// Offer: a place for each item that is not there yet.
     pub async fn offer(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let PutItems { items } = PutItems::parse(meta)?;
-        self.named(items.iter().map(|item| item.key));
+        self.named_by_put(&items);
         let mut replies: Vec<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
         let mut requests = Vec::with_capacity(items.len());

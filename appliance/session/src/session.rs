@@ -210,6 +210,7 @@ impl Session {
             Opcode::MatchPrefix => self.match_prefix(&header, &meta).await,
             Opcode::Lease => self.lease(&header, &meta).await,
             Opcode::Release => self.release(&header, &meta).await,
+            Opcode::Hint => self.hint(&header, &meta).await,
             Opcode::Get => self.get(&header, &meta, began).await,
             Opcode::Delete => self.delete(&header, &meta).await,
             Opcode::Offer => self.offer(&header, &meta).await,

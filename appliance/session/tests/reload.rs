@@ -5,9 +5,9 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, KEY, MIB, Machine, Options, value};
-use memkv_session::{KeyRing, SessionLimits};
+use memkv_session::{KeyRing, NamespaceLimits, SessionLimits};
 use memkv_sim::Fate;
-use memkv_wire::{GoodbyeMeta, Opcode, SharedKey, Status};
+use memkv_wire::{GoodbyeMeta, MissReason, Opcode, SharedKey, Status};
 
 const OTHER: [u8; 32] = [6; 32];
 
@@ -134,4 +134,17 @@ fn other_limits_hold_from_now_on() {
     let refused = before.offer(&mut machine, "k", MIB + 1).expect_err("too large");
     assert_eq!(refused.status, Status::TooLarge);
     assert_eq!(before.put(&mut machine, "k", &value(1, MIB)).status, Status::Ok);
+}
+
+#[test]
+fn a_namespace_lives_as_long_as_the_setting_of_the_moment() {
+    let mut machine = Machine::new(Options::default());
+    let mut client = machine.client(1);
+    assert_eq!(client.put(&mut machine, "before", &value(1, 100)).status, Status::Ok);
+    let rule = NamespaceLimits { name: "tests".into(), ttl_seconds: 10, ttl_max_seconds: 0 };
+    machine.contexts.iter().for_each(|context| context.set_namespaces(vec![rule.clone()]));
+    assert_eq!(client.put(&mut machine, "after", &value(2, 100)).status, Status::Ok);
+    machine.pass(Duration::from_secs(12));
+    assert_eq!(client.get(&mut machine, "before").0.status, Status::Ok);
+    assert_eq!(client.get(&mut machine, "after").0.reason, MissReason::Expired);
 }

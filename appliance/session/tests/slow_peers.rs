@@ -7,11 +7,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{MIB, Machine, Options, value};
-use memkv_session::SessionLimits;
+use memkv_session::{NamespaceLimits, SessionLimits};
 use memkv_sim::Fate;
 use memkv_wire::{
-    DeleteItem, DeleteItems, GetItem, GetItems, ItemReplies, KeyList, LeaseList, Opcode, Status,
-    TO_THE_END,
+    Advice, DeleteItem, DeleteItems, GetItem, GetItems, HintList, ItemReplies, KeyList, LeaseList,
+    MissReason, Opcode, Status, TO_THE_END,
 };
 
 /// No request lives longer than six times its deadline.
@@ -186,4 +186,56 @@ fn ranges_of_nothing_and_beyond_the_end_are_answered() {
     let more = [&first, &rest[0], &rest[1]].map(|frame| frame.header.has_more());
     assert_eq!(more.iter().filter(|more| **more).count(), 2);
     machine.assert_at_rest();
+}
+
+/// Hints are answered like questions, on the store's reactor and on another, also about what is not
+/// there and about the same key twice.
+#[test]
+fn hints_are_answered_per_key() {
+    let mut machine = Machine::new(Options::default());
+    for reactor in 0..2 {
+        let mut client = machine.client(reactor);
+        assert_eq!(client.put(&mut machine, "k", &value(1, 100)).status, Status::Ok);
+        let said = machine.store.counters().hinted.get();
+        for (advice, seconds) in [(Advice::Retain, 0), (Advice::Pin, 9), (Advice::Release, 0)] {
+            let mut meta = Vec::new();
+            let keys = vec![&b"k"[..], b"none", b"k"];
+            HintList { advice, seconds, keys }.encode(&mut meta);
+            let reply = client.ask(&mut machine, Opcode::Hint, &meta);
+            let items = ItemReplies::parse(&reply.meta).expect("a reply per item").items;
+            let status: Vec<Status> = items.iter().map(|item| item.status).collect();
+            assert_eq!(status, [Status::Ok, Status::NotFound, Status::Ok], "{advice}");
+            assert_eq!((items[0].length, items[1].reason), (100, MissReason::Never));
+        }
+        assert_eq!(machine.store.counters().hinted.get(), said + 3, "each block once");
+        let reply = client.ask(&mut machine, Opcode::Hint, &[3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(reply.header.status(), Status::BadRequest);
+    }
+}
+
+#[test]
+fn a_namespace_says_how_long_its_blocks_live() {
+    // Put by a client that asks for no time, under several rules.
+    let lives = |ttl_seconds, ttl_max_seconds| {
+        let name = "tests".to_owned();
+        let other = NamespaceLimits { name: "other".into(), ttl_seconds: 1, ttl_max_seconds: 1 };
+        let rule = NamespaceLimits { name, ttl_seconds, ttl_max_seconds };
+        let namespaces = vec![other, rule];
+        let mut machine = Machine::new(Options { namespaces, ..Options::default() });
+        let mut client = machine.client(0);
+        assert_eq!(client.put(&mut machine, "k", &value(1, 100)).status, Status::Ok);
+        let mut seconds = 0;
+        while client.get(&mut machine, "k").0.status == Status::Ok && seconds < 100 {
+            machine.pass(Duration::from_secs(1));
+            seconds += 1;
+        }
+        let (reply, _) = client.get(&mut machine, "k");
+        assert!(seconds == 100 || reply.reason == MissReason::Expired);
+        seconds
+    };
+    assert_eq!(lives(0, 0), 100, "for ever");
+    assert!((9..=11).contains(&lives(10, 0)));
+    assert!((19..=21).contains(&lives(0, 20)), "for ever is too long");
+    let rule = NamespaceLimits { name: "n".into(), ttl_seconds: 10, ttl_max_seconds: 20 };
+    assert_eq!([0, 5, 15, 20, 21, u32::MAX].map(|asked| rule.ttl(asked)), [10, 5, 15, 20, 20, 20]);
 }

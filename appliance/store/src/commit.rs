@@ -56,6 +56,7 @@ impl Store {
         let pending = self.settle(id);
         assert_eq!(pending.extents.len(), crcs.len(), "one CRC per extent");
         let caller = pending.request.caller;
+        let (parent, pin) = (pending.request.parent, pending.request.pin);
         let flush = pending.request.durable || self.config.durability == Durability::Power;
         let (block, name, guard) = self.block_of(pending, crcs);
         let key = block.hash();
@@ -78,7 +79,7 @@ impl Store {
         if let Some(older) = older {
             self.unpublish(older, MissReason::Never);
         }
-        self.publish(&block);
+        self.publish_advised(&block, parent, pin);
         self.counters.inserts.bump();
         drop(applied);
 

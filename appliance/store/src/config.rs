@@ -73,16 +73,30 @@ pub enum Durability {
 }
 
 /// When eviction starts and how far it goes, as shares of all units.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct EvictionConfig {
     /// Eviction starts above this share in use.
     pub high: f64,
     /// And stops below this one.
     pub low: f64,
+    /// For how long blocks are kept that an engine retains.
+    pub retain: Duration,
+    /// The longest time for which an engine may pin blocks; at most [`EvictionConfig::PIN_LIMIT`].
+    pub pin_max: Duration,
+}
+
+impl EvictionConfig {
+    /// No block is pinned for longer: a week.
+    pub const PIN_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 }
 
 impl Default for EvictionConfig {
     fn default() -> Self {
-        Self { high: 0.95, low: 0.92 }
+        Self {
+            high: 0.95,
+            low: 0.92,
+            retain: Duration::from_secs(600),
+            pin_max: Duration::from_secs(3600),
+        }
     }
 }

@@ -117,7 +117,7 @@ impl Store {
         let mut skipped = 0;
         let least = self.evict_blocks.get().min(BATCH as u64) as usize;
         let blocks = self.blocks.borrow();
-        self.policy.borrow_mut().victims(&mut |slot| {
+        self.policy.borrow_mut().victims(self.second(), &mut |slot| {
             let key = blocks.get(slot).hash();
             // A block that is being read may leave the index: its units wait for the reader.
             let guard = if self.held(slot) { None } else { self.locks.try_lock(key) };

@@ -15,6 +15,7 @@ use memkv_poller::channel::{self, InboxReceiver, InboxSender, OneSender, Permit}
 
 use crate::block::{Extent, KeyHash, Slot};
 use crate::commit::{CommitError, Stored};
+use crate::hint::Advice;
 use crate::lease::{Existing, LeaseGrant, Miss};
 use crate::metrics::StoreCounters;
 use crate::remember::Caller;
@@ -37,6 +38,7 @@ enum Call {
     Named(Vec<KeyHash>),
     Hold(Vec<KeyHash>, u64, Duration, OneSender<Vec<Result<Existing, Miss>>>),
     Unhold(Vec<KeyHash>, u64),
+    Advise(Vec<KeyHash>, Advice, OneSender<Vec<Result<Existing, Miss>>>),
     Delete(KeyHash, u64, Instant, Caller, OneSender<Deleted>),
     DropCorrupt(KeyHash, u64, OneSender<()>),
     DriveFailed(DriveId, String),
@@ -86,6 +88,7 @@ fn answer(store: &Rc<Store>, call: Call) {
             reply.send(keys.iter().map(|&key| store.hold(key, holder, duration)).collect());
         }
         Call::Unhold(keys, holder) => keys.iter().for_each(|&key| store.unhold(key, holder)),
+        Call::Advise(keys, advice, reply) => reply.send(store.advise(&keys, advice)),
         Call::PlaceAgain(id, failed, reply) => reply.send(store.place_again(id, failed)),
         Call::DriveFailed(drive, why) => store.drive_failed(drive, &why),
         Call::Drives(reply) => reply.send(store.drives()),
@@ -271,6 +274,21 @@ impl StoreHandle {
             Self::There(remote) => {
                 remote.ask(|reply| Call::Hold(keys, holder, duration, reply)).await
             }
+        }
+    }
+
+    /// See [`Store::advise`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn advise(
+        &self,
+        keys: Vec<KeyHash>,
+        advice: Advice,
+    ) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+        match self {
+            Self::Here(store) => Ok(store.advise(&keys, advice)),
+            Self::There(remote) => remote.ask(|reply| Call::Advise(keys, advice, reply)).await,
         }
     }
 

@@ -106,6 +106,8 @@ pub struct StoreCounters {
     pub evictions: Counter,
     /// Evictions that had to wait for a reader before the units were free.
     pub evictions_while_read: Counter,
+    /// Blocks that were released, retained or pinned.
+    pub hinted: Counter,
     /// Blocks deleted by clients.
     pub deletes: Counter,
     /// Blocks dropped because their bytes failed the CRC.

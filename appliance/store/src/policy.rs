@@ -8,9 +8,12 @@
 mod chain;
 mod change;
 mod ghosts;
+mod holds;
 mod list;
 mod lru;
 mod odds;
+mod paged;
+mod runs;
 mod s3_fifo;
 #[cfg(test)]
 mod tests;
@@ -31,7 +34,40 @@ pub struct Named {
     pub slot: Option<Slot>,
 }
 
-/// Orders blocks for eviction.
+/// What an engine says about a chain of blocks that are there.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Hint {
+    /// Nobody will want it again: it goes before all others, from its deep end. Who reads or names
+    /// it takes that back.
+    Release,
+    /// It is wanted: it goes after all others, as long as that is not over.
+    Keep {
+        /// The second at which it is an ordinary chain again. What is kept longer already stays so.
+        until: u32,
+    },
+}
+
+/// A part of the order of eviction; all of one go before the first of the next.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Rank {
+    /// Blocks that were released.
+    Released,
+    /// Blocks of which nothing was said.
+    Ordinary,
+    /// Blocks that are kept, those first whose time ends soonest.
+    Kept,
+}
+
+impl Rank {
+    /// All of them, in their order.
+    pub const ALL: [Rank; 3] = [Rank::Released, Rank::Ordinary, Rank::Kept];
+}
+
+/// Blocks or runs of them whose time is over, that one call makes ordinary again.
+const ENDED_AT_ONCE: usize = 256;
+
+/// Orders blocks for eviction: first those that were released, then as the policy sees fit, then
+/// those that are kept, whose time ends soonest first. Times are seconds of any one clock.
 pub trait EvictionPolicy {
     /// The policy's name in status and configuration.
     fn name(&self) -> &'static str;
@@ -44,6 +80,13 @@ pub trait EvictionPolicy {
     /// A request named blocks in the order of their chain: each is useless without those before
     /// it. Blocks that are there will be read, the others will probably be put.
     fn named(&mut self, _chain: &[Named]) {}
+
+    /// A block will be put under `key` that is useless without its parent. Said before it is
+    /// published.
+    fn follows(&mut self, _parent: Named, _key: KeyHash) {}
+
+    /// An engine says something about a chain, in its order. Each block is there and named once.
+    fn hinted(&mut self, chain: &[Slot], hint: Hint, now: u32);
 
     /// A block was published.
     fn inserted(&mut self, slot: Slot, key: KeyHash);
@@ -61,10 +104,32 @@ pub trait EvictionPolicy {
     /// its return would say something about the choice.
     fn removed(&mut self, slot: Slot, key: KeyHash, evicted: bool);
 
-    /// Offers blocks in the order in which they should go, each once, until `take` answers that it
-    /// wants no more or there are no more. None of them leaves here: those that go are removed by
-    /// [`EvictionPolicy::removed`] afterwards.
-    fn victims(&mut self, take: &mut dyn FnMut(Slot) -> bool);
+    /// What an engine said of a block, where that is in force.
+    fn hint_of(&self, slot: Slot) -> Option<Hint>;
+
+    /// Makes blocks ordinary again whose time is over, a bounded number of them.
+    fn end_holds(&mut self, now: u32);
+
+    /// Offers the blocks of one rank in the order in which they should go, each once, until `take`
+    /// answers that it wants no more: then false. None of them leaves here: those that go are
+    /// removed by [`EvictionPolicy::removed`] afterwards.
+    fn offer(&mut self, rank: Rank, take: &mut dyn FnMut(Slot) -> bool) -> bool;
+
+    /// Offers blocks in the order in which they should go, as [`EvictionPolicy::offer`] does.
+    fn victims(&mut self, now: u32, take: &mut dyn FnMut(Slot) -> bool) {
+        self.end_holds(now);
+        for rank in Rank::ALL {
+            if !self.offer(rank, take) {
+                return;
+            }
+        }
+    }
+
+    /// Bytes of memory that it takes for the blocks that are there.
+    fn memory(&self) -> usize;
+
+    /// Bytes of memory that it takes for what is not there: a bounded number of keys.
+    fn memory_of_ghosts(&self) -> usize;
 }
 
 /// The policies there are.

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use memkv_journal::KeyBytes;
 use memkv_poller::Instant;
 
 use crate::block::{Extent, KeyHash};
 use crate::drives::{Drive, place};
+use crate::hint::Advice;
 use crate::index::Span;
 use crate::lease::Existing;
 use crate::locks::KeyGuard;
@@ -38,6 +40,11 @@ pub struct ReserveRequest {
     pub mode: Mode,
     /// Seconds to live; 0 is for ever.
     pub ttl_seconds: u32,
+    /// The block before it in its chain, if the putter says so.
+    pub parent: Option<KeyHash>,
+    /// For how long it is evicted after all others, at most as long as the store pins; zero: it is
+    /// not.
+    pub pin: Duration,
     /// The answer must survive a power cut, whatever the store promises to others.
     pub durable: bool,
     /// When to give up waiting for the key.
@@ -124,6 +131,9 @@ impl Store {
         }
         self.refuse(&request).await?;
         let extents = self.take_units(request.length)?;
+        if let Some(parent) = request.parent {
+            self.follows(parent, request.hash);
+        }
         let id = self.next_pending.get();
         self.next_pending.set(id + 1);
         let pending = Pending { request, extents: extents.clone(), guard };
@@ -180,6 +190,7 @@ impl Store {
             self.flush_all(drives.into_iter()).await.map_err(|_| self.busy(10))?;
         }
         self.counters.present.bump();
+        self.pin_present(request);
         Err(Refusal::Present(existing))
     }
 
@@ -193,6 +204,14 @@ impl Store {
             (Mode::Absent, Some(existing)) => Err(Refusal::Conflict(existing)),
             (Mode::Generation(want), Some(existing)) if existing.generation == want => Ok(()),
             (Mode::Generation(_), existing) => Err(Refusal::GenerationMismatch(existing)),
+        }
+    }
+
+    /// Who puts what is there wants it kept all the same.
+    fn pin_present(&self, request: &ReserveRequest) {
+        let slot = self.slot_of(request.hash);
+        if let Some(slot) = slot.filter(|_| !request.pin.is_zero()) {
+            self.hint(&[slot], Advice::Pin(request.pin));
         }
     }
 

@@ -1,8 +1,8 @@
 //! The store itself: its tables, and the small questions that need no waiting.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -42,28 +42,6 @@ impl KeyHasher {
         KeyHash(hasher.finish128().into())
     }
 }
-
-/// The index's hasher: keys are already uniformly distributed.
-#[derive(Default)]
-pub(crate) struct Low64(u64);
-
-impl Hasher for Low64 {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-
-    fn write_u128(&mut self, n: u128) {
-        self.0 = n as u64;
-    }
-}
-
-pub(crate) type HashTable<V> = HashMap<KeyHash, V, BuildHasherDefault<Low64>>;
 
 /// What has begun and not ended, at one moment. All zero but `units` when nobody asks for anything.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
@@ -176,6 +154,11 @@ impl Store {
         let now = self.local.unix_seconds().max(self.clock_high.get());
         self.clock_high.set(now);
         now
+    }
+
+    /// The second it is now, since the origin of the reactor's clock: what the policy counts in.
+    pub(crate) fn second(&self) -> u32 {
+        u32::try_from(self.local.now().as_nanos() / 1_000_000_000).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn next_generation(&self) -> u64 {

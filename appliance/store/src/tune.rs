@@ -69,6 +69,6 @@ impl Store {
 
     fn move_blocks(&self) -> bool {
         let blocks = self.blocks.borrow();
-        self.policy.borrow_mut().step(|slot| blocks.get(slot).hash())
+        self.policy.borrow_mut().step(self.second(), |slot| blocks.get(slot).hash())
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use common::{EXTENT, Machine, Node, UNIT, put, tiny_ring, watermarks, without_eviction};
 use memkv_journal::FormatOptions;
-use memkv_store::{Deleted, Miss, MissReason, Refusal, ReserveRequest, StoreConfig};
+use memkv_store::{
+    Advice, Deleted, EvictionConfig, Miss, MissReason, Refusal, ReserveRequest, StoreConfig,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -274,4 +276,103 @@ fn a_calendar_that_is_turned_back_brings_nothing_back() {
     assert!(node.generation("second").is_some());
     machine.turn_calendar(1);
     assert_eq!(node.existing("second"), Err(Miss(MissReason::Expired)), "60 s after the latest");
+}
+
+/// Puts small blocks until so many of those that were there before are evicted; says which of the
+/// named are still there.
+fn press(node: &mut Node, round: &str, blocks: usize, names: &[String]) -> Vec<bool> {
+    for n in 0..blocks {
+        put_again(node, &format!("{round} {n}"), 10).expect("eviction makes room");
+    }
+    node.settle();
+    names.iter().map(|name| node.generation(name).is_some()).collect()
+}
+
+fn advise(node: &mut Node, names: &[String], advice: Advice) -> usize {
+    let keys: Vec<_> = names.iter().map(|name| node.hash(name)).collect();
+    let there = node.store.advise(&keys, advice);
+    there.into_iter().filter(Result::is_ok).count()
+}
+
+fn hasty_eviction() -> StoreConfig {
+    let retain = Duration::from_secs(600);
+    let pin_max = Duration::from_secs(100);
+    let eviction = EvictionConfig { high: 0.95, low: 0.9, retain, pin_max };
+    StoreConfig { eviction: Some(eviction), ..watermarks(0.95, 0.9) }
+}
+
+#[test]
+fn what_is_released_goes_first_and_what_is_retained_last() {
+    let (machine, mut node) = one_drive(hasty_eviction());
+    let count = fill(&mut node, 0.9);
+    let name = |n: usize| format!("small {n}");
+    let oldest: Vec<String> = (0..10).map(name).collect();
+    let newest: Vec<String> = (count - 10..count).map(name).collect();
+    assert_eq!(advise(&mut node, &oldest, Advice::Retain), 10);
+    let strangers = [newest.clone(), vec!["never there".to_owned(), newest[0].clone()]].concat();
+    assert_eq!(advise(&mut node, &strangers, Advice::Release), 11, "unknown keys are no error");
+    let left = press(&mut node, "more", count / 10, &newest);
+    assert!(left.iter().all(|there| !there), "{left:?}");
+    let left = press(&mut node, "others", 3 * count, &oldest);
+    assert!(left.iter().all(|there| *there), "{left:?}");
+    // A hint is for a bounded time, and until somebody says otherwise.
+    machine.pass(Duration::from_secs(602));
+    let left = press(&mut node, "late", 3 * count, &oldest);
+    assert!(left.iter().all(|there| !there), "{left:?}");
+}
+
+#[test]
+fn pins_end_and_never_make_a_put_fail() {
+    let (machine, mut node) = one_drive(hasty_eviction());
+    let count = fill(&mut node, 0.9);
+    let all: Vec<String> = (0..count).map(|n| format!("small {n}")).collect();
+    assert_eq!(advise(&mut node, &all, Advice::Pin(Duration::from_secs(1 << 40))), count);
+    for n in 0..count {
+        let pinned = ReserveRequest {
+            pin: Duration::from_secs(50),
+            ..put(&node.store, &format!("pinned {n}"), 10)
+        };
+        let mut outcome = node.put_as(pinned.clone());
+        for _ in 0..200 {
+            if !matches!(outcome, Err(Refusal::Busy { .. })) {
+                break;
+            }
+            node.settle();
+            outcome = node.put_as(pinned.clone());
+        }
+        outcome.expect("what is pinned goes when nothing else is left");
+    }
+    // Those whose time is over soonest went, and made room for nobody but themselves.
+    let there = |node: &Node, names: &[String]| {
+        names.iter().filter(|name| node.generation(name).is_some()).count()
+    };
+    assert!(there(&node, &all) >= count * 9 / 10, "kept for 100 seconds: the most there is");
+    let last = vec![format!("pinned {}", count - 1)];
+    machine.pass(Duration::from_secs(52));
+    node.existing(&last[0]).expect("put just now");
+    let left = press(&mut node, "more", count / 4, &last);
+    assert_eq!(left, [false], "nor does asking for it extend its time");
+    machine.pass(Duration::from_secs(50));
+    press(&mut node, "others", 2 * count, &last);
+    assert_eq!(there(&node, &all), 0, "no pin is longer than the longest");
+}
+
+#[test]
+fn a_present_block_is_pinned_by_its_put_and_a_release_ends_that() {
+    let (_machine, mut node) = one_drive(hasty_eviction());
+    let count = fill(&mut node, 0.9);
+    let name = "small 0".to_owned();
+    let pin = |node: &mut Node| {
+        let pin = Duration::from_secs(90);
+        let length = node.existing("small 0").expect("there").length;
+        let mode = memkv_store::Mode::Absent;
+        let request = put(&node.store, "small 0", length);
+        let put = node.put_as(ReserveRequest { pin, mode, ..request });
+        assert!(matches!(put, Err(Refusal::Present(_))));
+    };
+    pin(&mut node);
+    let names = [name.clone()];
+    assert_eq!(press(&mut node, "more", 2 * count, &names), [true]);
+    assert_eq!(advise(&mut node, &names, Advice::Release), 1);
+    assert_eq!(press(&mut node, "others", count / 4, &names), [false]);
 }

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Machine, Node, put, tiny_ring, watermarks, without_eviction};
-use memkv_store::{EvictionConfig, Miss, MissReason, Policy, Refusal, Tuning};
+use memkv_store::{Miss, MissReason, Policy, Refusal, Tuning};
 
 const MIB: usize = 1 << 20;
 
@@ -35,7 +35,7 @@ fn eviction_begins_rests_and_ends_as_it_is_told() {
     let before = Tuning::of(node.store.config());
 
     // Nobody asks for anything, and yet it goes down to the low mark.
-    let eviction = Some(EvictionConfig { high: 0.8, low: 0.7 });
+    let eviction = watermarks(0.8, 0.7).eviction;
     node.store.tune(Tuning { eviction, ..before });
     node.settle();
     let used = share_in_use(&node);
@@ -43,7 +43,7 @@ fn eviction_begins_rests_and_ends_as_it_is_told() {
     assert_eq!(node.existing("small 0"), Err(Miss(MissReason::Evicted)));
     assert!(node.generation(&format!("small {}", count - 1)).is_some());
 
-    node.store.tune(Tuning { eviction: Some(EvictionConfig { high: 0.5, low: 0.4 }), ..before });
+    node.store.tune(Tuning { eviction: watermarks(0.5, 0.4).eviction, ..before });
     node.settle();
     assert!(share_in_use(&node) <= 0.4);
 
@@ -63,7 +63,7 @@ fn leases_last_as_long_as_the_setting_of_the_moment() {
     let mut node = machine.start();
     let count = fill(&mut node);
     let tuning = Tuning::of(node.store.config());
-    let eviction = Some(EvictionConfig { high: 0.5, low: 0.01 });
+    let eviction = watermarks(0.5, 0.01).eviction;
     node.store.tune(Tuning { lease_max: Duration::from_secs(5), ..tuning });
     let (held, hour) = (node.hash("small 0"), Duration::from_secs(3600));
     node.store.hold(held, 1, hour).expect("it is there");
@@ -96,7 +96,7 @@ fn a_policy_takes_over_the_blocks_while_others_come() {
     let total: u64 = node.store.drives().iter().map(|d| d.units_total).sum();
     let tuning = Tuning::of(node.store.config());
     let low = (count - 10) as f64 / total as f64;
-    let eviction = Some(EvictionConfig { high: low + 0.001, low });
+    let eviction = watermarks(low + 0.001, low).eviction;
     node.store.tune(Tuning { eviction, ..tuning });
     node.settle();
     assert_eq!(node.existing("small 1"), Err(Miss(MissReason::Evicted)));

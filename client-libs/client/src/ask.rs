@@ -1,19 +1,20 @@
 //! Requests without payload: keys out, results in.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memkv_wire::meta::{
-    DeleteItem, DeleteItems, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems,
-    MatchReply, StatsReply,
+    DeleteItem, DeleteItems, HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem,
+    MatchItems, MatchReply, StatsReply,
 };
-use memkv_wire::{Header, MAX_ITEMS, Opcode, Status};
+use memkv_wire::{Advice, Header, MAX_ITEMS, Opcode, Status};
 
 use crate::error::{ClientError, LinkFault};
 use crate::exchange::{Busy, Exchange};
 use crate::items::{Items, cut};
 use crate::link::Link;
 use crate::process::Process;
+use crate::types::Hint;
 
 /// What is asked about each key.
 #[derive(Clone, Copy)]
@@ -24,6 +25,8 @@ pub(crate) enum Question {
     Lease(u32),
     /// Give the lease back.
     Release,
+    /// It will be wanted, or not.
+    Hint(Hint),
     /// Remove it, if it has this generation; 0 for any.
     Delete(u64),
 }
@@ -34,6 +37,7 @@ impl Question {
             Question::Exists => Opcode::Exists,
             Question::Lease(_) => Opcode::Lease,
             Question::Release => Opcode::Release,
+            Question::Hint(_) => Opcode::Hint,
             Question::Delete(_) => Opcode::Delete,
         }
     }
@@ -42,12 +46,25 @@ impl Question {
         match self {
             Question::Exists | Question::Release => KeyList { keys }.encode(meta),
             Question::Lease(lease_ms) => LeaseList { lease_ms, keys }.encode(meta),
+            Question::Hint(hint) => {
+                let (advice, seconds) = match hint {
+                    Hint::Release => (Advice::Release, 0),
+                    Hint::Retain => (Advice::Retain, 0),
+                    Hint::Pin(time) => (Advice::Pin, whole_seconds(time)),
+                };
+                HintList { advice, seconds, keys }.encode(meta);
+            }
             Question::Delete(generation) => {
                 let item = |key| DeleteItem { key, generation };
                 DeleteItems { items: keys.into_iter().map(item).collect() }.encode(meta);
             }
         }
     }
+}
+
+/// The wire counts whole seconds, one at least.
+fn whole_seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
 
 /// One question about many keys of one server.
@@ -137,7 +154,7 @@ impl<'a> Asks<'a> {
 impl Exchange for Asks<'_> {
     fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let unplanned = std::mem::take(&mut self.unplanned);
-        for items in cut(&unplanned, MAX_ITEMS, link, |item| self.keys[item]) {
+        for items in cut(&unplanned, MAX_ITEMS, link, |item| self.keys[item].len()) {
             self.requests.push(Request { id: self.process.next_request(), items, done: false });
         }
         let Some(first) = self.next() else { return Ok(()) };
@@ -281,7 +298,7 @@ impl Query for FirstMissing<'_> {
 
     fn encode(&self, link: &Link) -> Vec<u8> {
         let left: Vec<usize> = (self.matched..self.keys.len()).collect();
-        let mut runs = cut(&left, MAX_ITEMS, link, |item| self.keys[item].1).into_iter();
+        let mut runs = cut(&left, MAX_ITEMS, link, |item| self.keys[item].1.len()).into_iter();
         let run = runs.next().expect("a run that is not matched has a key left");
         self.asked.set(run.len());
         let item = |item: usize| MatchItem { position: self.keys[item].0, key: self.keys[item].1 };

@@ -14,7 +14,7 @@ use crate::get::{Gets, Target, Wanted};
 use crate::process::Process;
 use crate::put::Puts;
 use crate::route::Router;
-use crate::types::{GetItem, GetOutcome, PutItem, PutOptions, PutOutcome, ServerStats};
+use crate::types::{GetItem, GetOutcome, Hint, PutItem, PutOptions, PutOutcome, ServerStats};
 
 /// A client of one or more servers. Cheap to clone; all clones share their connections. Every call does
 /// its work on the thread of its caller and may be made from any number of threads.
@@ -71,7 +71,23 @@ impl Client {
         value: &[u8],
         options: &PutOptions,
     ) -> Result<PutOutcome, ClientError> {
-        only(self.put_batch(&[PutItem { key, value, options: *options }]))
+        only(self.put_batch(&[PutItem { key, value, options: *options, parent: None }]))
+    }
+
+    /// Stores one value that is useless without that of `parent`: it is evicted before it, and shares its
+    /// odds of coming back.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn put_after(
+        &self,
+        parent: &[u8],
+        key: &[u8],
+        value: &[u8],
+        options: &PutOptions,
+    ) -> Result<PutOutcome, ClientError> {
+        let parent = Some(parent);
+        only(self.put_batch(&[PutItem { key, value, options: *options, parent }]))
     }
 
     /// Stores many values; one result per item, in their order. Small ones share frames, larger ones are
@@ -82,6 +98,7 @@ impl Client {
         let process = self.process();
         let check = |item: &PutItem<'_>| {
             check_key(item.key)?;
+            item.parent.map_or(Ok(()), check_key)?;
             match item.value.len() as u64 {
                 0 => Err(ClientError::EmptyValue),
                 length if length > MAX_VALUE => {
@@ -205,10 +222,6 @@ impl Client {
         duration: Duration,
     ) -> Vec<Result<GetOutcome, ClientError>> {
         let lease_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        let outcome = |reply: ItemReply| match reply.status {
-            Status::NotFound => GetOutcome::Miss(reply.reason),
-            _ => GetOutcome::Hit { length: reply.length, generation: reply.generation },
-        };
         let replies = self.ask(Question::Lease(lease_ms), keys);
         replies.into_iter().map(|result| result.map(outcome)).collect()
     }
@@ -217,6 +230,13 @@ impl Client {
     pub fn release(&self, keys: &[&[u8]]) -> Vec<Result<(), ClientError>> {
         let replies = self.ask(Question::Release, keys);
         replies.into_iter().map(|result| result.map(drop)).collect()
+    }
+
+    /// Says what will become of a chain of blocks, its keys in the order of the chain; per key, whether there
+    /// is a block. A block that is not there is no error.
+    pub fn hint(&self, keys: &[&[u8]], hint: Hint) -> Vec<Result<GetOutcome, ClientError>> {
+        let replies = self.ask(Question::Hint(hint), keys);
+        replies.into_iter().map(|result| result.map(outcome)).collect()
     }
 
     /// Removes a block, if it has this generation; true when there was one.
@@ -303,6 +323,13 @@ impl Client {
             batch.items.push(item);
         }
         (results, batches.into_iter().flatten().collect())
+    }
+}
+
+fn outcome(reply: ItemReply) -> GetOutcome {
+    match reply.status {
+        Status::NotFound => GetOutcome::Miss(reply.reason),
+        _ => GetOutcome::Hit { length: reply.length, generation: reply.generation },
     }
 }
 

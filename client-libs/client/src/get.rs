@@ -163,7 +163,7 @@ impl<'a> Gets<'a> {
         let suspects = std::mem::take(&mut self.suspects);
         let places: Vec<usize> = (0..suspects.len()).collect();
         let key = |place: usize| self.wanted[suspects[place].0].key;
-        for run in cut(&places, MAX_ITEMS, link, key) {
+        for run in cut(&places, MAX_ITEMS, link, |place| key(place).len()) {
             let item =
                 |place: &usize| SuspectItem { key: key(*place), generation: suspects[*place].1 };
             let mut meta = Vec::new();
@@ -212,7 +212,7 @@ impl Exchange for Gets<'_> {
     fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let open: Vec<usize> =
             (0..self.wanted.len()).filter(|item| self.items.is_open(*item)).collect();
-        self.runs = cut(&open, MAX_ITEMS, link, |item| self.wanted[item].key);
+        self.runs = cut(&open, MAX_ITEMS, link, |item| self.wanted[item].key.len());
         self.runs.reverse();
         self.ask(link, deadline)
     }

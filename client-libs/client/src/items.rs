@@ -178,11 +178,11 @@ fn refused(server: &Arc<str>, status: Status, text: &str) -> ClientError {
 
 /// Cuts `items` into runs that fit into one request each: its number of items (the server's limit and
 /// `most`) and its meta.
-pub(crate) fn cut<'a>(
+pub(crate) fn cut(
     items: &[usize],
     most: usize,
     link: &Link,
-    key: impl Fn(usize) -> &'a [u8],
+    meta_bytes: impl Fn(usize) -> usize,
 ) -> Vec<Vec<usize>> {
     let count_max = most.min(link.limits.max_items as usize);
     let bytes_max = MAX_META as usize - META_RESERVE;
@@ -190,7 +190,7 @@ pub(crate) fn cut<'a>(
     let mut run = Vec::new();
     let mut bytes = 0;
     for &item in items {
-        let more = key(item).len() + ITEM_OVERHEAD;
+        let more = meta_bytes(item) + ITEM_OVERHEAD;
         if run.len() == count_max || bytes + more > bytes_max {
             runs.push(std::mem::take(&mut run));
             bytes = 0;

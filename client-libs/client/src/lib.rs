@@ -54,4 +54,4 @@ pub use client::Client;
 pub use config::{Config, ConfigError, Transport};
 pub use error::{ClientError, LinkFault};
 pub use memkv_wire::{CrcList, MissReason, SharedKey, StatId, Status};
-pub use types::{GetItem, GetOutcome, PutItem, PutMode, PutOptions, PutOutcome, ServerStats};
+pub use types::{GetItem, GetOutcome, Hint, PutItem, PutMode, PutOptions, PutOutcome, ServerStats};

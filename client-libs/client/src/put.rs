@@ -23,7 +23,9 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use memkv_wire::meta::{DataReply, ItemReplies, ItemReply, PutItem as WireItem, PutItems};
+use memkv_wire::meta::{
+    DataReply, ItemReplies, ItemReply, PutAdvice, PutItem as WireItem, PutItems,
+};
 use memkv_wire::{CrcList, Header, MAX_ITEMS, Opcode, Status};
 
 use crate::error::{ClientError, LinkFault};
@@ -98,12 +100,13 @@ impl<'a> Puts<'a> {
         let values = &self.values;
         let key = |item: usize| values[item].key;
         let mut requests = Vec::new();
-        for run in cut(&small, MAX_ITEMS, link, key) {
+        let bytes = |item: usize| self.meta_bytes(item);
+        for run in cut(&small, MAX_ITEMS, link, bytes) {
             let packs = pack(&run, inline_max, |item| values[item].value.len() as u64);
             requests.extend(packs.into_iter().map(|items| (Opcode::Put, items)));
         }
         for distinct in rounds(large, key) {
-            let runs = cut(&distinct, OFFER_ITEMS_MAX, link, key);
+            let runs = cut(&distinct, OFFER_ITEMS_MAX, link, bytes);
             requests.extend(runs.into_iter().map(|items| (Opcode::Offer, items)));
         }
         let process = self.process;
@@ -121,7 +124,7 @@ impl<'a> Puts<'a> {
     }
 
     fn wire_item(&self, item: usize, crcs: CrcList) -> WireItem<'a> {
-        let PutItem { key, value, options } = self.values[item];
+        let PutItem { key, value, options, parent } = self.values[item];
         WireItem {
             key,
             length: value.len() as u64,
@@ -129,7 +132,15 @@ impl<'a> Puts<'a> {
             durable: options.durable,
             ttl_seconds: options.ttl_seconds,
             crcs,
+            advice: PutAdvice { parent, pin_seconds: options.pin_seconds },
         }
+    }
+
+    /// Bytes that an item takes in a meta, besides what every item takes.
+    fn meta_bytes(&self, item: usize) -> usize {
+        let PutItem { key, options, parent, .. } = self.values[item];
+        let advice = PutAdvice { parent, pin_seconds: options.pin_seconds };
+        key.len() + advice.encoded_length()
     }
 
     fn send(&self, at: usize, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {

@@ -15,6 +15,9 @@ pub struct PutOptions {
     pub ttl_seconds: u32,
     /// Answer only when the value survives a power cut, whatever the server's default.
     pub durable: bool,
+    /// Seconds for which it is evicted after all others, which reads do not extend; the server cuts them to
+    /// its limit. 0 for none.
+    pub pin_seconds: u32,
     /// How long the call may take; `None` for the configured time. A batch may take as long as the most
     /// patient of its items.
     pub deadline: Option<Duration>,
@@ -23,7 +26,13 @@ pub struct PutOptions {
 impl Default for PutOptions {
     /// Only if nothing is there, for ever, as durable as the server is by default.
     fn default() -> PutOptions {
-        PutOptions { mode: PutMode::Absent, ttl_seconds: 0, durable: false, deadline: None }
+        PutOptions {
+            mode: PutMode::Absent,
+            ttl_seconds: 0,
+            durable: false,
+            pin_seconds: 0,
+            deadline: None,
+        }
     }
 }
 
@@ -36,6 +45,21 @@ pub struct PutItem<'a> {
     pub value: &'a [u8],
     /// How to store it.
     pub options: PutOptions,
+    /// The key of the block before it in its chain, where the order of the batch does not say it; `None` for
+    /// all of a batch: it is in the order of the chain.
+    pub parent: Option<&'a [u8]>,
+}
+
+/// What will become of a chain of blocks, as far as an engine knows. It moves them in the order in which the
+/// server evicts, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Nobody will want it again: it goes before all others, unless somebody reads it.
+    Release,
+    /// It will be wanted: it goes after all others, for as long as the server keeps what is retained.
+    Retain,
+    /// The same for this time, which reads do not extend; the server cuts it to its limit.
+    Pin(Duration),
 }
 
 /// What became of a put. Both mean that a value of this key is stored.

@@ -11,10 +11,20 @@ use memkv_client::{
 };
 use memkv_wire::Opcode;
 
-const ABSENT: PutOptions =
-    PutOptions { mode: PutMode::Absent, ttl_seconds: 0, durable: false, deadline: None };
-const REPLACE: PutOptions =
-    PutOptions { mode: PutMode::Replace, ttl_seconds: 0, durable: false, deadline: None };
+const ABSENT: PutOptions = PutOptions {
+    mode: PutMode::Absent,
+    ttl_seconds: 0,
+    durable: false,
+    pin_seconds: 0,
+    deadline: None,
+};
+const REPLACE: PutOptions = PutOptions {
+    mode: PutMode::Replace,
+    ttl_seconds: 0,
+    durable: false,
+    pin_seconds: 0,
+    deadline: None,
+};
 
 fn hurried(ms: u64) -> PutOptions {
     PutOptions { deadline: Some(Duration::from_millis(ms)), ..ABSENT }
@@ -175,7 +185,7 @@ fn only_the_busy_items_of_a_batch_are_asked_for_again() {
     let (server, client) = pair(Setup::default());
     let value = pattern(300_000, 1);
     let keys: [&[u8]; 3] = [b"a", b"b", b"c"];
-    let items = keys.map(|key| PutItem { key, value: &value, options: ABSENT });
+    let items = keys.map(|key| PutItem { key, value: &value, options: ABSENT, parent: None });
     server.play(Opcode::Offer, Trick::First(Status::LimitExceeded, 0));
     for result in client.put_batch(&items) {
         assert!(matches!(result, Ok(PutOutcome::Stored { .. })), "{result:?}");

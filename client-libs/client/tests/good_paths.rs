@@ -6,18 +6,28 @@ use std::time::Duration;
 
 use common::{Setup, TestServer, config, key_of, pair, pattern};
 use memkv_client::{
-    Client, ClientError, Config, GetItem, GetOutcome, MissReason, PutItem, PutMode, PutOptions,
-    PutOutcome, StatId,
+    Client, ClientError, Config, GetItem, GetOutcome, Hint, MissReason, PutItem, PutMode,
+    PutOptions, PutOutcome, StatId,
 };
-use memkv_wire::Opcode;
+use memkv_wire::{Advice, Opcode};
 
-const ABSENT: PutOptions =
-    PutOptions { mode: PutMode::Absent, ttl_seconds: 0, durable: false, deadline: None };
-const REPLACE: PutOptions =
-    PutOptions { mode: PutMode::Replace, ttl_seconds: 0, durable: false, deadline: None };
+const ABSENT: PutOptions = PutOptions {
+    mode: PutMode::Absent,
+    ttl_seconds: 0,
+    durable: false,
+    pin_seconds: 0,
+    deadline: None,
+};
+const REPLACE: PutOptions = PutOptions {
+    mode: PutMode::Replace,
+    ttl_seconds: 0,
+    durable: false,
+    pin_seconds: 0,
+    deadline: None,
+};
 
 fn item<'a>(key: &'a [u8], value: &'a [u8]) -> PutItem<'a> {
-    PutItem { key, value, options: ABSENT }
+    PutItem { key, value, options: ABSENT, parent: None }
 }
 
 #[test]
@@ -320,4 +330,38 @@ fn weights_and_order_of_servers_do_not_matter_for_finding_a_block() {
     let heavy = Config { servers: vec![format!("{}*3", servers[0].address)], ..Config::default() };
     let client = Client::new(heavy).expect("a client");
     assert_eq!(*client.server_of(b"any"), *servers[0].address);
+}
+
+#[test]
+fn hints_and_advice_reach_the_server() {
+    let (server, client) = pair(Setup::default());
+    let large = vec![7; 300_000];
+    let small = &large[..10];
+    for (key, value) in [(b"root", small), (b"leaf", small), (b"deep", &large[..])] {
+        let pinned = PutOptions { pin_seconds: 30, ..ABSENT };
+        let put = match key {
+            b"root" => client.put(key, value, &pinned),
+            b"leaf" => client.put_after(b"root", key, value, &ABSENT),
+            _ => client.put_after(b"leaf", key, value, &pinned),
+        };
+        assert!(matches!(put, Ok(PutOutcome::Stored { .. })));
+    }
+    let key = |key: &[u8]| key.to_vec();
+    let advised = [
+        (key(b"root"), None, 30),
+        (key(b"leaf"), Some(key(b"root")), 0),
+        (key(b"deep"), Some(key(b"leaf")), 30),
+    ];
+    assert_eq!(server.world().advised, advised);
+    let keys: [&[u8]; 2] = [b"root", b"gone"];
+    for hint in [Hint::Release, Hint::Retain, Hint::Pin(Duration::from_millis(1001))] {
+        let there: Vec<bool> =
+            client.hint(&keys, hint).into_iter().map(|r| r.expect("answered").is_hit()).collect();
+        assert_eq!(there, [true, false]);
+    }
+    let said = |advice, seconds| keys.map(|key| (advice, seconds, key.to_vec()));
+    let all = [said(Advice::Release, 0), said(Advice::Retain, 0), said(Advice::Pin, 2)].concat();
+    assert_eq!(server.world().hints, all);
+    let bad = client.put_after(b"", b"k", b"v", &ABSENT);
+    assert!(matches!(bad, Err(ClientError::BadKey { length: 0 })));
 }

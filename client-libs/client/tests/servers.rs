@@ -11,8 +11,13 @@ use common::{Setup, TestServer, Trick, config, key_of, pair, pattern};
 use memkv_client::{Client, ClientError, Config, GetItem, PutItem, PutMode, PutOptions};
 use memkv_wire::Opcode;
 
-const ABSENT: PutOptions =
-    PutOptions { mode: PutMode::Absent, ttl_seconds: 0, durable: false, deadline: None };
+const ABSENT: PutOptions = PutOptions {
+    mode: PutMode::Absent,
+    ttl_seconds: 0,
+    durable: false,
+    pin_seconds: 0,
+    deadline: None,
+};
 /// Far longer than anything here takes, far shorter than the timeouts that must not be waited for.
 const SWIFT: Duration = Duration::from_secs(5);
 
@@ -39,7 +44,12 @@ fn a_dead_server_costs_its_own_keys_only() {
     assert_eq!(client.exists(&keys).expect("exists"), [false, true]);
     assert_eq!(client.match_prefix(&keys).expect("match"), 0);
     assert_eq!(client.match_prefix(&[&here, &gone]).expect("match"), 1);
-    let puts = client.put_batch(&keys.map(|key| PutItem { key, value: b"other", options: ABSENT }));
+    let puts = client.put_batch(&keys.map(|key| PutItem {
+        key,
+        value: b"other",
+        options: ABSENT,
+        parent: None,
+    }));
     assert!(matches!(puts[0], Err(ClientError::Unavailable { .. })), "{:?}", puts[0]);
     assert!(puts[1].is_ok());
     let stats = client.server_stats();
@@ -90,7 +100,14 @@ fn a_server_that_takes_connections_and_says_nothing_is_given_up_by_the_connect_t
     let client = Client::new(config).expect("a client");
     let (here, gone) = (key_of(&client, &alive, 0), key_of(&client, &mute, 0));
     let keys: [&[u8]; 2] = [&gone, &here];
-    let put = |_| client.put_batch(&keys.map(|key| PutItem { key, value: b"v", options: ABSENT }));
+    let put = |_| {
+        client.put_batch(&keys.map(|key| PutItem {
+            key,
+            value: b"v",
+            options: ABSENT,
+            parent: None,
+        }))
+    };
     for results in (0..100).map(put) {
         assert!(matches!(results[0], Err(ClientError::Unavailable { .. })), "{:?}", results[0]);
         assert!(results[1].is_ok());

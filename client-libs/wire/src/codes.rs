@@ -56,6 +56,8 @@ codes! {
         Lease = 0x12 => "lease",
         /// Give leases back before their time.
         Release = 0x13 => "release",
+        /// What will become of a chain of blocks: kept, or given up.
+        Hint = 0x14 => "hint",
         /// Store values whose bytes ride in this frame, on one credit.
         Put = 0x20 => "put",
         /// Read values or ranges of them; one reply frame per item.
@@ -136,6 +138,19 @@ codes! {
         DriveLost = 4 => "drive_lost",
         /// Its bytes were found damaged and were dropped.
         Corrupt = 5 => "corrupt",
+    }
+}
+
+codes! {
+    /// What a client says about blocks (first byte of a [`HintList`](crate::meta::HintList)).
+    #[repr(u8)]
+    Advice: u8 {
+        /// Nobody will want them again: they are evicted before all others.
+        Release = 0 => "release",
+        /// They will be wanted: they are evicted after all others, for as long as the server says.
+        Retain = 1 => "retain",
+        /// As retain, for a time that the client says.
+        Pin = 2 => "pin",
     }
 }
 

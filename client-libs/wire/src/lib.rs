@@ -32,7 +32,7 @@ mod header;
 mod key;
 pub mod meta;
 
-pub use codes::{MissReason, Opcode, StatId, Status};
+pub use codes::{Advice, MissReason, Opcode, StatId, Status};
 pub use crc::{Crc32c, CrcList, crc32c, extents_touched};
 pub use credits::{CreditAccount, CreditError};
 pub use frame::{FrameError, MAX_TRAILER_LEN, Opener, Sealer, Side, trailer_len};
@@ -40,8 +40,9 @@ pub use header::{AUTHENTICATED_LEN, HEADER_LEN, Header, VERSION, flags};
 pub use key::{KeyError, SharedKey, loopback_key};
 pub use meta::{
     DataMeta, DataReply, DeleteItem, DeleteItems, Empty, GetItem, GetItems, GetReply, GoodbyeMeta,
-    ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems, MatchReply, MetaError,
-    PutItem, PutItems, PutMode, Refusal, StatsReply, SuspectItem, SuspectItems, TO_THE_END,
+    HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems, MatchReply,
+    MetaError, PutAdvice, PutItem, PutItems, PutMode, Refusal, StatsReply, SuspectItem,
+    SuspectItems, TO_THE_END,
 };
 
 /// Most bytes of meta of any frame: 1 MiB.

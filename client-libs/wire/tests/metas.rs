@@ -3,7 +3,7 @@
 use memkv_wire::handshake::{ClientHello, Limits, ServerHello};
 use memkv_wire::meta::*;
 use memkv_wire::{
-    CrcList, MAX_ITEMS, MAX_KEY, MAX_VALUE, MissReason, Opcode, StatId, Status, VERSION,
+    Advice, CrcList, MAX_ITEMS, MAX_KEY, MAX_VALUE, MissReason, Opcode, StatId, Status, VERSION,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -100,7 +100,8 @@ impl Parts {
                 items: self.items(|key, _, _, position| MatchItem { position, key }),
             }),
             Request::Lease(LeaseList { lease_ms: number, keys: keys.clone() }),
-            Request::Release(KeyList { keys }),
+            Request::Release(KeyList { keys: keys.clone() }),
+            Request::Hint(self.hint(keys)),
             Request::Put(self.puts()),
             Request::Get(GetItems {
                 items: self.items(|key, offset, length, _| GetItem { key, offset, length }),
@@ -122,15 +123,35 @@ impl Parts {
         self.keys.iter().map(|(key, a, b, c)| make(key, *a, *b, *c)).collect()
     }
 
+    fn hint<'a>(&'a self, keys: Vec<&'a [u8]>) -> HintList<'a> {
+        let seconds = self.keys[0].3.max(1);
+        let advice = Advice::ALL[seconds as usize % Advice::ALL.len()];
+        HintList { advice, seconds: if advice == Advice::Pin { seconds } else { 0 }, keys }
+    }
+
+    /// What is said of an item: its parent is the key before it.
+    fn advice(&self, item: usize) -> PutAdvice<'_> {
+        let (_, length, generation, seconds) = &self.keys[item];
+        let parent = item.checked_sub(1).filter(|_| length % 2 == 0);
+        PutAdvice {
+            parent: parent.map(|parent| &self.keys[parent].0[..]),
+            pin_seconds: if generation % 2 == 0 { *seconds } else { 0 },
+        }
+    }
+
     fn puts(&self) -> PutItems<'_> {
-        let pairs = self.keys.iter().zip(&self.puts);
-        let items = pairs.map(|((key, length, _, ttl_seconds), (mode, durable, crcs))| PutItem {
-            key,
-            length: length % MAX_VALUE + 1,
-            mode: *mode,
-            durable: *durable,
-            ttl_seconds: *ttl_seconds,
-            crcs: *crcs,
+        let pairs = self.keys.iter().zip(&self.puts).enumerate();
+        let items = pairs.map(|(at, ((key, length, _, ttl_seconds), put))| {
+            let (mode, durable, crcs) = put;
+            PutItem {
+                key,
+                length: length % MAX_VALUE + 1,
+                mode: *mode,
+                durable: *durable,
+                ttl_seconds: *ttl_seconds,
+                crcs: *crcs,
+                advice: self.advice(at),
+            }
         });
         PutItems { items: items.collect() }
     }
@@ -163,6 +184,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 (Opcode::MatchPrefix, Status::Ok, Reply::Match(matched)),
                 (Opcode::Lease, Status::Ok, items.clone()),
                 (Opcode::Release, Status::Ok, Reply::Empty(Empty)),
+                (Opcode::Hint, Status::Ok, items.clone()),
                 (Opcode::Put, Status::Ok, items.clone()),
                 (Opcode::Get, Status::Ok, Reply::Get(GetReply { item, offset, reply })),
                 (Opcode::Delete, Status::Ok, items.clone()),
@@ -183,7 +205,7 @@ fn check_extensions(
     parse: &dyn Fn(&[u8]) -> Result<(), MetaError>,
 ) -> Result<(), TestCaseError> {
     let mut extended = bytes.to_vec();
-    append_extension(&mut extended, 0x0001, b"whatever");
+    append_extension(&mut extended, 0x7001, b"whatever");
     append_extension(&mut extended, 0x7fff, b"");
     prop_assert_eq!(parse(&extended), Ok(()), "unknown extensions are skipped");
     append_extension(&mut extended, MUST_UNDERSTAND, b"x");
@@ -192,6 +214,16 @@ fn check_extensions(
     extended.pop();
     prop_assert_eq!(parse(&extended), Err(MetaError::Truncated));
     Ok(())
+}
+
+/// The items of a put or an offer without what is said of them besides, and their bytes.
+fn plain_puts<'a>(request: &Request<'a>) -> Option<(PutItems<'a>, usize)> {
+    let (Request::Put(puts) | Request::Offer(puts)) = request else { return None };
+    let plain = |item: &PutItem<'a>| PutItem { advice: PutAdvice::default(), ..item.clone() };
+    let puts = PutItems { items: puts.items.iter().map(plain).collect() };
+    let mut bytes = Vec::new();
+    puts.encode(&mut bytes);
+    Some((puts, bytes.len()))
 }
 
 proptest! {
@@ -229,6 +261,13 @@ proptest! {
             request.encode(&mut bytes);
             for length in 0..bytes.len() {
                 let got = Request::parse(request.opcode(), &bytes[..length]);
+                // What is said besides of puts is in extensions: without them it is a whole put.
+                if let (Ok(got), Some(plain)) = (&got, plain_puts(&request)) {
+                    prop_assert!(length >= plain.1, "a part of an item is missing");
+                    prop_assert_eq!(plain_puts(got), Some(plain), "the items are the same");
+                    prop_assert!(*got != request, "some of the advice is missing");
+                    continue;
+                }
                 prop_assert_eq!(got, Err(MetaError::Truncated), "{} at {}", request.opcode(), length);
             }
         }
@@ -312,6 +351,7 @@ fn put_item() -> Vec<u8> {
         durable: true,
         ttl_seconds: 0,
         crcs: CrcList::EMPTY,
+        advice: Default::default(),
     };
     let mut bytes = Vec::new();
     PutItems { items: vec![item] }.encode(&mut bytes);
@@ -418,6 +458,7 @@ fn inline_values_are_summed_without_overflow() {
         durable: false,
         ttl_seconds: 9,
         crcs: CrcList::EMPTY,
+        advice: Default::default(),
     };
     let sum = |lengths: &[u64]| {
         PutItems { items: lengths.iter().copied().map(item).collect() }.inline_length()
@@ -440,6 +481,7 @@ fn no_item_is_longer_than_its_key_and_the_overhead() {
         durable: true,
         ttl_seconds: u32::MAX,
         crcs: CrcList::from_slice(&[u32::MAX; 16]).expect("16 fit"),
+        advice: Default::default(),
     };
     PutItems { items: vec![item] }.encode(&mut bytes);
     assert_eq!(bytes.len(), 4 + MAX_KEY + memkv_wire::ITEM_OVERHEAD);
@@ -464,4 +506,49 @@ fn counters_are_found_by_name() {
     stats.stats.push((60000, 1));
     assert_eq!(stats.get(StatId::Hits), Some(7));
     assert_eq!(stats.get(StatId::Misses), None);
+}
+
+#[test]
+fn advice_about_puts_is_checked() {
+    let extended = |kind, bytes: &[u8]| {
+        let mut meta = put_item();
+        append_extension(&mut meta, kind, bytes);
+        meta
+    };
+    let parse = |meta: &[u8]| PutItems::parse(meta).map(|put| put.items[0].advice.pin_seconds);
+    let pin = [0, 0, 0, 0, 9, 0, 0, 0];
+    assert_eq!(parse(&extended(2, &pin)), Ok(9));
+    let item = |kind, item| Err(MetaError::ExtendedItem { kind, item });
+    assert_eq!(parse(&extended(2, &[1, 0, 0, 0, 9, 0, 0, 0])), item(2, 1), "one item only");
+    assert_eq!(parse(&extended(2, &[0; 8])), item(2, 0), "no time at all");
+    assert_eq!(parse(&extended(2, &[&pin[..], &[0]].concat())), item(2, 0), "too long");
+    assert_eq!(parse(&extended(2, &pin[..7])), Err(MetaError::Truncated));
+    assert_eq!(parse(&extended(1, &[0, 0, 0])), Err(MetaError::Truncated));
+    assert_eq!(parse(&extended(1, &[0; 4])), Err(MetaError::KeyLength { got: 0 }));
+    let long = [&[0; 4][..], &[7; MAX_KEY + 1]].concat();
+    assert_eq!(parse(&extended(1, &long)), Err(MetaError::KeyLength { got: MAX_KEY + 1 }));
+    let mut twice = extended(1, b"\0\0\0\0p");
+    assert_eq!(PutItems::parse(&twice).map(|put| put.items[0].advice.parent), Ok(Some(&b"p"[..])));
+    append_extension(&mut twice, 1, b"\0\0\0\0p");
+    assert_eq!(parse(&twice), item(1, 0), "said twice");
+}
+
+#[test]
+fn hints_are_checked() {
+    let meta = |advice: u8, reserved: u8, seconds: u32| {
+        let mut meta = vec![advice, reserved, 0, 0];
+        meta.extend(seconds.to_le_bytes());
+        meta.extend([1, 0, 0, 0, 1, 0, b'k']);
+        meta
+    };
+    let parse = |meta: &[u8]| HintList::parse(meta).map(|hint| (hint.advice, hint.seconds));
+    assert_eq!(parse(&meta(0, 0, 0)), Ok((Advice::Release, 0)));
+    assert_eq!(parse(&meta(1, 0, 0)), Ok((Advice::Retain, 0)));
+    assert_eq!(parse(&meta(2, 0, 7)), Ok((Advice::Pin, 7)));
+    for (advice, seconds) in [(0, 7), (1, 7), (2, 0), (3, 0)] {
+        let error = MetaError::Advice { got: advice, seconds };
+        assert_eq!(parse(&meta(advice, 0, seconds)), Err(error));
+    }
+    assert_eq!(parse(&meta(0, 1, 0)), Err(MetaError::ReservedNotZero));
+    assert_eq!(parse(&meta(0, 0, 0)[..12]), Err(MetaError::Truncated));
 }

@@ -27,8 +27,9 @@ impl BlockStore for Client {
         };
         let options = PutOptions { mode, ..PutOptions::default() };
         let blocks = blocks.iter();
-        let items: Vec<PutItem<'_>> =
-            blocks.map(|block| PutItem { key: block.key, value: block.value, options }).collect();
+        let items: Vec<PutItem<'_>> = blocks
+            .map(|block| PutItem { key: block.key, value: block.value, options, parent: None })
+            .collect();
         let outcome = |outcome| match outcome {
             PutOutcome::Stored { .. } => Stored::New,
             PutOutcome::Present { .. } => Stored::Present,

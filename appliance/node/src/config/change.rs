@@ -59,6 +59,8 @@ fn table() -> Vec<Key> {
         live "storage.eviction.high" |c| c.storage.eviction.high;
         live "storage.eviction.low" |c| c.storage.eviction.low;
         live "storage.eviction.policy" |c| c.storage.eviction.policy;
+        live "storage.eviction.retain_seconds" |c| c.storage.eviction.retain;
+        live "storage.eviction.pin_max_seconds" |c| c.storage.eviction.pin_max;
         restart "node.reactors" |c| c.reactors;
         restart "node.idle" |c| c.idle;
         live "limits.max_connections" |c| c.limits.max_connections;
@@ -72,6 +74,11 @@ fn table() -> Vec<Key> {
     };
     let mut table = Vec::from(plain);
     table.push(Key { name: "network.keys", live: true, differs: keys_differ });
+    table.push(Key {
+        name: "namespaces",
+        live: true,
+        differs: |c, d| c.namespaces != d.namespaces,
+    });
     table.push(Key { name: "storage.drives", live: false, differs: drives_differ });
     table
 }
@@ -98,6 +105,7 @@ impl Config {
         let mut adopted = self.clone();
         adopted.network.keys = next.network.keys;
         adopted.storage.eviction = next.storage.eviction;
+        adopted.namespaces = next.namespaces;
         adopted.limits = next.limits;
         // The largest value may have been settled by an extent size that waits for a restart.
         let most = self.storage.block_size * memkv_wire::MAX_EXTENTS as u64;

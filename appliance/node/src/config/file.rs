@@ -7,6 +7,7 @@ use super::problem::{ProblemKind, Warning};
 use super::schema;
 use super::tree::{Item, Path, Report, Section};
 use super::{Durability, EvictionPolicy, IdlePolicy, Limits, LogFormat, LogLevel, StorageMode};
+use memkv_session::NamespaceLimits;
 use memkv_wire::SharedKey;
 use serde_yaml::Value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -31,6 +32,8 @@ const DRIVES_MAX: usize = 64;
 const DRIVE_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
 /// Keys of a node: two for each of many tenants.
 const KEYS_MAX: usize = 2048;
+/// Namespaces that are told how long their blocks live.
+const NAMESPACES_MAX: usize = 1024;
 /// Reactors of a node.
 const REACTORS: RangeInclusive<u64> = 1..=256;
 
@@ -59,6 +62,8 @@ pub struct FileConfig {
     pub limits: Limits,
     /// `limits.max_value`.
     pub max_value: Option<u64>,
+    /// `namespaces`.
+    pub namespaces: Vec<NamespaceLimits>,
     /// `log.format`.
     pub log_format: Option<LogFormat>,
     /// `log.level`.
@@ -98,6 +103,10 @@ pub struct FileStorage {
     pub low: Option<u8>,
     /// `eviction.policy`.
     pub policy: Option<EvictionPolicy>,
+    /// `eviction.retain_seconds`.
+    pub retain: Option<Duration>,
+    /// `eviction.pin_max_seconds`.
+    pub pin_max: Option<Duration>,
     /// `durability`.
     pub durability: Option<Durability>,
     /// `trim.enabled`.
@@ -132,6 +141,10 @@ pub fn read(document: &Value, report: &Report<'_>) -> FileConfig {
     let section = root.section("limits", schema::LIMITS);
     limits(&section, &mut file.limits);
     file.max_value = section.item("max_value").and_then(|i| i.size(1..=memkv_wire::MAX_VALUE));
+    let namespaces = root.sections("namespaces", schema::NAMESPACE, 0..=NAMESPACES_MAX);
+    for section in namespaces.into_iter().flatten() {
+        namespace(&section, &mut file.namespaces);
+    }
     log(&root.section("log", schema::LOG), &mut file);
     file
 }
@@ -223,6 +236,12 @@ fn storage(section: &Section<'_>, storage: &mut FileStorage) {
     storage.high = eviction.item("high").and_then(|i| i.percent(2..=100));
     storage.low = eviction.item("low").and_then(|i| i.percent(1..=99));
     storage.policy = eviction.item("policy").and_then(|i| i.choice(&EvictionPolicy::WORDS));
+    let seconds = |key: &str| {
+        let most = memkv_store::EvictionConfig::PIN_LIMIT.as_secs();
+        eviction.item(key).and_then(|i| i.integer(1..=most)).map(Duration::from_secs)
+    };
+    storage.retain = seconds("retain_seconds");
+    storage.pin_max = seconds("pin_max_seconds");
     let trim = section.section("trim", schema::TRIM);
     storage.trim = trim.item("enabled").and_then(|i| i.boolean());
     storage.trim_interval_ms = trim.item("interval_ms").and_then(|i| i.integer(10..=3_600_000));
@@ -278,6 +297,29 @@ fn limits(section: &Section<'_>, limits: &mut Limits) {
     integer("credits", &mut limits.credits, 1..=4_096);
     integer("lease_ms", &mut limits.lease_ms, 100..=600_000);
     integer("request_timeout_ms", &mut limits.request_timeout_ms, 10..=600_000);
+}
+
+fn namespace(section: &Section<'_>, known: &mut Vec<NamespaceLimits>) {
+    let name = required(section, "name").and_then(|item| {
+        let name = item.text()?.to_owned();
+        if !(1..=memkv_wire::MAX_NAMESPACE).contains(&name.len()) {
+            item.problem(ProblemKind::BadNamespace { value: name });
+            return None;
+        }
+        if known.iter().any(|other| other.name == name) {
+            item.problem(ProblemKind::Duplicate { value: format!("namespace {name}") });
+        }
+        Some(name)
+    });
+    let seconds = |key: &str| {
+        let seconds = section.item(key).and_then(|item| item.integer(1..=u64::from(u32::MAX)));
+        seconds.map_or(0, |seconds| u32::try_from(seconds).expect("within the range just checked"))
+    };
+    let (ttl_seconds, ttl_max_seconds) = (seconds("ttl_seconds"), seconds("ttl_max_seconds"));
+    if ttl_max_seconds > 0 && ttl_seconds > ttl_max_seconds {
+        section.problem("ttl_seconds", ProblemKind::Refused("it is above ttl_max_seconds"));
+    }
+    known.extend(name.map(|name| NamespaceLimits { name, ttl_seconds, ttl_max_seconds }));
 }
 
 fn log(section: &Section<'_>, file: &mut FileConfig) {

@@ -167,6 +167,11 @@ pub enum ProblemKind {
         /// What stands there.
         value: String,
     },
+    /// Not a name of a namespace.
+    BadNamespace {
+        /// What stands there.
+        value: String,
+    },
     /// The key has no default and is not set.
     Missing,
     /// The same thing is named twice.
@@ -242,6 +247,9 @@ impl fmt::Display for ProblemKind {
             Self::BadAuthKey(error) => write!(f, "{error}; make one: openssl rand -hex 32"),
             Self::BadTenant { value } => {
                 write!(f, "`{value}` is not a tenant: 1 to 64 of a-z A-Z 0-9 . _ -")
+            }
+            Self::BadNamespace { value } => {
+                write!(f, "`{value}` is not a namespace: 1 to 255 bytes")
             }
             Self::Missing => f.write_str("not set, and there is no default"),
             Self::Duplicate { value } => write!(f, "{value} is named twice"),

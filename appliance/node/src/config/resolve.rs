@@ -74,6 +74,7 @@ pub fn resolve(
         reactors: set.reactors.unwrap_or(cores),
         idle: set.idle.unwrap_or(IdlePolicy::Adaptive),
         limits: Limits { max_value, ..set.limits },
+        namespaces: set.namespaces,
         log: Log {
             format: overrides.log_format.or(set.log_format),
             filter: log_filter(set.log_level, overrides, machine),
@@ -188,11 +189,14 @@ fn storage(
     let unnamed = mode == StorageMode::File && set.drives.is_none();
     let data_directory = overrides.data_dir.clone().or_else(|| machine.data_directory());
     let data_directory = data_directory.filter(|_| unnamed).map(|folder| absolute(&folder));
+    let defaults = memkv_store::EvictionConfig::default();
     let eviction = Eviction {
         enabled: set.eviction.unwrap_or(true),
         high: set.high.unwrap_or(95),
         low: set.low.unwrap_or_else(|| set.high.map_or(92, |high| high.saturating_sub(3).max(1))),
         policy: set.policy.unwrap_or(EvictionPolicy::Chain),
+        retain: set.retain.unwrap_or(defaults.retain),
+        pin_max: set.pin_max.unwrap_or(defaults.pin_max),
     };
     if eviction.low >= eviction.high {
         let kind = ProblemKind::MarksCrossed { low: eviction.low, high: eviction.high };

@@ -4,7 +4,7 @@
 //! that no key is undocumented.
 
 /// Sections by path; a list's items are under its name with `[]`.
-pub const SCHEMA: [(&str, &[&str]); 13] = [
+pub const SCHEMA: [(&str, &[&str]); 14] = [
     ("", ROOT),
     ("network", NETWORK),
     ("network.keys[]", KEY),
@@ -17,11 +17,13 @@ pub const SCHEMA: [(&str, &[&str]); 13] = [
     ("rdma", RDMA),
     ("node", NODE),
     ("limits", LIMITS),
+    ("namespaces[]", NAMESPACE),
     ("log", LOG),
 ];
 
 /// The document's sections.
-pub const ROOT: &[&str] = &["network", "memory", "storage", "rdma", "node", "limits", "log"];
+pub const ROOT: &[&str] =
+    &["network", "memory", "storage", "rdma", "node", "limits", "namespaces", "log"];
 /// Where the node listens and whom it believes.
 pub const NETWORK: &[&str] = &["address", "auth_key", "keys", "tls_cert", "tls_key"];
 /// One more key.
@@ -42,7 +44,8 @@ pub const STORAGE: &[&str] = &[
 /// One drive.
 pub const DRIVE: &[&str] = &["media", "max_size"];
 /// What happens when drives fill.
-pub const EVICTION: &[&str] = &["enabled", "high", "low", "policy"];
+pub const EVICTION: &[&str] =
+    &["enabled", "high", "low", "policy", "retain_seconds", "pin_max_seconds"];
 /// Telling drives what is free.
 pub const TRIM: &[&str] = &["enabled", "interval_ms", "extents"];
 /// Reading what nobody reads.
@@ -54,6 +57,8 @@ pub const NODE: &[&str] = &["reactors", "idle"];
 /// What one client may take.
 pub const LIMITS: &[&str] =
     &["max_connections", "max_requests", "credits", "max_value", "lease_ms", "request_timeout_ms"];
+/// How long the blocks of a namespace live.
+pub const NAMESPACE: &[&str] = &["name", "ttl_seconds", "ttl_max_seconds"];
 /// What is logged, and how.
 pub const LOG: &[&str] = &["format", "level"];
 

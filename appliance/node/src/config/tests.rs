@@ -85,7 +85,9 @@ fn nothing_set_serves_a_laptop() {
     assert_eq!(config.storage.durability, Durability::Process);
     assert_eq!(config.storage.drive_timeout.as_secs(), 10);
     assert_eq!(config.storage.drives, [Drive::File { media: default_file(), size: Some(4 * GIB) }]);
-    let eviction = Eviction { enabled: true, high: 95, low: 92, policy: EvictionPolicy::Chain };
+    let (retain, pin_max) = (Duration::from_secs(600), Duration::from_secs(3600));
+    let policy = EvictionPolicy::Chain;
+    let eviction = Eviction { enabled: true, high: 95, low: 92, policy, retain, pin_max };
     assert_eq!(config.storage.eviction, eviction);
     // A file keeps the space that was reserved for it.
     let trim = Trim { enabled: false, interval_ms: 5_000, extents: 1_024 };
@@ -125,6 +127,8 @@ storage:
     enabled: false
     high: 70 %
     low: 60
+    retain_seconds: 30
+    pin_max_seconds: 7200
     policy: lru
   durability: process
   trim:
@@ -140,6 +144,12 @@ node:
 limits:
   max_connections: 10
   max_value: 8 MiB
+namespaces:
+  - name: scratch
+    ttl_seconds: 60
+  - name: chat
+    ttl_seconds: 3600
+    ttl_max_seconds: 86400
 log:
   format: json
   level: debug
@@ -158,12 +168,20 @@ fn a_whole_file_is_read() {
     let file = |media: &str, size| Drive::File { media: media.into(), size: Some(size) };
     assert_eq!(config.storage.drives, [file("/data/a", GIB), file("/data/b", 2 * GIB)]);
     assert_eq!(config.storage.block_size, MIB);
-    let eviction = Eviction { enabled: false, high: 70, low: 60, policy: EvictionPolicy::Lru };
+    let (retain, pin_max) = (Duration::from_secs(30), Duration::from_secs(7200));
+    let policy = EvictionPolicy::Lru;
+    let eviction = Eviction { enabled: false, high: 70, low: 60, policy, retain, pin_max };
     assert_eq!(config.storage.eviction, eviction);
     let trim = Trim { enabled: true, interval_ms: 250, extents: 64 };
     assert_eq!((config.storage.trim, config.storage.scrub_bytes_per_second), (trim, 0));
     assert_eq!((config.reactors, config.idle), (2, IdlePolicy::Busy));
     assert_eq!((config.limits.max_connections, config.limits.max_value), (10, 8 * MIB));
+    let limits = |name: &str, ttl_seconds, ttl_max_seconds| NamespaceLimits {
+        name: name.to_owned(),
+        ttl_seconds,
+        ttl_max_seconds,
+    };
+    assert_eq!(config.namespaces, [limits("scratch", 60, 0), limits("chat", 3600, 86_400)]);
     assert_eq!(config.log.format, Some(LogFormat::Json));
     assert_eq!(config.log.filter, "debug");
     assert!(config.warnings.is_empty());

@@ -256,7 +256,8 @@ impl Wire {
 
 /// An item of a put or an offer.
 pub fn put_item(key: &[u8], length: usize, mode: PutMode, crcs: CrcList) -> PutItem<'_> {
-    PutItem { key, length: length as u64, mode, durable: false, ttl_seconds: 0, crcs }
+    let advice = Default::default();
+    PutItem { key, length: length as u64, mode, durable: false, ttl_seconds: 0, crcs, advice }
 }
 
 /// The connection ended, or what came is no frame.

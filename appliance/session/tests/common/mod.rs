@@ -14,7 +14,9 @@ use memkv_dma::{Hugepages, Pool, PoolConfig};
 use memkv_journal::{DriveUuid, FormatOptions, Identity, NodeUuid};
 use memkv_net::{Connection, NetError, RecvBuf, SendOp};
 use memkv_poller::{Clock, Instant};
-use memkv_session::{Context, ContextParts, DriveIo, KeyRing, SessionLimits, serve};
+use memkv_session::{
+    Context, ContextParts, DriveIo, KeyRing, NamespaceLimits, SessionLimits, serve,
+};
 use memkv_sim::faults::{Faults, Rule};
 use memkv_sim::{
     ClientEnd, DiskOptions, Fate, NetOptions, SimClock, SimDisk, SimNet, World, WorldOptions,
@@ -39,6 +41,7 @@ pub struct Options {
     pub pool_bytes: u64,
     pub extent_bytes: u32,
     pub limits: SessionLimits,
+    pub namespaces: Vec<NamespaceLimits>,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             pool_bytes: 8 << 20,
             extent_bytes: 1 << 20,
             limits: SessionLimits::default(),
+            namespaces: Vec::new(),
         }
     }
 }
@@ -111,6 +115,7 @@ impl Machine {
                 store: handle,
                 keys,
                 limits: options.limits,
+                namespaces: options.namespaces.clone(),
                 identity: memkv_session::Identity { server: [3; 16], incarnation: 1 },
                 entropy: Box::new(|bytes| bytes.fill(9)),
                 stats: Box::new(Vec::new),
@@ -492,6 +497,7 @@ fn put_item(key: &str, length: usize, crcs: CrcList) -> PutItem<'_> {
         durable: false,
         ttl_seconds: 0,
         crcs,
+        advice: Default::default(),
     }
 }
 

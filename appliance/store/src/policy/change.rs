@@ -4,9 +4,10 @@
 //! go: so the one that follows starts with the oldest, as after a restart, and nothing stops for it.
 //! Until the last has moved, each block is with one of the two, and it is known with which.
 //!
-//! What the policy before had learned (odds of chains, ghosts) goes with it.
+//! What the policy before had learned (odds of chains, ghosts) goes with it; what engines have said
+//! of blocks goes over with those.
 
-use super::{EvictionPolicy, KeyHash, Named, Slot};
+use super::{EvictionPolicy, Hint, KeyHash, Named, Rank, Slot};
 
 /// Blocks that move in one go: tens of microseconds.
 const STEP: usize = 64;
@@ -67,11 +68,12 @@ impl Policies {
         self.before.is_some()
     }
 
-    /// Moves some blocks, whose keys `key` tells; false when none is left to move.
-    pub fn step(&mut self, key: impl Fn(Slot) -> KeyHash) -> bool {
+    /// Moves some blocks, whose keys `key` tells; false when none is left to move. `now` is the
+    /// second.
+    pub fn step(&mut self, now: u32, key: impl Fn(Slot) -> KeyHash) -> bool {
         let Some(before) = &mut self.before else { return false };
         let mut next = Vec::with_capacity(STEP);
-        before.policy.victims(&mut |slot| {
+        before.policy.victims(now, &mut |slot| {
             next.push(slot);
             next.len() < STEP
         });
@@ -80,11 +82,21 @@ impl Policies {
             return false;
         }
         for slot in next {
+            let hint = before.policy.hint_of(slot);
             before.policy.removed(slot, key(slot), false);
             before.mark(slot);
             self.now.inserted(slot, key(slot));
+            if let Some(hint) = hint {
+                self.now.hinted(&[slot], hint, now);
+            }
         }
         true
+    }
+
+    /// What is named, as the policy in force knows it.
+    fn moved(&self, named: Named) -> Named {
+        let known = |&slot: &Slot| self.before.as_ref().is_none_or(|b| b.has_moved(slot));
+        Named { slot: named.slot.filter(known), ..named }
     }
 
     /// The policy that a block is with.
@@ -107,12 +119,23 @@ impl EvictionPolicy for Policies {
 
     /// A block that is still with the policy before is one that will come.
     fn named(&mut self, chain: &[Named]) {
-        let Some(before) = &self.before else { return self.now.named(chain) };
-        let with_now = |named: &Named| Named {
-            slot: named.slot.filter(|&slot| before.has_moved(slot)),
-            ..*named
-        };
-        self.now.named(&chain.iter().map(with_now).collect::<Vec<_>>());
+        if self.before.is_none() {
+            return self.now.named(chain);
+        }
+        let chain: Vec<Named> = chain.iter().map(|&named| self.moved(named)).collect();
+        self.now.named(&chain);
+    }
+
+    fn follows(&mut self, parent: Named, key: KeyHash) {
+        self.now.follows(self.moved(parent), key);
+    }
+
+    fn hinted(&mut self, chain: &[Slot], hint: Hint, now: u32) {
+        let Some(before) = &mut self.before else { return self.now.hinted(chain, hint, now) };
+        let (moved, others): (Vec<Slot>, Vec<Slot>) =
+            chain.iter().partition(|&&slot| before.has_moved(slot));
+        before.policy.hinted(&others, hint, now);
+        self.now.hinted(&moved, hint, now);
     }
 
     fn inserted(&mut self, slot: Slot, key: KeyHash) {
@@ -140,18 +163,39 @@ impl EvictionPolicy for Policies {
         }
     }
 
-    /// Those that have not moved yet go first: what came since the change is not among them.
-    fn victims(&mut self, take: &mut dyn FnMut(Slot) -> bool) {
-        let mut more = true;
+    fn hint_of(&self, slot: Slot) -> Option<Hint> {
+        match &self.before {
+            Some(before) if !before.has_moved(slot) => before.policy.hint_of(slot),
+            _ => self.now.hint_of(slot),
+        }
+    }
+
+    fn end_holds(&mut self, now: u32) {
         if let Some(before) = &mut self.before {
-            before.policy.victims(&mut |slot| {
-                more = take(slot);
-                more
-            });
+            before.policy.end_holds(now);
         }
-        if more {
-            self.now.victims(take);
+        self.now.end_holds(now);
+    }
+
+    /// Of a rank, those that have not moved yet go first: what came since the change is not among
+    /// them.
+    fn offer(&mut self, rank: Rank, take: &mut dyn FnMut(Slot) -> bool) -> bool {
+        if let Some(before) = &mut self.before
+            && !before.policy.offer(rank, take)
+        {
+            return false;
         }
+        self.now.offer(rank, take)
+    }
+
+    fn memory(&self) -> usize {
+        let before = self.before.as_ref().map_or(0, |b| b.policy.memory() + b.moved.len() * 8);
+        self.now.memory() + before
+    }
+
+    fn memory_of_ghosts(&self) -> usize {
+        let before = self.before.as_ref().map_or(0, |b| b.policy.memory_of_ghosts());
+        self.now.memory_of_ghosts() + before
     }
 }
 
@@ -174,7 +218,7 @@ mod tests {
 
     fn order(policy: &mut dyn EvictionPolicy) -> Vec<u32> {
         let mut order = Vec::new();
-        policy.victims(&mut |slot| {
+        policy.victims(0, &mut |slot| {
             order.push(slot.number());
             true
         });
@@ -195,7 +239,7 @@ mod tests {
         policies.change(Policy::S3Fifo.build());
         assert_eq!((policies.name(), policies.changing()), ("s3-fifo", true));
         let mut steps = 0;
-        while policies.step(key) {
+        while policies.step(0, key) {
             assert_eq!(order(&mut policies).len(), 200, "none is lost on the way");
             steps += 1;
         }
@@ -208,7 +252,7 @@ mod tests {
     fn what_came_since_the_change_goes_last() {
         let mut policies = filled(Policy::Lru, 1..=100);
         policies.change(Policy::Lru.build());
-        assert!(policies.step(key));
+        assert!(policies.step(0, key));
         policies.inserted(slot(101), key(slot(101)));
         policies.accessed(slot(100));
         let order = order(&mut policies);
@@ -224,8 +268,42 @@ mod tests {
         let chain: Vec<Named> =
             (1..=3).map(|n| Named { key: key(slot(n)), slot: Some(slot(n)) }).collect();
         policies.named(&chain);
-        while policies.step(key) {}
+        while policies.step(0, key) {}
         assert_eq!(order(&mut policies)[0], 3, "a chain leaves from its deep end");
+    }
+
+    #[test]
+    fn what_engines_said_goes_over_with_the_blocks() {
+        let said = |policies: &Policies, number| policies.hint_of(slot(number));
+        for from in Policy::ALL {
+            for to in Policy::ALL {
+                let mut policies = filled(from, 1..=200);
+                policies.hinted(&[slot(1), slot(2)], Hint::Keep { until: 50 }, 0);
+                policies.hinted(&[slot(199), slot(200)], Hint::Release, 0);
+                policies.change(to.build());
+                let mut steps = 0;
+                loop {
+                    let order = order(&mut policies);
+                    assert_eq!(order.len(), 200);
+                    assert_eq!(order[..2], [200, 199], "{from:?} to {to:?}");
+                    assert_eq!(order[198..], [2, 1], "{from:?} to {to:?}");
+                    // Said while some blocks have moved and others have not.
+                    if steps == 1 {
+                        policies.hinted(&[slot(3), slot(150)], Hint::Keep { until: 40 }, 0);
+                        policies.hinted(&[slot(3), slot(150)], Hint::Release, 0);
+                        policies.accessed(slot(3));
+                        policies.accessed(slot(150));
+                    }
+                    steps += 1;
+                    if !policies.step(0, key) {
+                        break;
+                    }
+                }
+                assert_eq!(said(&policies, 1), Some(Hint::Keep { until: 50 }));
+                assert_eq!(said(&policies, 200), Some(Hint::Release));
+                assert_eq!((said(&policies, 3), said(&policies, 150)), (None, None));
+            }
+        }
     }
 
     proptest! {
@@ -246,7 +324,7 @@ mod tests {
                         policies.removed(slot(number), key(slot(number)), number % 2 == 0);
                     }
                     2 if there.contains(&number) => policies.accessed(slot(number)),
-                    3 if number % 40 == 0 => { policies.step(key); }
+                    3 if number % 40 == 0 => { policies.step(0, key); }
                     4 => {
                         let named = |n: u32| Named {
                             key: key(slot(n)),
@@ -263,7 +341,7 @@ mod tests {
                     prop_assert_eq!(&distinct, &there);
                 }
             }
-            while policies.step(key) {}
+            while policies.step(0, key) {}
             let offered: BTreeSet<u32> = order(&mut policies).into_iter().collect();
             prop_assert_eq!(offered, there);
         }

@@ -1,18 +1,29 @@
-//! Doubly linked lists through one array, for numbers that count from one: slots, runs of slots.
+//! Doubly linked lists through one table, for numbers that count from one: slots, runs of slots.
 //!
-//! Number 0 is nobody. The links of all lists lie together; a number is in one list at most.
+//! Number 0 is nobody. The links of all lists lie together, 8 bytes a number; a number is in one
+//! list at most.
 
-/// Links of one number.
-#[derive(Clone, Copy, Default)]
+use super::paged::Paged;
+
+/// In place of the older neighbour: the number is in no list.
+const UNLISTED: u32 = u32::MAX;
+
+/// Links of one number: 8 bytes.
+#[derive(Clone, Copy)]
 struct Link {
-    listed: bool,
     older: u32,
     newer: u32,
 }
 
+impl Default for Link {
+    fn default() -> Self {
+        Self { older: UNLISTED, newer: 0 }
+    }
+}
+
 /// The links of all numbers.
 #[derive(Default)]
-pub struct Links(Vec<Link>);
+pub struct Links(Paged<Link>);
 
 /// One list: its two ends and its length.
 #[derive(Clone, Copy, Default)]
@@ -24,16 +35,31 @@ pub struct List {
 
 impl Links {
     fn link(&mut self, number: u32) -> &mut Link {
-        let index = number as usize;
-        if index >= self.0.len() {
-            self.0.resize(index + 1, Link::default());
-        }
-        &mut self.0[index]
+        self.0.get_mut(number)
+    }
+
+    /// A number that is in no list, and has its links from now on.
+    fn unlisted(&mut self, number: u32) -> &mut Link {
+        self.0.reach(number as usize);
+        let link = self.link(number);
+        assert!(link.older == UNLISTED, "a number is in one list at most");
+        link
+    }
+
+    /// The links of a number that is in a list.
+    fn listed(&mut self, number: u32) -> Option<&mut Link> {
+        let known = (number as usize) < self.0.len();
+        known.then(|| self.0.get_mut(number)).filter(|link| link.older != UNLISTED)
     }
 
     /// The number that joined after this one; 0 at the newest.
     pub fn newer(&self, number: u32) -> u32 {
-        self.0[number as usize].newer
+        self.0.get(number).newer
+    }
+
+    /// Bytes of memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
     }
 }
 
@@ -55,10 +81,8 @@ impl List {
 
     /// Adds a number that is in no list.
     pub fn push(&mut self, links: &mut Links, number: u32) {
-        assert!(!links.link(number).listed, "a number is in one list at most");
-        let older = std::mem::replace(&mut self.newest, number);
-        *links.link(number) = Link { listed: true, older, newer: 0 };
-        match older {
+        *links.unlisted(number) = Link { older: self.newest, newer: 0 };
+        match std::mem::replace(&mut self.newest, number) {
             0 => self.oldest = number,
             older => links.link(older).newer = number,
         }
@@ -67,10 +91,8 @@ impl List {
 
     /// Adds a number that is in no list, as the oldest.
     pub fn push_oldest(&mut self, links: &mut Links, number: u32) {
-        assert!(!links.link(number).listed, "a number is in one list at most");
-        let newer = std::mem::replace(&mut self.oldest, number);
-        *links.link(number) = Link { listed: true, older: 0, newer };
-        match newer {
+        *links.unlisted(number) = Link { older: 0, newer: self.oldest };
+        match std::mem::replace(&mut self.oldest, number) {
             0 => self.newest = number,
             newer => links.link(newer).older = number,
         }
@@ -86,8 +108,8 @@ impl List {
 
     /// Takes a number out of this list.
     pub fn take(&mut self, links: &mut Links, number: u32) {
-        let link = std::mem::take(links.link(number));
-        assert!(link.listed, "only a listed number is taken out");
+        let link = links.listed(number).map(std::mem::take);
+        let link = link.expect("only a listed number is taken out");
         match link.older {
             0 => self.oldest = link.newer,
             older => links.link(older).newer = link.newer,
@@ -97,5 +119,18 @@ impl List {
             newer => links.link(newer).older = link.older,
         }
         self.len -= 1;
+    }
+
+    /// The numbers in it, oldest first.
+    pub fn iter<'a>(&self, links: &'a Links) -> impl Iterator<Item = u32> + use<'a> {
+        let mut next = self.oldest;
+        std::iter::from_fn(move || {
+            let number = next;
+            if number == 0 {
+                return None;
+            }
+            next = links.newer(number);
+            Some(number)
+        })
     }
 }

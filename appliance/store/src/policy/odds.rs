@@ -142,11 +142,6 @@ pub fn turns_class(turns: u8) -> usize {
     }
 }
 
-/// The class of a block from which `forks` chains went on, at least one.
-pub fn shared_class(forks: u8) -> usize {
-    (forks.max(1).ilog2() as usize).min(SHARED - 1)
-}
-
 impl Odds {
     /// There is one more chain of a class, of so many blocks.
     pub fn chain_began(&mut self, class: usize, blocks: usize) {

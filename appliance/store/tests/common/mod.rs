@@ -192,13 +192,13 @@ impl BlockQueue for Disk {
     }
 }
 
-/// The system's clock, with a calendar that tests may turn.
+/// The system's clock, with a calendar that tests may turn; and it may be put forward.
 #[derive(Clone)]
-pub struct TestClock(Rc<Cell<u64>>);
+pub struct TestClock(Rc<Cell<u64>>, Rc<Cell<Duration>>);
 
 impl Clock for TestClock {
     fn now(&self) -> Instant {
-        SystemClock.now()
+        SystemClock.now() + self.1.get()
     }
 
     fn unix_seconds(&self) -> u64 {
@@ -232,7 +232,10 @@ pub fn without_eviction() -> StoreConfig {
 }
 
 pub fn watermarks(high: f64, low: f64) -> StoreConfig {
-    StoreConfig { eviction: Some(EvictionConfig { high, low }), ..config() }
+    StoreConfig {
+        eviction: Some(EvictionConfig { high, low, ..EvictionConfig::default() }),
+        ..config()
+    }
 }
 
 impl Machine {
@@ -252,7 +255,7 @@ impl Machine {
         let machine = Machine {
             disks: bytes.iter().map(|&bytes| Disk::new(bytes)).collect(),
             config,
-            calendar: TestClock(Rc::new(Cell::new(1_800_000_000))),
+            calendar: TestClock(Rc::new(Cell::new(1_800_000_000)), Rc::default()),
             pool: Pool::new(pool).expect("a small pool"),
             seed: Cell::new(1),
         };
@@ -287,6 +290,11 @@ impl Machine {
 
     pub fn turn_calendar(&self, seconds: u64) {
         self.calendar.0.set(self.calendar.0.get().wrapping_add(seconds));
+    }
+
+    /// So much time passes at once.
+    pub fn pass(&self, time: Duration) {
+        self.calendar.1.set(self.calendar.1.get() + time);
     }
 
     pub fn try_start(&self) -> Result<Node, RecoverError> {
@@ -445,6 +453,8 @@ pub fn put(store: &Store, name: &str, length: u64) -> ReserveRequest {
         length,
         mode: Mode::Replace,
         ttl_seconds: 0,
+        parent: None,
+        pin: std::time::Duration::ZERO,
         durable: false,
         deadline: store.local().now() + Duration::from_secs(5),
         caller: caller(),

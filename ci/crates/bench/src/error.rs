@@ -19,6 +19,12 @@ pub enum BenchError {
         /// What the system said.
         source: io::Error,
     },
+    /// No size of a drive gives the place that was asked for.
+    #[error("no drive was found that keeps {blocks} blocks")]
+    NoDrive {
+        /// Blocks that it should keep.
+        blocks: u64,
+    },
     /// There is no memory for cold buffers.
     #[error("no memory for the client's buffers")]
     Memory(#[from] ArenaError),

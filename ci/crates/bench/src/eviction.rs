@@ -30,8 +30,15 @@ const APART: f64 = 0.005;
 /// Values of the replay against a node: one unit each.
 const BLOCK_BYTES: usize = 1024;
 const UNIT: u64 = 16 << 10;
-/// The node's drive: some 4,500 units.
+/// The node's drive for a named workload: some 4,500 units.
 const DRIVE_BYTES: u64 = 80 << 20;
+/// A drive may have place for so many blocks in a hundred less than was asked for.
+const NARROW: u64 = 1;
+/// Drives that are tried until one has as much place as was asked for.
+const TRIES: usize = 8;
+/// Watermarks as they are shipped, and such that a drive is full nearly always.
+const SHIPPED: (u64, u64) = (95, 92);
+const FULL: (u64, u64) = (99, 98);
 const POOL_BYTES: u64 = 256 << 20;
 /// Bytes of one call: so few that a batch of puts finds its place above the high watermark.
 const BATCH_BYTES: usize = 64 * BLOCK_BYTES;
@@ -55,11 +62,13 @@ pub struct Row {
 #[derive(Serialize)]
 pub struct Running {
     /// Which workload.
-    pub workload: &'static str,
+    pub workload: String,
     /// Which policy.
     pub policy: &'static str,
-    /// Place for so many blocks.
+    /// Blocks above which it evicts.
     pub blocks: u64,
+    /// That is so many percent of the distinct ones, where it was asked for.
+    pub share: Option<u64>,
     /// The node's prefix hit ratio.
     pub node: f64,
     /// The model's.
@@ -91,35 +100,50 @@ impl Comparison {
             }
         }
         for running in &self.running {
-            let name = format!("the model is what a node does: {}", running.policy);
+            let room = running.share.map(|share| format!(", {share} %")).unwrap_or_default();
+            let name = format!(
+                "the model is what a node does: {}{room}, {}",
+                running.workload, running.policy
+            );
             checks.push((name, (running.node - running.model).abs() <= APART));
         }
         checks
     }
 }
 
+/// What is compared besides the policies on the named workloads.
+#[derive(Clone, Copy)]
+pub struct Extent<'a> {
+    /// A trace.
+    pub trace: Option<&'a Path>,
+    /// Nodes replay that trace, too.
+    pub replay: bool,
+}
+
 /// Compares the policies on all named workloads, and on a trace when there is one.
 ///
 /// # Errors
 /// When the trace cannot be read, or the node does not do its work.
-pub fn compare(
-    binary: &Path,
-    folder: &Path,
-    trace: Option<&Path>,
-) -> Result<Comparison, BenchError> {
-    let mut rows = Vec::new();
-    if let Some(path) = trace {
+pub fn compare(binary: &Path, folder: &Path, extent: Extent<'_>) -> Result<Comparison, BenchError> {
+    let nodes = Nodes { binary, folder };
+    let (mut rows, mut running) = (Vec::new(), Vec::new());
+    if let Some(path) = extent.trace {
         let requests = TraceReader::open(path)?.collect::<Result<Vec<_>, _>>()?;
         let name = path.file_name().map(|name| name.to_string_lossy());
         let name = name.as_deref().unwrap_or("trace").split('.').next().unwrap_or("trace");
-        rows.push(row(name, &requests));
+        let row = row(name, &requests);
+        if extent.replay {
+            running = nodes.replay_at_shares(&row, &requests)?;
+        }
+        rows.push(row);
     }
     for generator in Generator::ALL {
         rows.push(row(generator.name(), &generator.requests()));
     }
-    let mut running = Vec::new();
+    let generator = Generator::Chat;
+    let requests = generator.requests();
     for policy in Policy::ALL {
-        running.push(run(binary, folder, policy)?);
+        running.push(nodes.replay(policy, generator.name(), &requests, DRIVE_BYTES, SHIPPED)?);
     }
     Ok(Comparison { rows, running })
 }
@@ -141,36 +165,94 @@ fn row(workload: &str, requests: &[Request]) -> Row {
     }
 }
 
-/// Replays a named workload against a node that evicts.
-fn run(binary: &Path, folder: &Path, policy: Policy) -> Result<Running, BenchError> {
-    let name = policy.build().name();
-    let node = Node::start(binary, name, folder, POOL_BYTES, &Medium::Evicting(DRIVE_BYTES, name))?;
-    let (usable, high, low) = node.place()?;
-    let units = usable / UNIT;
-    let generator = Generator::Chat;
-    let requests = generator.requests();
-    let options = ReplayOptions {
-        block_bytes: BLOCK_BYTES,
-        connections: 1,
-        verify: true,
-        batch_bytes: BATCH_BYTES,
-        ..ReplayOptions::default()
-    };
-    let all = requests.iter().cloned().map(Ok::<_, BenchError>);
-    let report = replay(&node.client(1)?, all, &options, &mut |_| {})?;
-    node.stop()?;
-    let failed = report.faults.failed_operations();
-    if failed > 0 || report.faults.wrong_blocks > 0 {
-        return Err(BenchError::Replay { failed, wrong: report.faults.wrong_blocks });
+/// Nodes that evict.
+struct Nodes<'a> {
+    binary: &'a Path,
+    folder: &'a Path,
+}
+
+impl Nodes<'_> {
+    fn start(
+        &self,
+        policy: Policy,
+        drive_bytes: u64,
+        marks: (u64, u64),
+    ) -> Result<(Node, Room), BenchError> {
+        let name = policy.build().name();
+        let medium = Medium::Evicting { bytes: drive_bytes, policy: name, marks };
+        let node = Node::start(self.binary, name, self.folder, POOL_BYTES, &medium)?;
+        let (usable, high, low) = node.place()?;
+        let blocks = |percent| (usable / UNIT * percent / 100) as usize;
+        Ok((node, Room { high: blocks(high), low: blocks(low) }))
     }
-    let room = Room { high: (units * high / 100) as usize, low: (units * low / 100) as usize };
-    Ok(Running {
-        workload: generator.name(),
-        policy: name,
-        blocks: units,
-        node: report.hit_ratio,
-        model: model::replay(policy.build(), &requests, room).ratio(),
-    })
+
+    /// All policies at all shares of a workload.
+    fn replay_at_shares(
+        &self,
+        row: &Row,
+        requests: &[Request],
+    ) -> Result<Vec<Running>, BenchError> {
+        let mut running = Vec::new();
+        for share in SHARES {
+            let drive_bytes = self.drive_for(row.distinct * share / 100)?;
+            for policy in Policy::ALL {
+                let one = self.replay(policy, &row.workload, requests, drive_bytes, FULL)?;
+                running.push(Running { share: Some(share), ..one });
+            }
+        }
+        Ok(running)
+    }
+
+    /// Bytes of a drive on which a node keeps as many blocks: none more, and hardly less.
+    fn drive_for(&self, blocks: u64) -> Result<u64, BenchError> {
+        let mut bytes = blocks * UNIT * 100 / FULL.0;
+        for _ in 0..TRIES {
+            let (node, room) = self.start(Policy::Lru, bytes, FULL)?;
+            node.stop()?;
+            let there = room.high as u64;
+            if there <= blocks && blocks - there <= blocks * NARROW / 100 {
+                return Ok(bytes);
+            }
+            // A little less than is missing, so that it is not passed again and again.
+            let wanted = blocks - blocks * NARROW / 200;
+            bytes = (bytes + wanted * UNIT).saturating_sub(there * UNIT);
+        }
+        Err(BenchError::NoDrive { blocks })
+    }
+
+    /// Replays a workload against a node.
+    fn replay(
+        &self,
+        policy: Policy,
+        workload: &str,
+        requests: &[Request],
+        drive_bytes: u64,
+        marks: (u64, u64),
+    ) -> Result<Running, BenchError> {
+        let (node, room) = self.start(policy, drive_bytes, marks)?;
+        let options = ReplayOptions {
+            block_bytes: BLOCK_BYTES,
+            connections: 1,
+            verify: true,
+            batch_bytes: BATCH_BYTES,
+            ..ReplayOptions::default()
+        };
+        let all = requests.iter().cloned().map(Ok::<_, BenchError>);
+        let report = replay(&node.client(1)?, all, &options, &mut |_| {})?;
+        node.stop()?;
+        let failed = report.faults.failed_operations();
+        if failed > 0 || report.faults.wrong_blocks > 0 {
+            return Err(BenchError::Replay { failed, wrong: report.faults.wrong_blocks });
+        }
+        Ok(Running {
+            workload: workload.to_owned(),
+            policy: policy.build().name(),
+            blocks: room.high as u64,
+            share: None,
+            node: report.hit_ratio,
+            model: model::replay(policy.build(), requests, room).ratio(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -105,6 +105,9 @@ struct EvictionArguments {
     /// A trace to replay beside the named workloads
     #[arg(long)]
     trace: Option<PathBuf>,
+    /// Let running nodes replay the trace, too, with every policy and room
+    #[arg(long, requires = "trace")]
+    replay: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -166,8 +169,8 @@ fn compare_eviction(arguments: &EvictionArguments) -> Result<bool, BenchError> {
     fs::create_dir_all(&arguments.folder).map_err(io)?;
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&arguments.folder);
     let folder = folder.map_err(io)?;
-    let trace = arguments.trace.as_deref();
-    let comparison = match eviction::compare(&arguments.binary, folder.path(), trace) {
+    let extent = eviction::Extent { trace: arguments.trace.as_deref(), replay: arguments.replay };
+    let comparison = match eviction::compare(&arguments.binary, folder.path(), extent) {
         Ok(comparison) => comparison,
         Err(error) => {
             // Its log says more.

@@ -269,6 +269,8 @@ async fn put(store: &Rc<Store>, number: u64) {
         length: UNIT as u64,
         mode: Mode::Replace,
         ttl_seconds: 0,
+        parent: None,
+        pin: Duration::ZERO,
         durable: false,
         deadline: store.local().now() + Duration::from_secs(60),
         caller: Caller { client: 1, request: number, item: 0 },

@@ -119,8 +119,15 @@ pub enum Medium {
     Memory(u64),
     /// A file of this many bytes in the bench's folder.
     File(u64),
-    /// Memory of this many bytes, with an eviction policy of this name.
-    Evicting(u64, &'static str),
+    /// Memory that evicts.
+    Evicting {
+        /// How much there is.
+        bytes: u64,
+        /// By which policy.
+        policy: &'static str,
+        /// The high and the low watermark, in percent.
+        marks: (u64, u64),
+    },
     /// A block device, which is formatted first.
     Device(PathBuf),
     /// A file of this many bytes, and lines of the configuration that follow `storage:`.
@@ -212,9 +219,9 @@ impl Node {
         let drive = folder.join(format!("{name}.drive"));
         let storage = match medium {
             Medium::Memory(bytes) => format!("mode: memory\n  drives:\n    - max_size: {bytes}\n"),
-            Medium::Evicting(bytes, policy) => format!(
-                "mode: memory\n  eviction:\n    policy: {policy}\n  drives:\n    - max_size: \
-                 {bytes}\n"
+            Medium::Evicting { bytes, policy, marks: (high, low) } => format!(
+                "mode: memory\n  eviction:\n    policy: {policy}\n    high: {high}\n    low: \
+                 {low}\n  drives:\n    - max_size: {bytes}\n"
             ),
             Medium::File(bytes) => {
                 let media = drive.display();

@@ -16,7 +16,9 @@ use memkv_sim::{
     WorldOptions,
 };
 use memkv_store::{Policy, Store};
-use memkv_wire::meta::{GetItem, GetItems, GetReply, PutItem, PutItems, PutMode, TO_THE_END};
+use memkv_wire::meta::{
+    GetItem, GetItems, GetReply, PutAdvice, PutItem, PutItems, PutMode, TO_THE_END,
+};
 use memkv_wire::{CrcList, Header, Opcode, Status};
 
 use crate::link::{Arrival, Link};
@@ -373,6 +375,7 @@ impl Bench {
             durable: false,
             ttl_seconds: 0,
             crcs,
+            advice: PutAdvice::default(),
         };
         PutItems { items: vec![item] }.encode(&mut meta);
         peer.send(self.clock.now(), Opcode::Put, &meta, value);

@@ -6,6 +6,7 @@
 use memkv_block::Geometry;
 use memkv_journal::{FormatOptions, Layout, UNIT};
 use memkv_poller::Rng;
+use memkv_session::NamespaceLimits;
 use memkv_sim::{CrashKind, FaultRates, Latency, NetOptions};
 use memkv_store::{Durability, Policy};
 
@@ -154,6 +155,20 @@ fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
 }
 
 impl Options {
+    /// How long blocks of namespaces live, where time to live is played with: in some of those runs, all
+    /// of one namespace do not live for long.
+    pub fn namespaces(&self) -> Vec<NamespaceLimits> {
+        let mortal =
+            NamespaceLimits { name: SPACES[1].1.to_owned(), ttl_seconds: 2, ttl_max_seconds: 3 };
+        if self.ttl && self.seed.is_multiple_of(3) { vec![mortal] } else { Vec::new() }
+    }
+
+    /// The seconds that a put to a space gets which asks for so many.
+    pub fn namespace_ttl(&self, space: usize, asked: u32) -> u32 {
+        let rule = self.namespaces().into_iter().find(|rule| rule.name == SPACES[space].1);
+        rule.map_or(asked, |rule| rule.ttl(asked))
+    }
+
     /// Draws the options of `seed`.
     pub fn draw(seed: u64, requests: u64) -> Options {
         let mut rng = Rng::seeded(seed ^ 0x5eed_0f0e_5eed);

@@ -53,6 +53,10 @@ impl Stage {
             Work::Offer { .. } => self.take_offer(&mut request.work, header, meta),
             Work::Get(items) => self.take_get(items, header.has_more(), meta, payload),
             Work::Exists(sights) => self.take_exists(sights, meta),
+            Work::Hint { sights, .. } => {
+                self.bump(Count::Hints);
+                self.take_exists(sights, meta)
+            }
             Work::Match(sights, first) => self.take_match(sights, *first, meta),
             Work::Lease { sights, ms, since } => self.take_lease(sights, *ms, *since, meta),
             Work::Release(_) => Ok(Then::Done),

@@ -1,10 +1,10 @@
 //! A client's requests: what each one is about, and how it goes on the wire.
 
 use memkv_wire::meta::{
-    DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, KeyList, LeaseList, MatchItem,
-    MatchItems, PutItem, PutItems, PutMode, SuspectItem, SuspectItems, TO_THE_END,
+    DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, HintList, KeyList, LeaseList, MatchItem,
+    MatchItems, PutAdvice, PutItem, PutItems, PutMode, SuspectItem, SuspectItems, TO_THE_END,
 };
-use memkv_wire::{CrcList, Header, Opcode};
+use memkv_wire::{Advice, CrcList, Header, Opcode};
 
 use crate::counters::Count;
 use crate::link::Link;
@@ -41,6 +41,8 @@ pub enum Work {
     Match(Vec<Sight>, u32),
     /// Keep them for a while: milliseconds, and the moment of asking.
     Lease { sights: Vec<Sight>, ms: u32, since: u64 },
+    /// What becomes of a chain: which advice, and for how many seconds.
+    Hint { sights: Vec<Sight>, advice: Advice, seconds: u32 },
     /// Let them go.
     Release(Vec<KeyId>),
     /// Remove them.
@@ -70,9 +72,10 @@ impl Work {
         match self {
             Work::Put { items, .. } | Work::Offer { items, .. } => items.len(),
             Work::Get(items) => items.len(),
-            Work::Exists(sights) | Work::Match(sights, _) | Work::Lease { sights, .. } => {
-                sights.len()
-            }
+            Work::Exists(sights)
+            | Work::Match(sights, _)
+            | Work::Lease { sights, .. }
+            | Work::Hint { sights, .. } => sights.len(),
             Work::Release(keys) => keys.len(),
             Work::Delete(deletes) => deletes.len(),
             Work::Suspect { .. } => 1,
@@ -104,6 +107,7 @@ impl std::fmt::Display for Work {
             }
             Work::Exists(sights) => write!(f, "exists {:?}", keys(sights)),
             Work::Match(sights, _) => write!(f, "match {:?}", keys(sights)),
+            Work::Hint { sights, advice, .. } => write!(f, "hint {advice} {:?}", keys(sights)),
             Work::Lease { sights, ms, .. } => write!(f, "lease {:?} for {ms} ms", keys(sights)),
             Work::Release(keys) => write!(f, "release {keys:?}"),
             Work::Delete(deletes) => {
@@ -133,7 +137,7 @@ impl Stage {
             1 => self.draw_offer(space),
             2 => self.draw_get(space, false),
             3 => self.draw_get(space, true),
-            4 => Work::Exists(self.draw_sights(space, 8)),
+            4 => self.draw_exists(space),
             5 => {
                 let sights = self.draw_sights(space, 8);
                 let first = self.below(100) as u32;
@@ -143,6 +147,22 @@ impl Stage {
             7 => self.draw_delete(space),
             _ => self.draw_suspect(space),
         }
+    }
+
+    /// A question whether keys are there; half of them say what becomes of them, too. That is drawn from
+    /// the keys and the time, and not from the seed's randomness, of which every other draw would change.
+    fn draw_exists(&mut self, space: usize) -> Work {
+        let mut sights = self.draw_sights(space, 8);
+        let sum: u64 = sights.iter().map(|sight| u64::from(sight.key)).sum();
+        let draw = (self.now().nanos ^ sum.wrapping_mul(0x9e37_79b9)) % 8;
+        let (advice, seconds) = match draw {
+            0 => (Advice::Retain, 0),
+            1 => (Advice::Pin, 1 + sum as u32 % 5),
+            2 | 3 => (Advice::Release, 0),
+            _ => return Work::Exists(sights),
+        };
+        sights.sort_by_key(|sight| sight.key);
+        Work::Hint { sights, advice, seconds }
     }
 
     fn draw_sights(&mut self, space: usize, most: u64) -> Vec<Sight> {
@@ -167,7 +187,12 @@ impl Stage {
         self.count_put_race(key);
         let now = self.now();
         let version = self.model.offer(key, length);
-        let put = self.model.put_begins(version, mode, ttl, now);
+        // The namespace may know better than the putter.
+        let lives = self.options.namespace_ttl((key / self.options.keys) as usize, ttl);
+        if lives != ttl {
+            self.bump(Count::NamespaceTtls);
+        }
+        let put = self.model.put_begins(version, mode, lives, now);
         PutWork { put, mode, ttl, settled: false }
     }
 
@@ -288,11 +313,13 @@ impl Stage {
         meta.clear();
         let opcode = match &request.work {
             Work::Put { items, poisoned } => {
+                self.count_advice(items);
                 self.send_put(link, header(Opcode::Put), items, *poisoned, &mut meta);
                 self.meta = meta;
                 return;
             }
             Work::Offer { items, .. } => {
+                self.count_advice(items);
                 self.encode_puts(items, None, &mut meta);
                 Opcode::Offer
             }
@@ -313,6 +340,11 @@ impl Stage {
                 MatchItems { items: sights.iter().enumerate().map(item).collect() }
                     .encode(&mut meta);
                 Opcode::MatchPrefix
+            }
+            Work::Hint { sights, advice, seconds } => {
+                let (advice, seconds) = (*advice, *seconds);
+                HintList { advice, seconds, keys: self.names_of(sights) }.encode(&mut meta);
+                Opcode::Hint
             }
             Work::Lease { sights, ms, .. } => {
                 LeaseList { lease_ms: *ms, keys: self.names_of(sights) }.encode(&mut meta);
@@ -352,6 +384,27 @@ impl Stage {
         GetItems { items: items.collect() }.encode(meta);
     }
 
+    /// What is said of a value besides: the key before it is its parent, some are pinned.
+    fn advice(&self, work: &PutWork) -> PutAdvice<'_> {
+        let (key, version) = (work.put.sight.key, work.put.version);
+        let parent = (key % self.options.keys > 0 && version % 3 == 0).then(|| self.name(key - 1));
+        let pin_seconds = if version % 7 == 0 { 1 + key % 4 } else { 0 };
+        PutAdvice { parent, pin_seconds }
+    }
+
+    fn count_advice(&mut self, items: &[PutWork]) {
+        for work in items {
+            let PutAdvice { parent, pin_seconds } = self.advice(work);
+            let (parent, pinned) = (parent.is_some(), pin_seconds > 0);
+            if parent {
+                self.bump(Count::PutsWithParent);
+            }
+            if pinned {
+                self.bump(Count::PutsPinned);
+            }
+        }
+    }
+
     fn encode_puts(&self, items: &[PutWork], crcs: Option<&[CrcList]>, meta: &mut Vec<u8>) {
         let item = |(at, work): (usize, &PutWork)| PutItem {
             key: self.name(work.put.sight.key),
@@ -364,6 +417,7 @@ impl Stage {
             durable: self.options.is_durable(work.put.version),
             ttl_seconds: work.ttl,
             crcs: crcs.map_or(CrcList::EMPTY, |crcs| crcs[at]),
+            advice: self.advice(work),
         };
         PutItems { items: items.iter().enumerate().map(item).collect() }.encode(meta);
     }

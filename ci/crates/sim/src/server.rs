@@ -148,7 +148,11 @@ pub async fn open(
     let given_up = resolved.given_up.len() as u64;
     let config = StoreConfig {
         extent_bytes: options.extent,
-        eviction: options.evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
+        eviction: options.evicting.then_some(EvictionConfig {
+            high: 0.9,
+            low: 0.8,
+            ..EvictionConfig::default()
+        }),
         trim: options.trim.map(|(interval, extents)| TrimConfig {
             interval: Duration::from_micros(interval),
             extents,
@@ -342,6 +346,7 @@ fn context(
             transfer: options.transfer,
             ..SessionLimits::default()
         },
+        namespaces: options.namespaces(),
         identity: memkv_session::Identity {
             server: options.seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
             incarnation,

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use memkv_client::{Client, Config};
 use memkv_wire::handshake::Limits;
 use memkv_wire::meta::ItemReply;
-use memkv_wire::{Opcode, SharedKey, Status};
+use memkv_wire::{Advice, Opcode, SharedKey, Status};
 
 /// What the server does to the next request of an operation instead of serving it well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,10 @@ pub struct World {
     pub seen: Vec<Seen>,
     pub suspects: Vec<(Vec<u8>, u64)>,
     pub leases: HashSet<Vec<u8>>,
+    /// What was said of keys, in its order.
+    pub hints: Vec<(Advice, u32, Vec<u8>)>,
+    /// What was said besides of values that came in puts and offers.
+    pub advised: Vec<(Vec<u8>, Option<Vec<u8>>, u32)>,
     /// Results of puts by client and request, as a server remembers them.
     pub remembered: HashMap<([u8; 16], u64), Vec<ItemReply>>,
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
 use memkv_wire::meta::{
-    DataMeta, DataReply, DeleteItems, GetItem, GetItems, GetReply, GoodbyeMeta, ItemReplies,
-    ItemReply, KeyList, LeaseList, MatchItems, MatchReply, PutItem, PutItems, PutMode, Refusal,
-    StatsReply, SuspectItems,
+    DataMeta, DataReply, DeleteItems, GetItem, GetItems, GetReply, GoodbyeMeta, HintList,
+    ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, PutAdvice, PutItem,
+    PutItems, PutMode, Refusal, StatsReply, SuspectItems,
 };
 use memkv_wire::{
     CrcList, CreditAccount, HEADER_LEN, Header, MissReason, Opcode, Opener, Sealer, Side, StatId,
@@ -168,6 +168,7 @@ impl Connection<'_> {
         let mut world = self.shared.world();
         let items = match header.opcode() {
             Opcode::Stats | Opcode::Data => 1,
+            Opcode::Hint => HintList::parse(meta).expect("hints").keys.len(),
             Opcode::Lease => LeaseList::parse(meta).expect("leases").keys.len(),
             _ => u32::from_le_bytes(*meta.first_chunk().expect("a count")) as usize,
         };
@@ -213,11 +214,21 @@ impl Connection<'_> {
         }
     }
 
+    /// Writes down what is said of items besides.
+    fn take_advice(&self, items: &[PutItem<'_>]) {
+        let said = items.iter().filter(|item| item.advice != PutAdvice::default());
+        self.shared.world().advised.extend(said.map(|item| {
+            let parent = item.advice.parent.map(<[u8]>::to_vec);
+            (item.key.to_vec(), parent, item.advice.pin_seconds)
+        }));
+    }
+
     fn put(&mut self, request: &Request) -> Result<(), Ended> {
         self.credits.take(1).expect("a put has a credit");
         let limit = self.shared.setup.limits.max_inline as usize;
         assert!(request.payload.len() <= limit, "inline puts are small");
         let items = PutItems::parse(&request.meta).expect("a good meta").items;
+        self.take_advice(&items);
         let mut at = 0;
         let name = (self.client_id, request.header.request_id());
         let known = self.shared.world().remembered.get(&name).cloned();
@@ -274,6 +285,7 @@ impl Connection<'_> {
 
     fn offer(&mut self, request: &Request) -> Result<(), Ended> {
         let items = PutItems::parse(&request.meta).expect("a good meta").items;
+        self.take_advice(&items);
         let mut offered = Vec::new();
         let mut replies = Vec::new();
         for (place, item) in items.iter().enumerate() {
@@ -308,6 +320,7 @@ impl Connection<'_> {
             durable: false,
             ttl_seconds: 0,
             crcs: CrcList::EMPTY,
+            advice: PutAdvice::default(),
         };
         let reply = match first(request, 0) {
             Some(reply) => reply,
@@ -436,6 +449,12 @@ impl Connection<'_> {
                 let keys = LeaseList::parse(meta).expect("a good meta").keys;
                 world.leases.extend(keys.iter().map(|key| key.to_vec()));
                 keys.into_iter().map(|key| found(&world, key)).collect()
+            }
+            Opcode::Hint => {
+                let list = HintList::parse(meta).expect("a good meta");
+                let said = |key: &&[u8]| (list.advice, list.seconds, key.to_vec());
+                world.hints.extend(list.keys.iter().map(said));
+                list.keys.into_iter().map(|key| found(&world, key)).collect()
             }
             Opcode::Delete => {
                 let items = DeleteItems::parse(meta).expect("a good meta").items;

@@ -4,8 +4,9 @@
 //! frame: dispatchers, fuzzers, dumps.
 
 use super::{
-    DataMeta, DataReply, DeleteItems, Empty, GetItems, GetReply, GoodbyeMeta, ItemReplies, KeyList,
-    LeaseList, MatchItems, MatchReply, MetaError, PutItems, Refusal, StatsReply, SuspectItems,
+    DataMeta, DataReply, DeleteItems, Empty, GetItems, GetReply, GoodbyeMeta, HintList,
+    ItemReplies, KeyList, LeaseList, MatchItems, MatchReply, MetaError, PutItems, Refusal,
+    StatsReply, SuspectItems,
 };
 use crate::handshake::{ClientHello, ServerHello};
 use crate::{Opcode, Status};
@@ -19,6 +20,7 @@ pub enum Request<'a> {
     MatchPrefix(MatchItems<'a>),
     Lease(LeaseList<'a>),
     Release(KeyList<'a>),
+    Hint(HintList<'a>),
     Put(PutItems<'a>),
     Get(GetItems<'a>),
     Delete(DeleteItems<'a>),
@@ -41,6 +43,7 @@ impl<'a> Request<'a> {
             Opcode::MatchPrefix => Request::MatchPrefix(MatchItems::parse(meta)?),
             Opcode::Lease => Request::Lease(LeaseList::parse(meta)?),
             Opcode::Release => Request::Release(KeyList::parse(meta)?),
+            Opcode::Hint => Request::Hint(HintList::parse(meta)?),
             Opcode::Put => Request::Put(PutItems::parse(meta)?),
             Opcode::Get => Request::Get(GetItems::parse(meta)?),
             Opcode::Delete => Request::Delete(DeleteItems::parse(meta)?),
@@ -62,6 +65,7 @@ impl<'a> Request<'a> {
             Request::Exists(meta) | Request::Release(meta) => meta.encode(out),
             Request::MatchPrefix(meta) => meta.encode(out),
             Request::Lease(meta) => meta.encode(out),
+            Request::Hint(meta) => meta.encode(out),
             Request::Put(meta) | Request::Offer(meta) => meta.encode(out),
             Request::Get(meta) => meta.encode(out),
             Request::Delete(meta) => meta.encode(out),
@@ -80,6 +84,7 @@ impl<'a> Request<'a> {
             Request::MatchPrefix(_) => Opcode::MatchPrefix,
             Request::Lease(_) => Opcode::Lease,
             Request::Release(_) => Opcode::Release,
+            Request::Hint(_) => Opcode::Hint,
             Request::Put(_) => Opcode::Put,
             Request::Get(_) => Opcode::Get,
             Request::Delete(_) => Opcode::Delete,
@@ -99,7 +104,7 @@ pub enum Reply<'a> {
     Refused(Refusal<'a>),
     /// Connect.
     Connect(ServerHello),
-    /// Exists, Lease, Put, Offer, Delete, Suspect.
+    /// Exists, Lease, Hint, Put, Offer, Delete, Suspect.
     Items(ItemReplies),
     /// MatchPrefix.
     Match(MatchReply),
@@ -126,6 +131,7 @@ impl<'a> Reply<'a> {
             Opcode::Connect => Reply::Connect(ServerHello::parse(meta)?),
             Opcode::Exists
             | Opcode::Lease
+            | Opcode::Hint
             | Opcode::Put
             | Opcode::Offer
             | Opcode::Delete

@@ -68,16 +68,28 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads the extensions to the end: skips those it need not understand (this version knows none),
+/// The next extension, if there is one: its type and its bytes.
+pub(crate) fn next_extension<'a>(
+    reader: &mut Reader<'a>,
+) -> Result<Option<(u16, &'a [u8])>, MetaError> {
+    if reader.remaining() == 0 {
+        return Ok(None);
+    }
+    let kind = reader.u16()?;
+    let length = reader.u16()?;
+    Ok(Some((kind, reader.bytes(usize::from(length))?)))
+}
+
+/// An extension of a type that nothing is known of.
+pub(crate) fn unknown(kind: u16) -> Result<(), MetaError> {
+    if kind >= MUST_UNDERSTAND { Err(MetaError::MustUnderstand { kind }) } else { Ok(()) }
+}
+
+/// Reads the extensions to the end: skips those it need not understand,
 /// refuses the others.
 pub(crate) fn finish<T>(mut reader: Reader<'_>, value: T) -> Result<T, MetaError> {
-    while reader.remaining() > 0 {
-        let kind = reader.u16()?;
-        let length = reader.u16()?;
-        reader.bytes(usize::from(length))?;
-        if kind >= MUST_UNDERSTAND {
-            return Err(MetaError::MustUnderstand { kind });
-        }
+    while let Some((kind, _)) = next_extension(&mut reader)? {
+        unknown(kind)?;
     }
     Ok(value)
 }

@@ -11,6 +11,7 @@
 //! | Exists | [`KeyList`] | [`ItemReplies`] |
 //! | Release | [`KeyList`] | [`Empty`] |
 //! | Lease | [`LeaseList`] | [`ItemReplies`] |
+//! | Hint | [`HintList`] | [`ItemReplies`] |
 //! | MatchPrefix | [`MatchItems`] | [`MatchReply`] |
 //! | Put, Offer | [`PutItems`] | [`ItemReplies`] |
 //! | Data | [`DataMeta`] | [`DataReply`] |
@@ -32,8 +33,8 @@ pub use cursor::{MUST_UNDERSTAND, append_extension};
 pub use misc::{Empty, GoodbyeMeta, Refusal, StatsReply};
 pub use reply::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply};
 pub use request::{
-    DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, KeyList, LeaseList, MatchItem,
-    MatchItems, PutItem, PutItems, PutMode, SuspectItem, SuspectItems, TO_THE_END,
+    DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, HintList, KeyList, LeaseList, MatchItem,
+    MatchItems, PutAdvice, PutItem, PutItems, PutMode, SuspectItem, SuspectItems, TO_THE_END,
 };
 
 use crate::{MAX_ITEMS, Status};
@@ -92,6 +93,12 @@ pub enum MetaError {
     /// A text is no UTF-8.
     #[error("a text is not UTF-8")]
     Text(#[source] std::str::Utf8Error),
+    /// No advice has this number, or it comes with a time that it may not have.
+    #[error("unknown advice {got} for {seconds} seconds")]
+    Advice { got: u8, seconds: u32 },
+    /// An extension names an item that is not there, or one that another has named.
+    #[error("extension {kind:#06x} is about item {item}")]
+    ExtendedItem { kind: u16, item: u32 },
     /// An extension that must be understood is not.
     #[error("extension {kind:#06x} must be understood and is not known")]
     MustUnderstand { kind: u16 },

@@ -1,13 +1,16 @@
 //! Metas of requests.
 
-use super::cursor::{Reader, finish};
+use super::cursor::{Reader, append_extension, finish, next_extension, unknown};
 use super::{Item, MetaError, parse_list, put_list, take_list};
-use crate::{CrcList, MAX_EXTENTS, MAX_INLINE, MAX_KEY, MAX_VALUE};
+use crate::{Advice, CrcList, MAX_EXTENTS, MAX_INLINE, MAX_KEY, MAX_VALUE};
 
 /// The length of a [`GetItem`] that reads to the end of the value.
 pub const TO_THE_END: u64 = u64::MAX;
 
 const DURABLE: u32 = 1;
+/// Extensions of a Put or an Offer: the key of an item's parent, for how long an item is pinned.
+const PARENT: u16 = 1;
+const PIN: u16 = 2;
 
 /// Appends `length u16` of a key; the bytes follow at the end of the item.
 fn put_key_length(out: &mut Vec<u8>, key: &[u8]) {
@@ -119,6 +122,52 @@ impl<'a> LeaseList<'a> {
     }
 }
 
+/// What is said of a chain of blocks, its keys in the order of the chain: `advice u8 | reserved
+/// 3 × u8 = 0 | seconds u32`, then as [`KeyList`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HintList<'a> {
+    /// What is said.
+    pub advice: Advice,
+    /// Pin: for how long; the server cuts it to its limit. Else 0.
+    pub seconds: u32,
+    /// 1 to [`MAX_ITEMS`](crate::MAX_ITEMS) keys.
+    pub keys: Vec<&'a [u8]>,
+}
+
+impl<'a> HintList<'a> {
+    /// Appends the meta to `out`.
+    ///
+    /// # Panics
+    /// On too many keys, or a key that is empty or too long.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.advice.raw(), 0, 0, 0]);
+        out.extend_from_slice(&self.seconds.to_le_bytes());
+        put_list(&self.keys, out);
+    }
+
+    /// Reads the meta.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse(meta: &'a [u8]) -> Result<HintList<'a>, MetaError> {
+        let mut reader = Reader::new(meta);
+        let got = reader.u8()?;
+        reader.zeros(3)?;
+        let seconds = reader.u32()?;
+        let advice = match (Advice::from_raw(got), seconds) {
+            (Some(Advice::Pin), 0) | (None, _) => return Err(MetaError::Advice { got, seconds }),
+            (Some(Advice::Pin), _) => Advice::Pin,
+            (Some(advice), 0) => advice,
+            (Some(_), _) => return Err(MetaError::Advice { got, seconds }),
+        };
+        let keys = take_list::<&[u8]>(&mut reader)?;
+        if keys.is_empty() {
+            return Err(MetaError::NoItems);
+        }
+        finish(reader, HintList { advice, seconds, keys })
+    }
+}
+
 /// Which generation a put may replace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PutMode {
@@ -149,6 +198,66 @@ impl PutMode {
     }
 }
 
+/// What a putter says about a value besides: it travels in extensions, and who does not know them
+/// stores the value all the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PutAdvice<'a> {
+    /// The key of the block before it in its chain: 1 to [`MAX_KEY`] bytes.
+    pub parent: Option<&'a [u8]>,
+    /// Seconds for which it is evicted after all others, which reads do not extend; 0 for none.
+    pub pin_seconds: u32,
+}
+
+impl<'a> PutAdvice<'a> {
+    /// Bytes that it takes in a meta.
+    pub fn encoded_length(&self) -> usize {
+        let pin = if self.pin_seconds == 0 { 0 } else { 12 };
+        self.parent.map_or(0, |parent| parent.len() + 8) + pin
+    }
+
+    fn encode(&self, item: u32, out: &mut Vec<u8>) {
+        if let Some(parent) = self.parent {
+            assert!((1..=MAX_KEY).contains(&parent.len()), "a key has 1 to {MAX_KEY} bytes");
+            append_extension(out, PARENT, &[&item.to_le_bytes()[..], parent].concat());
+        }
+        if self.pin_seconds != 0 {
+            let bytes = [item.to_le_bytes(), self.pin_seconds.to_le_bytes()].concat();
+            append_extension(out, PIN, &bytes);
+        }
+    }
+
+    /// Reads the extensions to the end.
+    fn take_all(reader: &mut Reader<'a>, items: &mut [PutItem<'a>]) -> Result<(), MetaError> {
+        while let Some((kind, bytes)) = next_extension(reader)? {
+            if kind != PARENT && kind != PIN {
+                unknown(kind)?;
+                continue;
+            }
+            let mut reader = Reader::new(bytes);
+            let item = reader.u32()?;
+            let wrong = MetaError::ExtendedItem { kind, item };
+            let place = usize::try_from(item).unwrap_or(usize::MAX);
+            let advice = &mut items.get_mut(place).ok_or(wrong)?.advice;
+            if kind == PARENT {
+                let got = reader.remaining();
+                if !(1..=MAX_KEY).contains(&got) {
+                    return Err(MetaError::KeyLength { got });
+                }
+                if advice.parent.replace(reader.bytes(got)?).is_some() {
+                    return Err(wrong);
+                }
+            } else {
+                let seconds = reader.u32()?;
+                let known = std::mem::replace(&mut advice.pin_seconds, seconds);
+                if known != 0 || seconds == 0 || reader.remaining() > 0 {
+                    return Err(wrong);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One value to store.
 ///
 /// ```text
@@ -170,6 +279,8 @@ pub struct PutItem<'a> {
     pub ttl_seconds: u32,
     /// One CRC-32C per extent. Put: all of them. Offer: may be empty, Data brings them.
     pub crcs: CrcList,
+    /// What is said about it besides.
+    pub advice: PutAdvice<'a>,
 }
 
 impl<'a> Item<'a> for PutItem<'a> {
@@ -206,7 +317,9 @@ impl<'a> Item<'a> for PutItem<'a> {
         let mode = PutMode::decode(mode, reader.u64()?)?;
         let crcs = take_crcs(reader, crc_count)?;
         let key = reader.bytes(key_length)?;
-        Ok(PutItem { key, length, mode, durable: flags & DURABLE != 0, ttl_seconds, crcs })
+        let durable = flags & DURABLE != 0;
+        let advice = PutAdvice::default();
+        Ok(PutItem { key, length, mode, durable, ttl_seconds, crcs, advice })
     }
 }
 
@@ -225,6 +338,9 @@ impl<'a> PutItems<'a> {
     /// On too many items, or a key or value out of bounds.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_list(&self.items, out);
+        for (at, item) in self.items.iter().enumerate() {
+            item.advice.encode(at as u32, out);
+        }
     }
 
     /// Reads the meta. For a Put, compare [`inline_length`](Self::inline_length) with the header's
@@ -233,7 +349,13 @@ impl<'a> PutItems<'a> {
     /// # Errors
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &'a [u8]) -> Result<PutItems<'a>, MetaError> {
-        Ok(PutItems { items: parse_list(meta)? })
+        let mut reader = Reader::new(meta);
+        let mut items = take_list::<PutItem<'a>>(&mut reader)?;
+        if items.is_empty() {
+            return Err(MetaError::NoItems);
+        }
+        PutAdvice::take_all(&mut reader, &mut items)?;
+        Ok(PutItems { items })
     }
 
     /// The payload bytes of a Put with these items.

@@ -61,6 +61,7 @@ fn put_items(crcs_in_meta: bool) -> PutItems<'static> {
         durable: false,
         ttl_seconds: 0,
         crcs: crcs(VALUE_A),
+        advice: Default::default(),
     };
     let b = PutItem {
         key: KEY_B,
@@ -69,6 +70,7 @@ fn put_items(crcs_in_meta: bool) -> PutItems<'static> {
         durable: true,
         ttl_seconds: 3600,
         crcs: crcs(VALUE_B),
+        advice: Default::default(),
     };
     PutItems { items: vec![a, b] }
 }
@@ -98,6 +100,7 @@ fn requests() -> Vec<(Request<'static>, Vec<u8>)> {
         Request::MatchPrefix(MatchItems { items: [(0, KEY_A), (3, KEY_B)].map(run).into() }),
         Request::Lease(LeaseList { lease_ms: 5000, keys: keys() }),
         Request::Release(KeyList { keys: keys() }),
+        Request::Hint(HintList { advice: Advice::Pin, seconds: 90, keys: keys() }),
         Request::Put(put_items(true)),
         Request::Get(GetItems { items: gets }),
         Request::Delete(DeleteItems { items: deletes }),
@@ -163,6 +166,7 @@ fn replies() -> Vec<(Opcode, Reply<'static>)> {
         (Opcode::MatchPrefix, Reply::Match(MatchReply { first_missing: 3, examined: 2 })),
         (Opcode::Lease, items(vec![stored(Status::Ok, VALUE_A), miss])),
         (Opcode::Release, Reply::Empty(Empty)),
+        (Opcode::Hint, items(vec![stored(Status::Ok, VALUE_A), miss])),
         (Opcode::Put, items(vec![put, ItemReply::busy(250)])),
         (Opcode::Get, Reply::Get(GetReply { item: 1, offset: 4, reply: part })),
         (Opcode::Delete, items(vec![ItemReply { length: 0, ..put }, miss])),
@@ -239,6 +243,14 @@ fn others(put: &Header) -> [Sample; 2] {
     [plain("put-refused", refused, refusal), plain("goodbye-by-server", bye, goodbye)]
 }
 
+/// A Put whose second item names its parent, and is pinned.
+fn advised() -> Sample {
+    let mut items = put_items(true);
+    items.items[1].advice = PutAdvice { parent: Some(KEY_A), pin_seconds: 600 };
+    let payload = [VALUE_A, VALUE_B].concat();
+    Sample { name: "put-advised".into(), ..request_sample((Request::Put(items), payload)) }
+}
+
 /// Every frame, requests first.
 pub fn samples() -> Vec<Sample> {
     let mut samples: Vec<_> = requests().into_iter().map(request_sample).collect();
@@ -251,5 +263,6 @@ pub fn samples() -> Vec<Sample> {
     let others = others(&header(Opcode::Put));
     samples.extend(replies);
     samples.extend(others);
+    samples.push(advised());
     samples
 }

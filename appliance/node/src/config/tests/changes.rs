@@ -5,7 +5,7 @@ use super::*;
 
 /// Keys that change nothing: they are refused, or have no effect; and those inside of lists, which are
 /// compared as a whole.
-const ELSEWHERE: [&str; 11] = [
+const ELSEWHERE: [&str; 14] = [
     "network.tls_cert",
     "network.tls_key",
     "rdma.device",
@@ -17,6 +17,9 @@ const ELSEWHERE: [&str; 11] = [
     "network.keys[].tenant",
     "storage.drives[].media",
     "storage.drives[].max_size",
+    "namespaces[].name",
+    "namespaces[].ttl_seconds",
+    "namespaces[].ttl_max_seconds",
 ];
 
 #[test]
@@ -95,6 +98,13 @@ storage:",
          storage.eviction.policy",
         "",
     ),
+    (
+        "block_size",
+        "eviction: {retain_seconds: 5, pin_max_seconds: 6}\n  block_size",
+        "storage.eviction.retain_seconds storage.eviction.pin_max_seconds",
+        "",
+    ),
+    (END, "1 GiB}]\nnamespaces: [{name: n, ttl_seconds: 7}]", "namespaces", ""),
     ("/a, max_size: 1 GiB", "/b, max_size: 1 GiB", "", "storage.drives"),
     ("/a, max_size: 1 GiB", "/a, max_size: 2 GiB", "", "storage.drives"),
     ("/a, max_size: 1 GiB", "/a", "", ""),

@@ -107,7 +107,7 @@ impl Model {
 
     fn evict(&mut self, most: usize) {
         let mut victims = Vec::new();
-        self.policy.victims(&mut |slot| {
+        self.policy.victims(0, &mut |slot| {
             victims.push(slot);
             victims.len() < most.min(BATCH)
         });

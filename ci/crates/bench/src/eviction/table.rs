@@ -26,10 +26,11 @@ pub fn all(comparison: &Comparison, style: Style) -> String {
         }
     }
     let nodes = comparison.running.iter().map(|running| {
+        let share = running.share.map(|share| format!(" ({share} %)")).unwrap_or_default();
         format!(
-            "A running node with place for {} blocks and policy {}, {}: {:.4}; the model says \
+            "A running node that keeps {} blocks{share}, {}, policy {}: {:.4}; the model says \
              {:.4}.",
-            running.blocks, running.policy, running.workload, running.node, running.model
+            running.blocks, running.workload, running.policy, running.node, running.model
         )
     });
     let mut parts = vec![rows.to_string()];

@@ -146,7 +146,11 @@ async fn open(
     }
     let config = StoreConfig {
         extent_bytes: EXTENT,
-        eviction: evicting.then_some(EvictionConfig { high: 0.8, low: 0.6 }),
+        eviction: evicting.then_some(EvictionConfig {
+            high: 0.8,
+            low: 0.6,
+            ..EvictionConfig::default()
+        }),
         ..StoreConfig::default()
     };
     let store = Store::recover(&local, config, Box::<Lru>::default(), drives).await;
@@ -253,6 +257,8 @@ pub async fn put(
         length: u64::from(put.length),
         mode: put.mode,
         ttl_seconds: put.ttl_seconds,
+        parent: None,
+        pin: std::time::Duration::ZERO,
         durable: false,
         deadline: store.local().now() + Duration::from_secs(5),
         caller: caller(call),

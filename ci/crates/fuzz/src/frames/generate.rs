@@ -96,6 +96,7 @@ fn put_item<'a>(rng: &mut Rng, key: &'a [u8]) -> PutItem<'a> {
         durable: once_in(rng, 2),
         ttl_seconds: number(rng) as u32,
         crcs: crcs(rng),
+        advice: Default::default(),
     }
 }
 
@@ -112,9 +113,22 @@ fn request(rng: &mut Rng, opcode: Opcode, out: &mut Vec<u8>) {
         }
         Opcode::Lease => Request::Lease(LeaseList { lease_ms: number(rng) as u32, keys }),
         Opcode::Release => Request::Release(KeyList { keys }),
+        Opcode::Hint => {
+            let advice = one_of(rng, Advice::ALL);
+            let seconds = if advice == Advice::Pin { 1 + rng.below(5_000) as u32 } else { 0 };
+            Request::Hint(HintList { advice, seconds, keys })
+        }
         Opcode::Put | Opcode::Offer => {
             let items = keys.into_iter().map(|key| put_item(rng, key)).collect();
-            let items = PutItems { items };
+            let mut items = PutItems { items };
+            for (at, parent) in owned.iter().enumerate() {
+                if !once_in(rng, 3) {
+                    continue;
+                }
+                let pin_seconds = number(rng) as u32;
+                let advice = PutAdvice { parent: Some(parent), pin_seconds };
+                items.items[owned.len() - 1 - at].advice = advice;
+            }
             if opcode == Opcode::Put { Request::Put(items) } else { Request::Offer(items) }
         }
         Opcode::Get => {
@@ -206,6 +220,7 @@ fn reply(rng: &mut Rng, opcode: Opcode, status: Status) -> Reply<'static> {
         Opcode::Release | Opcode::Goodbye => Reply::Empty(Empty),
         Opcode::Exists
         | Opcode::Lease
+        | Opcode::Hint
         | Opcode::Put
         | Opcode::Delete
         | Opcode::Offer

@@ -44,6 +44,20 @@ fn other(rng: &mut Rng, opcode: Opcode, generations: &[u64], meta: &mut Vec<u8>)
                 length_and(meta, &key);
             });
         }
+        Opcode::Hint => {
+            let (advice, seconds) = match rng.below(8) {
+                0..=2 => (0, 0),
+                3..=4 => (1, 0),
+                5..=6 => (2, one_of(rng, &[1, 5, 60, u32::MAX])),
+                _ => (rng.next_u64() as u8 % 5, number(rng) as u32),
+            };
+            meta.extend([advice, 0, 0, 0]);
+            meta.extend(seconds.to_le_bytes());
+            list(rng, meta, |rng, meta| {
+                let key = key(rng);
+                length_and(meta, &key);
+            });
+        }
         Opcode::MatchPrefix => {
             let mut at = number(rng) as u32;
             list(rng, meta, |rng, meta| {
@@ -188,6 +202,15 @@ fn puts(
         if opcode == Opcode::Put {
             payload.extend(value);
         }
+    }
+    for item in 0..items as u32 {
+        if !once_in(rng, 8) {
+            continue;
+        }
+        let parent = key(rng);
+        append_extension(meta, 1, &[&item.to_le_bytes()[..], &parent].concat());
+        let seconds = one_of(rng, &[0, 1, 1, 30, 30, 600, 600, u32::MAX]);
+        append_extension(meta, 2, &[item.to_le_bytes(), seconds.to_le_bytes()].concat());
     }
     if once_in(rng, 20) {
         mutate(rng, payload);

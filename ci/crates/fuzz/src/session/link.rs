@@ -235,6 +235,7 @@ fn due(opcode: Opcode, meta: &[u8], payload: u64) -> Due {
         Ok(Request::Offer(offer)) => Due::Items(offer.items.len()),
         Ok(Request::Exists(list)) => Due::Items(list.keys.len()),
         Ok(Request::Lease(list)) => Due::Items(list.keys.len()),
+        Ok(Request::Hint(list)) => Due::Items(list.keys.len()),
         Ok(Request::Delete(list)) => Due::Items(list.items.len()),
         Ok(Request::Suspect(list)) => Due::Items(list.items.len()),
         Ok(_) => Due::One,

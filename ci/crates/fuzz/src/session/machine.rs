@@ -261,7 +261,11 @@ async fn start(
     }
     let config = StoreConfig {
         extent_bytes: EXTENT,
-        eviction: evicting.then_some(EvictionConfig { high: 0.9, low: 0.8 }),
+        eviction: evicting.then_some(EvictionConfig {
+            high: 0.9,
+            low: 0.8,
+            ..EvictionConfig::default()
+        }),
         remember_max: 256,
         // As a node on memory has it, in some lives: it refuses puts that ask for more.
         durability: match life % 3 {
@@ -305,6 +309,7 @@ fn context(
         store: StoreHandle::Here(store.clone()),
         keys,
         limits,
+        namespaces: Vec::new(),
         identity: Identity { server: [6; 16], incarnation: life },
         entropy: Box::new(move |bytes| {
             bytes.fill_with(|| nonces.borrow_mut().next_u64() as u8);

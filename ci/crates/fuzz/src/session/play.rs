@@ -19,7 +19,7 @@ const UNDER_WAY: usize = 7;
 const WANTED: u64 = 4;
 
 /// What a client asks for, as often as it stands here.
-const OPERATIONS: [Opcode; 16] = [
+const OPERATIONS: [Opcode; 18] = [
     Opcode::Put,
     Opcode::Put,
     Opcode::Put,
@@ -30,6 +30,8 @@ const OPERATIONS: [Opcode; 16] = [
     Opcode::Exists,
     Opcode::MatchPrefix,
     Opcode::Lease,
+    Opcode::Hint,
+    Opcode::Hint,
     Opcode::Release,
     Opcode::Delete,
     Opcode::Delete,

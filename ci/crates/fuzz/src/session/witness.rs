@@ -69,6 +69,7 @@ impl Witness {
             durable: false,
             ttl_seconds: 0,
             crcs: CrcList::from_slice(&generate::crcs(&value)).expect("three extents"),
+            advice: Default::default(),
         };
         let mut meta = Vec::new();
         PutItems { items: vec![item] }.encode(&mut meta);
