@@ -59,6 +59,13 @@ Examples:
   memkvctl hint pin --for 30m system-0 system-1 system-2
   memkvctl hint release chat-17-0 chat-17-1";
 
+const DRIVE_EXAMPLES: &str = "\
+Drives that no server has are looked after by `memkv drive`.
+
+Examples:
+  memkvctl status
+  memkvctl drive readmit /dev/nvme1n1 --server 10.0.0.1:9900";
+
 const LS_HELP: &str = "\
 What is listed was there at some moment of the listing: the server goes on meanwhile, and is asked
 for a page at a time. Keys are shown with bytes that are not printable escaped.
@@ -163,7 +170,7 @@ pub enum Command {
     #[command(after_help = RELOAD_HELP)]
     Reload(ReloadArgs),
     /// Change the drives of a server that runs
-    #[command(subcommand)]
+    #[command(subcommand, after_help = DRIVE_EXAMPLES)]
     Drive(DriveCommand),
     /// Measure throughput, latency and CPU cost of put, get and exists
     #[command(after_help = BENCH_EXAMPLES)]

@@ -437,7 +437,13 @@ proptest::proptest! {
         index in 0usize..8,
         value in "(null|true|-1|1e9|\\[\\]|\\{\\}|\\[1, 2\\]|'%'|!t x|0x10|18446744073709551616|\\.nan|5 %|999 %)",
     ) {
-        let keys = schema::SCHEMA.iter().find(|(path, _)| *path == section).expect("a section").1;
-        let _ = parse(&format!("{section}:\n  {}: {value}\n", keys[index % keys.len()]));
+        let found = |path: String| schema::SCHEMA.iter().find(|(known, _)| *known == path);
+        // One of them is a list of sections.
+        let (item, known) = match found(section.to_owned()) {
+            Some(known) => ("", known),
+            None => ("- ", found(format!("{section}[]")).expect("a section")),
+        };
+        let key = known.1[index % known.1.len()];
+        let _ = parse(&format!("{section}:\n  {item}{key}: {value}\n"));
     }
 }
