@@ -138,8 +138,8 @@ pub fn measure(binary: &Path, folder: &Path, effort: Effort) -> Result<Section, 
     let mut turns = Grid::new(
         &format!(
             "The longest turns of the nodes with the work, but for those of sessions and sockets, in \
-             microseconds without what others took of the core (at most {TURN_BAR_US:.0}), and turns \
-             that were longer only because they did:"
+             microseconds without what others took of the core (at most {TURN_BAR_US:.0}), and \
+             turns that were longer only because they did:"
         ),
         &["", "who", "longest", "longer than 200 µs", "verdict", "preempted", "longest of these"],
     );
