@@ -3,6 +3,7 @@
 mod common;
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use common::{Bench, Disk, in_parts, put, tiny, unit};
 use memkv_dma::Class;
@@ -122,6 +123,32 @@ fn an_open_journal_reads_an_extent_in_pieces_and_holds_it_against_its_crc() {
             }
         }
     }
+}
+
+#[test]
+fn a_scrub_lets_others_have_their_turn_while_it_checks() {
+    let mut bench = Bench::new();
+    let disk = Disk::new(4 << 20);
+    bench.format(&disk, tiny());
+    let (journal, _) = bench.open(&disk);
+    let units = (1 << 20) / UNIT;
+    let extent = memkv_journal::UnitRange { start: 0, count: units as u16 };
+    let mut passes_for = |length: usize| {
+        let stats = bench.reactor.stats();
+        let before = stats.polls.load(Ordering::Relaxed);
+        let (journal, pool) = (Rc::clone(&journal), bench.pool.clone());
+        let verdict = bench.run(async move {
+            let buf = pool.allocate_wait(Class::Scrub, units * UNIT).await;
+            journal.scrub_extent((extent, length as u32, 0), buf).await
+        });
+        assert!(matches!(verdict, Err(ExtentFault::Crc { .. })));
+        stats.polls.load(Ordering::Relaxed) - before
+    };
+    // A turn for each 256 KiB that were begun.
+    let least = passes_for(1);
+    assert_eq!(passes_for(256 << 10), least);
+    assert_eq!(passes_for((256 << 10) + 1), least + 1);
+    assert_eq!(passes_for(1 << 20), least + 3);
 }
 
 #[test]

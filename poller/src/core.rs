@@ -10,12 +10,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use crate::poller::Poller;
 use crate::reactor::TaskOrder;
 use crate::remote::Shared;
 use crate::rng::Rng;
-use crate::stats;
+use crate::stats::{self, LONG_TURN};
 use crate::task::{Task, TaskKey, TaskTable};
 use crate::time::{Clock, Instant};
 use crate::timer::TimerHeap;
@@ -26,6 +27,10 @@ thread_local! {
     pub(crate) static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
 }
 
+/// How long the thread has waited for a core is looked up this often at most, but for long turns and
+/// after sleep: it costs a system call.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) clock: Rc<dyn Clock>,
@@ -35,6 +40,10 @@ pub(crate) struct Core {
     pub(crate) pass_began: Cell<Instant>,
     /// When the last turn of a task or a poller ended: the next is measured from here.
     turn_ended: Cell<Instant>,
+    /// How long the thread had waited for a core when that was last looked up, and when.
+    waited: Cell<(Duration, Instant)>,
+    /// The reactor has slept since: how long it then waited for a core is no part of any turn.
+    slept: Cell<bool>,
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<TaskKey>>,
     /// Tasks that woke themselves while running: they had their turn, and wait for the next pass.
@@ -72,6 +81,8 @@ impl Core {
             timers: RefCell::default(),
             pass_began: Cell::new(now),
             turn_ended: Cell::new(now),
+            waited: Cell::default(),
+            slept: Cell::new(true),
             ready: RefCell::default(),
             yielded: RefCell::default(),
             running: Cell::new(None),
@@ -85,13 +96,31 @@ impl Core {
     pub(crate) fn begin_pass(&self, now: Instant) {
         self.pass_began.set(now);
         self.turn_ended.set(now);
+        let (_, looked) = self.waited.get();
+        if self.slept.take() || now.saturating_duration_since(looked) >= LOOK_EVERY {
+            self.look_waited(now);
+        }
+    }
+
+    /// The thread was not turning the wheel.
+    pub(crate) fn has_slept(&self) {
+        self.slept.set(true);
     }
 
     /// What ran since the last turn ended was a turn of `who`.
     pub(crate) fn end_turn(&self, who: &'static str) {
         let now = self.clock.now();
         let took = now.saturating_duration_since(self.turn_ended.replace(now));
-        self.shared.stats.turn_took(who, took);
+        let waited = if took > LONG_TURN { self.look_waited(now) } else { Duration::ZERO };
+        self.shared.stats.turn_took(who, took, waited);
+    }
+
+    /// How long the thread has waited for a core since this was last looked up: at most
+    /// [`LOOK_EVERY`] before the turn that asks.
+    fn look_waited(&self, now: Instant) -> Duration {
+        let Some(waited) = self.clock.waited() else { return Duration::ZERO };
+        let (before, _) = self.waited.replace((waited, now));
+        waited.saturating_sub(before)
     }
 
     pub(crate) fn enter(self: &Rc<Core>) -> Entered {

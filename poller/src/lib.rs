@@ -58,7 +58,7 @@ pub use poller::{Interrupt, Poller, Progress};
 pub use reactor::{IdlePolicy, Reactor, ReactorConfig, ReactorId, TaskOrder};
 pub use remote::Remote;
 pub use rng::Rng;
-pub use stats::{LONG_TURN, ReactorStats, Turns};
+pub use stats::{LONG_TURN, Long, ReactorStats, Turns};
 pub use stop::StopFlag;
 pub use time::{Clock, Instant, SystemClock};
 pub use timer::{Elapsed, Sleep, timeout};

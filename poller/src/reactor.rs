@@ -191,6 +191,7 @@ impl Reactor {
             tracing::warn!(reactor, cpu, %error, "cannot bind the reactor to its core");
         }
         let _registration = stop.register(self.remote());
+        self.core.has_slept();
         self.meter.since = self.core.clock.now();
         while !stop.is_stopped() {
             if self.step().is_busy() {
@@ -207,6 +208,7 @@ impl Reactor {
     /// its result. For tests and for start-up. Needs a clock that runs by itself.
     pub fn block_on<T: 'static>(&mut self, fut: impl Future<Output = T> + 'static) -> T {
         self.meter.since = self.core.clock.now();
+        self.core.has_slept();
         let mut handle = self.local.spawn_join(fut);
         loop {
             let progress = self.step();
@@ -314,6 +316,7 @@ impl Reactor {
         if sync::wait(bell, &self.interrupts, timeout) {
             bell.silence();
         }
+        self.core.has_slept();
         let stats = &self.core.shared.stats;
         stats::add(&stats.sleeps, 1);
         self.meter.charge(self.core.clock.now(), stats);

@@ -32,16 +32,32 @@ pub struct ReactorStats {
     turns: Mutex<Vec<Turns>>,
 }
 
-/// The turns of one kind of task or poller that took more than 50 µs, by the clock on the wall: what
-/// the system gave to other processes meanwhile is in it.
+/// The turns of one kind of task or poller that took more than 50 µs by the clock on the wall, told
+/// apart by whose fault it is.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Turns {
     /// The poller's name, or the path of the task's function.
     pub who: &'static str,
+    /// Without the time in which the thread waited for a core; with it where the clock cannot tell.
+    pub own: Long,
+    /// Turns that are long only because the thread waited for a core: with that time.
+    pub preempted: Long,
+}
+
+/// Turns of one kind.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Long {
     /// Turns longer than [`LONG_TURN`].
-    pub long: u64,
+    pub count: u64,
     /// The longest one.
     pub longest: Duration,
+}
+
+impl Long {
+    fn add(&mut self, took: Duration) {
+        self.count += u64::from(took > LONG_TURN);
+        self.longest = self.longest.max(took);
+    }
 }
 
 impl ReactorStats {
@@ -50,20 +66,21 @@ impl ReactorStats {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Somebody's turn has ended.
-    pub(crate) fn turn_took(&self, who: &'static str, took: Duration) {
+    /// Somebody's turn has ended. In it the thread waited for a core for so long.
+    pub(crate) fn turn_took(&self, who: &'static str, took: Duration, waited: Duration) {
         if took <= NOTED {
             return;
         }
         let who = who.trim_end_matches("::{{closure}}");
-        let long = u64::from(took > LONG_TURN);
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        match turns.iter_mut().find(|turns| turns.who == who) {
-            Some(turns) => {
-                turns.long += long;
-                turns.longest = turns.longest.max(took);
-            }
-            None => turns.push(Turns { who, long, longest: took }),
+        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = all.iter().position(|turns| turns.who == who).unwrap_or_else(|| {
+            all.push(Turns { who, own: Long::default(), preempted: Long::default() });
+            all.len() - 1
+        });
+        let own = took.saturating_sub(waited);
+        all[at].own.add(own);
+        if took > LONG_TURN && own <= LONG_TURN {
+            all[at].preempted.add(took);
         }
     }
 }

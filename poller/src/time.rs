@@ -1,6 +1,8 @@
 //! Time as a reactor sees it: nanoseconds since an origin, from a clock that is handed in.
 
+use std::fs::File;
 use std::ops::{Add, AddAssign};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -54,6 +56,11 @@ pub trait Clock {
     fn now(&self) -> Instant;
     /// Seconds since 1970-01-01 UTC. May jump when an operator sets the clock.
     fn unix_seconds(&self) -> u64;
+    /// How long the calling thread has waited for a core since it began, ready to run: what others
+    /// took from it. Never gets less. `None` where nobody can tell, as in the simulator.
+    fn waited(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// The machine's clock. All copies in a process share one origin, so their instants compare across
@@ -79,6 +86,24 @@ impl Clock for SystemClock {
         // A clock set before 1970 counts as 1970: the callers compare, they do not display.
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
+
+    /// Takes about a microsecond. Linux tells it; what the machine below a virtual one takes is not
+    /// in it.
+    fn waited(&self) -> Option<Duration> {
+        thread_local! {
+            // The name stands for the thread that opens it, for as long as the file is open.
+            static OWN: Option<File> = File::open("/proc/thread-self/schedstat").ok();
+        }
+        let mut text = [0; 96];
+        let len = OWN.with(|own| own.as_ref()?.read_at(&mut text, 0).ok())?;
+        waited_in(&text[..len])
+    }
+}
+
+/// The second of the three numbers of a `schedstat`: nanoseconds.
+fn waited_in(schedstat: &[u8]) -> Option<Duration> {
+    let nanos = std::str::from_utf8(schedstat).ok()?.split_ascii_whitespace().nth(1)?;
+    nanos.parse().ok().map(Duration::from_nanos)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -105,5 +130,35 @@ mod tests {
             last = now;
         }
         assert!(one.unix_seconds() > 1_600_000_000);
+    }
+
+    #[test]
+    fn a_schedstat_is_read_or_refused() {
+        assert_eq!(waited_in(b"167149 60220 1\n"), Some(Duration::from_nanos(60220)));
+        for wrong in [&b""[..], b"1", b"1 -2 3", b"1 x 3", b"1 \xff 3"] {
+            assert_eq!(waited_in(wrong), None);
+        }
+    }
+
+    /// Two threads on one core: one waits while the other works.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_that_shares_its_core_has_waited() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        // Where the kernel does not count, or the core is not ours, there is nothing to test.
+        let works_until_it_waited = |done: &AtomicBool| {
+            let bound = crate::sync::pin_thread(0).is_ok();
+            if let Some(before) = SystemClock.waited().filter(|_| bound) {
+                while !done.load(Ordering::Relaxed) && SystemClock.waited() <= Some(before) {}
+                assert!(SystemClock.waited() >= Some(before), "it never gets less");
+            }
+            done.store(true, Ordering::Relaxed);
+        };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| works_until_it_waited(&done));
+            scope.spawn(|| works_until_it_waited(&done));
+        });
     }
 }

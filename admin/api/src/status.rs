@@ -244,15 +244,21 @@ pub struct ReactorStatus {
     pub turns: Vec<TurnStatus>,
 }
 
-/// The longest turns of one kind of task or poller, by the clock on the wall.
+/// The longest turns of one kind of task or poller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TurnStatus {
     /// The poller's name, or the path of the task's function.
     pub who: String,
-    /// Turns longer than 200 µs.
+    /// Turns longer than 200 µs, without the time in which the thread waited for a core.
     pub long_total: u64,
     /// The longest one, in microseconds.
     pub longest_us: f64,
+    /// Turns that were longer than 200 µs only because the thread waited for a core.
+    #[serde(default)]
+    pub preempted_total: u64,
+    /// The longest of these by the clock on the wall, in microseconds.
+    #[serde(default)]
+    pub longest_preempted_us: f64,
 }
 
 /// Client connections.

@@ -1,6 +1,7 @@
 //! What drives were asked, and how long reactors' turns took: rows of the status and metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use memkv_admin_api as api;
 use memkv_block::{BlockDevice, DeviceStats};
@@ -28,11 +29,14 @@ pub(crate) fn io_row(stats: &DeviceStats) -> api::IoStatus {
 /// A reactor's longest turns for the status, the longest first.
 pub(crate) fn turn_rows(stats: &ReactorStats) -> Vec<api::TurnStatus> {
     let mut turns = stats.turns();
-    turns.sort_by_key(|turns| std::cmp::Reverse(turns.longest));
+    turns.sort_by_key(|turns| std::cmp::Reverse(turns.own.longest));
+    let us = |time: Duration| time.as_nanos() as f64 / 1000.0;
     let row = |turns: &memkv_poller::Turns| api::TurnStatus {
         who: turns.who.to_owned(),
-        long_total: turns.long,
-        longest_us: turns.longest.as_nanos() as f64 / 1000.0,
+        long_total: turns.own.count,
+        longest_us: us(turns.own.longest),
+        preempted_total: turns.preempted.count,
+        longest_preempted_us: us(turns.preempted.longest),
     };
     turns.iter().map(row).collect()
 }
@@ -84,11 +88,23 @@ pub(crate) fn io_metrics(snapshot: &mut api::MetricsSnapshot, devices: &[Arc<dyn
 pub(crate) fn turn_metrics(snapshot: &mut api::MetricsSnapshot, reactors: &[api::ReactorStatus]) {
     for reactor in reactors {
         for turn in &reactor.turns {
-            let labels = || vec![("reactor", reactor.id.to_string()), ("who", turn.who.clone())];
-            let (name, help) = ("memkv_long_turns_total", "Turns longer than 200 µs.");
-            snapshot.counter(name, help, labels(), turn.long_total);
-            let (name, help) = ("memkv_longest_turn_seconds", "The longest turn.");
-            snapshot.gauge(name, help, labels(), turn.longest_us * 1e-6);
+            let faults = [
+                ("own", turn.long_total, turn.longest_us),
+                ("preempted", turn.preempted_total, turn.longest_preempted_us),
+            ];
+            for (fault, long, longest_us) in faults {
+                let labels = || {
+                    vec![
+                        ("reactor", reactor.id.to_string()),
+                        ("who", turn.who.clone()),
+                        ("fault", fault.to_owned()),
+                    ]
+                };
+                let (name, help) = ("memkv_long_turns_total", "Turns longer than 200 µs.");
+                snapshot.counter(name, help, labels(), long);
+                let (name, help) = ("memkv_longest_turn_seconds", "The longest turn.");
+                snapshot.gauge(name, help, labels(), longest_us * 1e-6);
+            }
         }
     }
 }

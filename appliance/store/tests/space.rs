@@ -376,3 +376,35 @@ fn a_present_block_is_pinned_by_its_put_and_a_release_ends_that() {
     assert_eq!(advise(&mut node, &names, Advice::Release), 1);
     assert_eq!(press(&mut node, "others", count / 4, &names), [false]);
 }
+
+/// More blocks are held than the evictor looks at in one turn, and more may go than it takes in one.
+#[test]
+fn the_evictor_lets_others_have_their_turn() {
+    const HELD: usize = 1000;
+    let options = FormatOptions { block_limit: Some(4000), ..FormatOptions::default() };
+    let machine = Machine::new(1, 64 * MIB, options, watermarks(0.9, 0.6));
+    let mut node = machine.start();
+    let evictions = |node: &Node| node.store.counters().evictions.get();
+    for n in 0..HELD {
+        let name = format!("held {n}");
+        node.put(&name, 10);
+        node.store.hold(node.hash(&name), 7, Duration::from_secs(600)).expect("it is there");
+    }
+    let (_, total) = units(&node.store);
+    let more = (total as f64 * 0.91) as usize - HELD;
+    for n in 0..more {
+        put_again(&mut node, &format!("small {n}"), 10).expect("there is room");
+    }
+    let begun = evictions(&node);
+    let mut before = begun;
+    while node.reactor.step().is_busy() {
+        let now = evictions(&node);
+        assert!(now - before <= 32, "{} evicted in a turn", now - before);
+        before = now;
+    }
+    assert!(before - begun >= 300, "{begun} of {before} while nobody looked");
+    let (free, total) = units(&node.store);
+    assert!(free as f64 >= total as f64 * 0.39, "{free} of {total}");
+    let there = |n: &usize| node.generation(&format!("held {n}")).is_some();
+    assert_eq!((0..HELD).filter(there).count(), HELD);
+}

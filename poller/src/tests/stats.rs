@@ -1,10 +1,12 @@
 //! The counters say what happened.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{TestClock, settle, still};
-use crate::{Local, TaskOrder};
+use crate::{Clock, Instant, Local, Long, Reactor, ReactorConfig, Rng, TaskOrder, Turns};
 
 fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
@@ -63,5 +65,74 @@ fn long_turns_are_told_by_name() {
     settle(&mut reactor);
     let [turns] = reactor.stats().turns()[..] else { panic!("{:?}", reactor.stats().turns()) };
     assert!(turns.who.ends_with("long_turns_are_told_by_name::slow"), "{}", turns.who);
-    assert_eq!((turns.long, turns.longest), (2, Duration::from_micros(300)));
+    assert_eq!((turns.own.count, turns.own.longest), (2, Duration::from_micros(300)));
+    assert_eq!(turns.preempted, Long::default(), "a clock that cannot tell blames the turn");
+}
+
+/// A clock that says how long the thread has waited for a core.
+#[derive(Clone, Default)]
+struct Shared {
+    clock: TestClock,
+    waited: Rc<Cell<Duration>>,
+    looks: Rc<Cell<u32>>,
+}
+
+impl Shared {
+    /// The thread works for so many microseconds, and waits for so many.
+    fn pass(&self, works: u64, waits: u64) {
+        self.clock.advance(Duration::from_micros(works + waits));
+        self.waited.set(self.waited.get() + Duration::from_micros(waits));
+    }
+}
+
+impl Clock for Shared {
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.clock.unix_seconds()
+    }
+
+    fn waited(&self) -> Option<Duration> {
+        self.looks.set(self.looks.get() + 1);
+        Some(self.waited.get())
+    }
+}
+
+async fn works_and_waits(clock: Shared, turns: &'static [(u64, u64)], local: Local) {
+    for &(works, waits) in turns {
+        clock.pass(works, waits);
+        local.yield_now().await;
+    }
+}
+
+fn turns_of(clock: &Shared, turns: &'static [(u64, u64)]) -> Turns {
+    let shared = Rc::new(clock.clone());
+    let mut reactor = Reactor::new(ReactorConfig::default(), shared, Rng::seeded(0));
+    let local = reactor.local();
+    local.spawn(works_and_waits(clock.clone(), turns, local.clone()));
+    settle(&mut reactor);
+    let [turns] = reactor.stats().turns()[..] else { panic!("{:?}", reactor.stats().turns()) };
+    turns
+}
+
+#[test]
+fn a_turn_that_is_long_for_others_is_not_its_own_fault() {
+    let clock = Shared::default();
+    // What the thread waited for before it came here is nobody's turn.
+    clock.pass(0, 10_000);
+    let turns = turns_of(&clock, &[(60, 4000), (201, 4000), (100, 101), (200, 1), (250, 0)]);
+    let micros = Duration::from_micros;
+    assert_eq!(turns.own, Long { count: 2, longest: micros(250) });
+    assert_eq!(turns.preempted, Long { count: 3, longest: micros(4060) });
+}
+
+#[test]
+fn how_long_the_thread_waited_is_looked_up_once_a_millisecond() {
+    let clock = Shared::default();
+    // 20 ms in turns of 100 µs, of which none is long.
+    let turns = turns_of(&clock, &[(100, 0); 200]);
+    assert_eq!(turns.own, Long { count: 0, longest: Duration::from_micros(100) });
+    assert!((18..=22).contains(&clock.looks.get()), "{} times", clock.looks.get());
 }

@@ -138,9 +138,10 @@ pub fn measure(binary: &Path, folder: &Path, effort: Effort) -> Result<Section, 
     let mut turns = Grid::new(
         &format!(
             "The longest turns of the nodes with the work, but for those of sessions and sockets, in \
-             microseconds by the clock on the wall (at most {TURN_BAR_US:.0}):"
+             microseconds without what others took of the core (at most {TURN_BAR_US:.0}), and \
+             turns that were longer only because they did:"
         ),
-        &["", "who", "longest", "longer than 200 µs", "verdict"],
+        &["", "who", "longest", "longer than 200 µs", "verdict", "preempted", "longest of these"],
     );
     for case in &CASES {
         eprintln!("bench: gets beside {}", case.name);
@@ -213,8 +214,10 @@ impl Found {
             case.name.to_owned(),
             who.to_owned(),
             format!("{us:.0}"),
-            others.map(|turn| turn.long_total).sum::<u64>().to_string(),
+            others.clone().map(|turn| turn.long_total).sum::<u64>().to_string(),
             section.judge(name, &Verdict::at_most(us, TURN_BAR_US)),
+            others.clone().map(|turn| turn.preempted_total).sum::<u64>().to_string(),
+            format!("{:.0}", others.map(|turn| turn.longest_preempted_us).fold(0.0, f64::max)),
         ]);
     }
 }
@@ -223,10 +226,19 @@ impl Found {
 fn since(before: &[TurnStatus], mut turns: Vec<TurnStatus>) -> Vec<TurnStatus> {
     for turn in &mut turns {
         let Some(before) = before.iter().find(|before| before.who == turn.who) else { continue };
-        turn.long_total -= before.long_total;
-        if turn.longest_us <= before.longest_us {
-            turn.longest_us = if turn.long_total > 0 { turn.longest_us } else { 0.0 };
-        }
+        let news = |before_total, before_us, total: &mut u64, longest_us: &mut f64| {
+            *total -= before_total;
+            if *longest_us <= before_us && *total == 0 {
+                *longest_us = 0.0;
+            }
+        };
+        news(before.long_total, before.longest_us, &mut turn.long_total, &mut turn.longest_us);
+        news(
+            before.preempted_total,
+            before.longest_preempted_us,
+            &mut turn.preempted_total,
+            &mut turn.longest_preempted_us,
+        );
     }
     turns
 }
@@ -379,6 +391,8 @@ mod tests {
             who: who.to_owned(),
             long_total,
             longest_us,
+            preempted_total: 2 * long_total,
+            longest_preempted_us: 2.0 * longest_us,
         };
         let before = [turn("start", 2, 900.0), turn("work", 1, 300.0), turn("more", 1, 250.0)];
         let after = vec![

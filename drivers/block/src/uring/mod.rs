@@ -6,9 +6,11 @@
 //!   Done  ◄── slot ◄── completion entries ◄─ kernel
 //! ```
 //!
-//! Entries are handed to the kernel by the poller, which runs last in every pass of the reactor: all
+//! Entries are handed to the kernel by the poller, which runs last in every pass of the reactor: the
 //! commands that the tasks of one pass submit cost one system call, and a single one leaves in the pass
-//! it was submitted in. Only a device that has nothing to do is not left waiting for the end of the pass:
+//! it was submitted in. That call carries each command to the device, so it takes a bounded number of
+//! them; the rest follows in the next passes. What may wait in the kernel, flushes and holes in files,
+//! the kernel hands to threads of its own. Only a device that has nothing to do is not left waiting for the end of the pass:
 //! what it is asked first leaves at once.
 
 mod queue;
@@ -142,21 +144,59 @@ mod tests {
     use super::*;
     use crate::{Io, OpenOptions};
 
-    /// Transfers that each fill the window: when one is done, the device has nothing although the next
-    /// was there.
-    #[test]
-    fn a_device_that_waits_for_the_node_is_noticed() {
-        const LEN: usize = 1 << 20;
+    fn rig() -> (tempfile::TempDir, Pool, Uring) {
         let directory = tempfile::tempdir().unwrap();
         let config = PoolConfig { size: 32 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
         let pool = Pool::new(config).unwrap();
         let mut options = OpenOptions::new(directory.path().join("drive"), pool.clone());
         options.size = Some(32 << 20);
         let medium = Arc::new(Medium::open(&mut options).unwrap());
-        let mut device = Uring::new(medium, pool.clone(), String::new()).unwrap();
+        let device = Uring::new(medium, pool.clone(), String::new()).unwrap();
+        (directory, pool, device)
+    }
+
+    fn reactor() -> Reactor {
+        Reactor::new(ReactorConfig::default(), Rc::new(SystemClock), Rng::seeded(0))
+    }
+
+    /// Many small commands, and few large ones: a turn is over before all of them are carried to the
+    /// device.
+    #[test]
+    fn a_turn_hands_over_so_much_and_no_more() {
+        for (len, commands, a_turn) in [(4 << 10, 100, 16), (1 << 20, 7, 2), (768 << 10, 7, 3)] {
+            let (_directory, pool, device) = rig();
+            let mut reactor = reactor();
+            let queue = device.open_queue(&reactor.local()).unwrap();
+            let write = |n: u64| {
+                let buffer = pool.allocate(Class::Receive, len).unwrap();
+                queue.submit(Io::write(n * len as u64, len, buffer))
+            };
+            let all: Vec<_> = (0..commands).map(write).collect();
+            assert_eq!(device.stats().submitted, 1, "the device had nothing to do");
+            let mut handed_over = 1;
+            while handed_over < commands {
+                reactor.step();
+                let now = device.stats().submitted;
+                assert_eq!(now - handed_over, a_turn.min(commands - handed_over), "{len} bytes");
+                handed_over = now;
+            }
+            reactor.block_on(async move {
+                for one in all {
+                    one.await.result.unwrap();
+                }
+            });
+            assert_eq!((device.stats().writes, queue.outstanding()), (commands, 0));
+        }
+    }
+
+    /// Transfers that each fill the window: when one is done, the device has nothing although the next
+    /// was there.
+    #[test]
+    fn a_device_that_waits_for_the_node_is_noticed() {
+        const LEN: usize = 1 << 20;
+        let (_directory, pool, mut device) = rig();
         Arc::get_mut(&mut device.shared).unwrap().window = LEN as u64;
-        let clock = Rc::new(SystemClock);
-        let mut reactor = Reactor::new(ReactorConfig::default(), clock, Rng::seeded(0));
+        let mut reactor = reactor();
         let queue = device.open_queue(&reactor.local()).unwrap();
         reactor.block_on(async move {
             let write = |n: usize| {

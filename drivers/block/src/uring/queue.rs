@@ -29,6 +29,12 @@ pub(super) const WINDOW: u64 = 8 << 20;
 /// journal's.
 const SMALL: u64 = 64 << 10;
 
+/// Commands handed to the kernel in one turn at most, and the bytes of them after which no other goes
+/// along. The kernel carries a read or write all the way to the device before it comes back: some
+/// microseconds each, and more by the pages it has. The rest goes in the next pass.
+const PER_TURN: usize = 16;
+const BYTES_PER_TURN: u64 = 2 << 20;
+
 /// Times that a command is tried again after the kernel said `EAGAIN` to it.
 const RETRIES: u8 = 16;
 
@@ -45,6 +51,35 @@ fn is_large(io: &Io) -> bool {
     matches!(io.op, Op::Read | Op::Write) && io.len > SMALL
 }
 
+/// What one turn may still hand over to the kernel.
+struct Budget {
+    commands: usize,
+    bytes: u64,
+}
+
+impl Budget {
+    fn of_a_turn() -> Budget {
+        Budget { commands: PER_TURN, bytes: BYTES_PER_TURN }
+    }
+
+    /// How many of the first commands of so many bytes each it is good for: any that begins within
+    /// the bytes.
+    fn fit(&self, unsent: &VecDeque<u64>) -> usize {
+        let mut bytes = 0;
+        let begins_within = |&&len: &&u64| {
+            let begins = bytes;
+            bytes += len;
+            begins < self.bytes
+        };
+        unsent.iter().take(self.commands).take_while(begins_within).count()
+    }
+
+    fn spend(&mut self, commands: usize, bytes: u64) {
+        self.commands -= commands;
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 struct Engine {
     ring: Ring,
     slots: Vec<Option<Slot>>,
@@ -57,8 +92,8 @@ struct Engine {
     moving: u64,
     /// The device is not waited for any more.
     given_up: bool,
-    /// Commands in the ring that the kernel has not taken yet.
-    unsent: u64,
+    /// Bytes of each command in the ring that the kernel has not taken yet.
+    unsent: VecDeque<u64>,
     tally: Tally,
     /// Since when commands have waited while the device had none.
     hungry_since: Option<Instant>,
@@ -93,7 +128,7 @@ impl Engine {
         if self.hungry_since.is_some() {
             // The device has nothing to do, and this pass may take long yet: whoever asked may go on
             // with the next MiB of a socket.
-            self.enter();
+            self.enter(&mut Budget::of_a_turn());
         }
     }
 
@@ -118,19 +153,22 @@ impl Engine {
         if let Some(fixed) = fixed {
             self.tally.transfer(fixed);
         }
-        self.unsent += 1;
+        let moves = matches!(slot.io.op, Op::Read | Op::Write);
+        self.unsent.push_back(if moves { slot.io.len - slot.done } else { 0 });
         if self.hungry_since.is_none() && self.shared.counters.depth() == 0 {
             self.hungry_since = Some(self.local.now());
         }
     }
 
-    /// Hands what is in the ring over to the kernel. Says how many commands it took.
-    fn enter(&mut self) -> u32 {
+    /// Hands what is in the ring over to the kernel, as far as one turn may. Says how many commands it
+    /// took.
+    fn enter(&mut self, budget: &mut Budget) -> u32 {
         let waited =
             self.hungry_since.map(|since| self.local.now().saturating_duration_since(since));
-        let taken = self.ring.enter() as u64;
+        let taken = self.ring.enter(budget.fit(&self.unsent));
         if taken > 0 {
-            self.unsent -= taken;
+            budget.spend(taken, self.unsent.drain(..taken).sum());
+            let taken = taken as u64;
             self.shared.counters.handed_over(taken, 1);
             self.hungry_since = None;
             self.shared.counters.starved(waited.unwrap_or_default());
@@ -144,7 +182,7 @@ impl Engine {
         if count == 0 || counters.came_back(count) > 0 {
             return;
         }
-        if self.unsent > 0 || !self.waiting.is_empty() || !self.large.is_empty() {
+        if !self.unsent.is_empty() || !self.waiting.is_empty() || !self.large.is_empty() {
             counters.ran_dry();
             self.hungry_since.get_or_insert(self.looked);
         }
@@ -188,7 +226,8 @@ impl Engine {
 
     /// One turn: hands over what is new, takes what is done, lets waiting commands move up.
     fn turn(&mut self, finished: &mut Vec<(Completer, Done)>) -> Progress {
-        let sent = self.enter();
+        let mut budget = Budget::of_a_turn();
+        let sent = self.enter(&mut budget);
         let mut answers = 0;
         while answers < PER_POLL
             && let Some(answer) = self.answer()
@@ -214,7 +253,7 @@ impl Engine {
         }
         if refilled {
             // What the tasks now do with what has come may take long: the device has work meanwhile.
-            self.enter();
+            self.enter(&mut budget);
         }
         if work > 0 {
             self.shared.counters.take(&mut self.tally);
@@ -229,7 +268,7 @@ impl Engine {
         if self.given_up && self.in_device() > 0 {
             return self.leak("the drive does not answer, leaking buffers");
         }
-        let sent = self.in_device() as u64 - self.unsent;
+        let sent = (self.in_device() - self.unsent.len()) as u64;
         while let Some((io, completer)) = self.large.pop_front() {
             self.moving += io.len;
             self.start(io, completer);
@@ -375,7 +414,7 @@ pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn Blo
         large: VecDeque::new(),
         moving: 0,
         given_up: false,
-        unsent: 0,
+        unsent: VecDeque::with_capacity(DEPTH),
         tally: Tally::default(),
         hungry_since: None,
         looked: local.now(),

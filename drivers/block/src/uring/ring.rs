@@ -25,6 +25,9 @@ pub(crate) const DEPTH: usize = 256;
 /// The most buffers that the kernel registers with one ring (`IORING_MAX_REG_BUFFERS`).
 const MAX_REGISTERED: usize = 1 << 14;
 
+/// `IORING_ENTER_GETEVENTS` of `linux/io_uring.h`: work off what has come back, too.
+const GETEVENTS: u32 = 1;
+
 /// The pool as it is registered: consecutive buffers of [`REGION`] bytes, the last one shorter.
 struct Registered {
     base: usize,
@@ -168,15 +171,21 @@ impl Ring {
         (last < registered.len && last / REGION == index).then_some(index as u16)
     }
 
-    /// Hands new entries to the kernel and lets it work off completions, if there is either. Never
-    /// blocks. Says how many entries the kernel took.
-    pub fn enter(&mut self) -> usize {
+    /// Hands the first `most` new entries to the kernel and lets it work off completions, if there is
+    /// either. Never blocks. Says how many entries the kernel took.
+    pub fn enter(&mut self, most: usize) -> usize {
         let submission = self.ring.submission();
-        if submission.is_empty() && !submission.taskrun() {
+        let new = submission.len().min(most);
+        let work_off = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        if new == 0 && !work_off {
             return 0;
         }
-        drop(submission);
-        match self.ring.submit() {
+        let flags = if work_off { GETEVENTS } else { 0 };
+        // SAFETY: the call reads entries that `push` has put into the ring, whose memory is kept as
+        // `push` asks; it takes no argument in memory.
+        let taken = unsafe { self.ring.submitter().enter::<()>(new as u32, 0, flags, None) };
+        match taken {
             Ok(taken) => taken,
             // A signal, or no memory for a request right now: the entries stay for the next pass.
             Err(e) if is_transient(&e) => 0,
