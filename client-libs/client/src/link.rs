@@ -21,7 +21,7 @@ use crate::error::LinkFault;
 
 /// Bytes of payload whose CRC is computed right before they are sent, while they are in the cache.
 const SEND_SLICE: usize = 1 << 20;
-/// Bytes of payload received at most before their CRC is computed, while they are in the cache.
+/// Bytes of payload received before their CRC is computed, while they are in the cache.
 const RECV_SLICE: usize = 256 << 10;
 /// Bytes read ahead to find header and meta in one receive.
 const INBOX: usize = 4096;
@@ -293,13 +293,10 @@ impl Link {
         crcs.update(&into[..got]);
         while got < into.len() {
             let end = into.len().min(got + RECV_SLICE);
-            match self.stream.recv_some(&mut into[got..end], deadline).map_err(LinkFault::moving)? {
-                0 => return Err(LinkFault::Net(NetError::Closed)),
-                count => {
-                    crcs.update(&into[got..got + count]);
-                    got += count;
-                }
-            }
+            let slice = &mut into[got..end];
+            self.stream.recv_exact(slice, deadline).map_err(LinkFault::moving)?;
+            crcs.update(slice);
+            got = end;
         }
         crcs.list().ok_or(LinkFault::Unexpected("more extents than a value has"))
     }

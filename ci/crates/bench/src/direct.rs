@@ -54,18 +54,26 @@ pub const HUGEPAGES: u64 = (OWN_POOL + REGION + STORED + POOL_BYTES) / (2 * MIB)
 
 /// How much is done.
 #[derive(Clone, Copy)]
-pub struct Effort {
+pub struct Effort<'a> {
     /// Rounds.
     pub rounds: u32,
     /// Bytes of one side of a row in a round.
     pub bytes: u64,
+    /// Only rows whose names have this in them.
+    pub only: &'a str,
 }
 
-impl Effort {
+impl<'a> Effort<'a> {
     /// How much is done when it is asked for like this.
-    pub fn new(quick: bool, rounds: Option<u32>) -> Effort {
+    pub fn new(quick: bool, rounds: Option<u32>, only: Option<&'a str>) -> Effort<'a> {
         let bytes = if quick { 512 * MIB } else { 1024 * MIB };
-        Effort { rounds: rounds.unwrap_or(if quick { 3 } else { 7 }).max(1), bytes }
+        let rounds = rounds.unwrap_or(if quick { 3 } else { 7 }).max(1);
+        Effort { rounds, bytes, only: only.unwrap_or_default() }
+    }
+
+    /// Whether a row of this name is asked for.
+    fn wants(&self, name: &str) -> bool {
+        name.contains(self.only)
     }
 }
 
@@ -73,7 +81,7 @@ impl Effort {
 ///
 /// # Errors
 /// When a side does not work. What this machine lacks is skipped, loudly.
-pub fn compare(binary: &Path, folder: &Path, effort: Effort) -> Result<Section, BenchError> {
+pub fn compare(binary: &Path, folder: &Path, effort: Effort<'_>) -> Result<Section, BenchError> {
     let mut section = Section::new([format!(
         "medians of {} rounds (smallest–largest), {} MiB of each side in a round",
         effort.rounds,
@@ -84,6 +92,9 @@ pub fn compare(binary: &Path, folder: &Path, effort: Effort) -> Result<Section, 
     section.circumstances.push(format!("the store's own chunks: {}", pool.backing()));
     let (mut own, mut small, mut server) = (own_grid(), small_grid(), served::grid());
     for sort in [Sort::File, Sort::Loop] {
+        if !row_names(sort).any(|name| effort.wants(&name)) {
+            continue;
+        }
         let scratch = match Scratch::make(folder, "scratch", sort, SCRATCH)? {
             Ok(scratch) => scratch,
             Err(reason) => {
@@ -91,8 +102,11 @@ pub fn compare(binary: &Path, folder: &Path, effort: Effort) -> Result<Section, 
                 continue;
             }
         };
-        let rows = Rows::measure(&scratch, &pool, effort)?;
+        let rows = Rows::measure(&scratch, sort, &pool, effort)?;
         rows.tell(sort, &mut section, &mut own, &mut small);
+        if !served::names(sort).any(|name| effort.wants(&name)) {
+            continue;
+        }
         // A node makes its own file.
         let drive = match sort {
             Sort::File => None,
@@ -103,8 +117,22 @@ pub fn compare(binary: &Path, folder: &Path, effort: Effort) -> Result<Section, 
         let served = Served::measure(binary, folder, &scratch, drive.as_ref(), effort)?;
         served.tell(sort, &mut section, &mut server);
     }
-    section.grids.extend([own, small, server]);
+    let grids = [own, small, server].into_iter().filter(|grid| !grid.rows.is_empty());
+    section.grids.extend(grids);
     Ok(section)
+}
+
+/// The name of a row of the store's own I/O.
+fn row_name(ask: Ask, sort: Sort) -> String {
+    let what = ask.operation.name();
+    let size = if ask.value_bytes == SMALL { " of 64 KiB" } else { "" };
+    format!("{what}{size} to a {}, depth {}", sort.name(), ask.depth)
+}
+
+/// The names of all rows of a sort of target.
+fn row_names(sort: Sort) -> impl Iterator<Item = String> {
+    let own = large(0).chain(small(0)).map(move |ask| row_name(ask, sort));
+    own.chain(served::names(sort))
 }
 
 /// One round of a row: the store's own I/O and fio.
@@ -124,16 +152,29 @@ fn large(bytes: u64) -> impl Iterator<Item = Ask> {
     Operation::ALL.into_iter().flat_map(move |operation| DEPTHS.map(|depth| ask(operation, depth)))
 }
 
+fn small(bytes: u64) -> impl Iterator<Item = Ask> {
+    let (operation, bytes) = (Operation::Get, bytes / 4);
+    DEPTHS.into_iter().map(move |depth| Ask {
+        operation,
+        value_bytes: SMALL,
+        depth,
+        random: true,
+        bytes,
+    })
+}
+
 impl Rows {
-    fn measure(scratch: &Scratch, pool: &Pool, effort: Effort) -> Result<Rows, BenchError> {
+    fn measure(
+        scratch: &Scratch,
+        sort: Sort,
+        pool: &Pool,
+        effort: Effort<'_>,
+    ) -> Result<Rows, BenchError> {
         let mut own = OwnIo::open(scratch.path(), pool)?;
-        let small = |depth| {
-            let bytes = effort.bytes / 4;
-            Ask { operation: Operation::Get, value_bytes: SMALL, depth, random: true, bytes }
-        };
+        let wanted = |ask: &Ask| effort.wants(&row_name(*ask, sort));
         let mut rows = Rows {
-            large: large(effort.bytes).map(|ask| (ask, Vec::new())).collect(),
-            small: DEPTHS.map(|depth| (small(depth), Vec::new())).into(),
+            large: large(effort.bytes).filter(wanted).map(|ask| (ask, Vec::new())).collect(),
+            small: small(effort.bytes).filter(wanted).map(|ask| (ask, Vec::new())).collect(),
         };
         for round in 0..effort.rounds {
             eprintln!(
@@ -156,8 +197,7 @@ impl Rows {
     /// Adds rows to the tables.
     fn tell(&self, sort: Sort, section: &mut Section, large: &mut Grid, small: &mut Grid) {
         for (ask, samples) in &self.large {
-            let name =
-                format!("{} to a {}, depth {}", ask.operation.name(), sort.name(), ask.depth);
+            let name = row_name(*ask, sort);
             let row = Beside::of(samples, OwnSample::speed, |floor| floor.speed);
             let (speed, cost) = row.judge(section, &name, SPEED_BAR, Some(COST_BAR));
             large.rows.push(vec![
@@ -175,7 +215,7 @@ impl Rows {
             ]);
         }
         for (ask, samples) in &self.small {
-            let name = format!("GET of 64 KiB to a {}, depth {}", sort.name(), ask.depth);
+            let name = row_name(*ask, sort);
             let row = Beside::of(samples, OwnSample::rate, |floor| floor.iops);
             let (verdict, _) = row.judge(section, &name, SMALL_BAR, None);
             small.rows.push(vec![

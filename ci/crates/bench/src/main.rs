@@ -59,7 +59,7 @@ enum Task {
     /// Compares the eviction policies by their prefix hits
     Eviction(EvictionArguments),
     /// Measures drives beside fio, with and without the server
-    Direct(RunArguments),
+    Direct(DirectArguments),
     /// Measures the journal beside the machine's own durable writes
     Journal(RunArguments),
     /// Measures what of a drive holds values, and what writing them costs
@@ -95,6 +95,15 @@ struct RunArguments {
 }
 
 #[derive(Args)]
+struct DirectArguments {
+    #[command(flatten)]
+    run: RunArguments,
+    /// Only the rows whose names, as the checks tell them, have this in them
+    #[arg(long, conflicts_with = "write_docs")]
+    only: Option<String>,
+}
+
+#[derive(Args)]
 struct EvictionArguments {
     /// memkv's server
     #[arg(long)]
@@ -127,9 +136,10 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Run(arguments) => run(&arguments),
         Task::Eviction(arguments) => compare_eviction(&arguments),
-        Task::Direct(arguments) => part(&arguments, &document::DIRECT, |binary, folder| {
-            direct::compare(binary, folder, direct::Effort::new(arguments.quick, arguments.rounds))
-        }),
+        Task::Direct(DirectArguments { run, only }) => {
+            let effort = direct::Effort::new(run.quick, run.rounds, only.as_deref());
+            part(&run, &document::DIRECT, |binary, folder| direct::compare(binary, folder, effort))
+        }
         Task::Journal(arguments) => part(&arguments, &document::JOURNAL, |_, folder| {
             journal::measure(folder, journal::Effort::new(arguments.quick, arguments.rounds))
         }),

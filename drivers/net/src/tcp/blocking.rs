@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::connection::SEND_FLAGS;
-use super::options;
+use super::options::{self, Threshold};
 use crate::NetError;
 
 /// Most pieces handed to the system at once (it takes 1024).
@@ -27,6 +27,8 @@ pub struct Stream {
     peer: SocketAddr,
     /// The last receive took less than it asked for, so there was no more: wait before the next.
     drained: bool,
+    /// Above a byte only while [`Stream::recv_exact`] waits: others wait for anything.
+    threshold: Threshold,
 }
 
 impl Stream {
@@ -105,12 +107,15 @@ impl Stream {
     pub fn recv_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), NetError> {
         let mut got = 0;
         while got < buf.len() {
+            if self.drained {
+                self.threshold.wait_for(&self.socket, buf.len() - got)?;
+            }
             match self.recv_some(&mut buf[got..], deadline)? {
                 0 => return Err(NetError::Closed),
                 count => got += count,
             }
         }
-        Ok(())
+        Ok(self.threshold.wait_for(&self.socket, 1)?)
     }
 
     /// Fills `parts` in order; they are used up on the way.
@@ -233,13 +238,18 @@ impl Connecting {
             return Err(NetError::Os(error));
         }
         options::tune(&self.socket, options::is_local(&self.socket, &self.peer))?;
-        Ok(Stream { socket: self.socket, peer: self.peer, drained: true })
+        let threshold = Threshold::new();
+        Ok(Stream { socket: self.socket, peer: self.peer, drained: true, threshold })
     }
 }
 
 /// Waits until the socket is ready for `events`, or broken, or the deadline has passed. Looks at least
 /// once.
-fn wait(socket: &Socket, events: libc::c_short, deadline: Instant) -> Result<(), NetError> {
+pub(super) fn wait(
+    socket: &Socket,
+    events: libc::c_short,
+    deadline: Instant,
+) -> Result<(), NetError> {
     poll(&mut [libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 }], deadline)
 }
 

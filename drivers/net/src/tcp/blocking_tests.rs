@@ -62,6 +62,30 @@ fn a_large_value_crosses_in_one_call() {
 }
 
 #[test]
+fn a_byte_is_heard_after_a_large_value_that_came_in_pieces() {
+    let (mut stream, mut peer) = pair();
+    let (begun, wait) = std::sync::mpsc::channel();
+    let writer = thread::spawn(move || {
+        let () = wait.recv().expect("begun");
+        for _ in 0..10 {
+            peer.write_all(&[7; 20 << 10]).expect("write");
+        }
+        peer.write_all(b"!").expect("write");
+        peer
+    });
+    begun.send(()).expect("the writer waits");
+    stream.recv_exact(&mut [0; 200 << 10], after(LATE)).expect("received");
+    let peer = writer.join().expect("writer");
+    assert_eq!(Stream::wait_any(&[&stream], after(LATE)).expect("asked"), Some(0));
+    let mut byte = [0; 1];
+    stream.recv_exact(&mut byte, after(LATE)).expect("received");
+    assert_eq!(byte, *b"!");
+    drop(peer);
+    let ended = stream.recv_exact(&mut vec![0; 200 << 10], after(LATE));
+    assert!(matches!(ended, Err(NetError::Closed)), "{ended:?}");
+}
+
+#[test]
 fn a_silent_peer_runs_into_the_deadline() {
     let (mut stream, mut peer) = pair();
     let began = Instant::now();

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker};
 use socket2::Socket;
 
 use super::engine::Engine;
+use super::options::Threshold;
 use super::readiness::Event;
 use crate::{Connection, NetError, RecvBuf, SendOp};
 
@@ -49,6 +50,7 @@ pub(super) struct TcpConnection {
     /// It stands in the engine's ready queue.
     queued: Cell<bool>,
     visit: Cell<Visit>,
+    threshold: Threshold,
     recv: RefCell<Receive>,
     send: RefCell<Transmit>,
 }
@@ -111,6 +113,7 @@ impl TcpConnection {
             ended: Cell::new(false),
             queued: Cell::new(false),
             visit: Cell::default(),
+            threshold: Threshold::new(),
             recv: RefCell::new(Receive::Idle),
             send: RefCell::new(Transmit::Idle),
         }
@@ -203,7 +206,7 @@ impl TcpConnection {
                 Ok(count) => {
                     self.spend(count);
                     *got += count;
-                    // Less than asked: the socket is drained, and the next byte raises an edge.
+                    // Less than asked: the socket is drained, and what comes next raises an edge.
                     self.readable.set(count == asked);
                     if *got >= min {
                         return Step::Finished(Ok(*got));
@@ -212,13 +215,15 @@ impl TcpConnection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.spend(0);
                     self.readable.set(false);
-                    return Step::Blocked;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Step::Finished(Err(error.into())),
             }
         }
-        Step::Blocked
+        match self.threshold.wait_for(&self.socket, min - *got) {
+            Ok(()) => Step::Blocked,
+            Err(error) => Step::Finished(Err(error.into())),
+        }
     }
 
     fn drive_send(&self) {

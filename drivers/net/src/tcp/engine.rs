@@ -45,7 +45,7 @@ impl Engine {
             active: Cell::new(0),
             active_before: Cell::new(0),
         });
-        local.add_poller(Box::new(EnginePoller(engine.clone())));
+        local.add_poller(Box::new(EnginePoller { engine: engine.clone(), armed: false }));
         Ok(engine)
     }
 
@@ -134,7 +134,11 @@ impl Engine {
 
 /// The engine as its reactor sees it. One round: at most [`EVENTS_MAX`](super::readiness::EVENTS_MAX)
 /// events, then one visit to each queued socket.
-struct EnginePoller(Rc<Engine>);
+struct EnginePoller {
+    engine: Rc<Engine>,
+    /// The reactor is about to wait for the kernel's set: events that are in it end the wait at once.
+    armed: bool,
+}
 
 impl Poller for EnginePoller {
     fn name(&self) -> &'static str {
@@ -142,8 +146,8 @@ impl Poller for EnginePoller {
     }
 
     fn poll(&mut self) -> Progress {
-        let engine = &self.0;
-        if engine.table.borrow().live == 0 {
+        let engine = &self.engine;
+        if self.armed || engine.table.borrow().live == 0 {
             return Progress::Idle;
         }
         engine.round.set(engine.round.get() + 1);
@@ -153,17 +157,22 @@ impl Poller for EnginePoller {
     }
 
     fn arm(&mut self) -> Interrupt {
-        if !self.0.ready.borrow().is_empty() {
+        if !self.engine.ready.borrow().is_empty() {
             Interrupt::Busy
-        } else if self.0.table.borrow().live == 0 {
+        } else if self.engine.table.borrow().live == 0 {
             Interrupt::Quiet
         } else {
-            Interrupt::Fd(self.0.readiness.borrow().descriptor())
+            self.armed = true;
+            Interrupt::Fd(self.engine.readiness.borrow().descriptor())
         }
     }
 
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+
     fn retired(&self) -> bool {
-        Rc::strong_count(&self.0) == 1
+        Rc::strong_count(&self.engine) == 1
     }
 }
 

@@ -14,7 +14,7 @@
 //! Each socket remembers whether it may be readable and writable; an operation is tried at once when it
 //! may, and waits when the kernel says that it would block, or moved less than asked (then the next edge
 //! tells when there is more). A receive asks for the whole rest of its buffer, a send hands over every
-//! piece in one vectored call.
+//! piece in one vectored call. Who waits for much is woken when that much is there, not by each packet.
 //!
 //! # Fairness
 //!

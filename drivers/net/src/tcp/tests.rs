@@ -1,7 +1,7 @@
 //! Connections of a reactor over the loopback interface. Peers are plain std sockets on threads, so that
 //! what is tested here is met by code that is not ours.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
@@ -156,6 +156,75 @@ fn a_receive_is_done_at_its_minimum_and_leaves_the_rest_of_the_buffer_alone() {
         let (count, _) = recv(&*connection, small(8), 0, 1).await;
         assert_eq!(count.expect("received"), 2);
     });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_receive_sleeps_until_enough_is_there() {
+    let (mut reactor, engine) = fixture();
+    let (connection, mut peer) = pair(&engine);
+    let bytes = pattern(100 << 10, 3);
+    // A new connection's window is small, and the kernel tells of what would fill it.
+    let warm_up = thread::spawn(move || {
+        peer.write_all(&vec![0; 8 * MIB]).expect("write");
+        peer
+    });
+    let (count, _) = reactor.block_on({
+        let connection = connection.clone();
+        async move { recv(&*connection, small(8 * MIB), 0, 8 * MIB).await }
+    });
+    assert_eq!(count.expect("received"), 8 * MIB);
+    let mut peer = warm_up.join().expect("writer");
+    connection.start_recv(small(bytes.len()), 0, bytes.len());
+    // What is told of every new socket.
+    while reactor.step().is_busy() {}
+    peer.write_all(&bytes[..40 << 10]).expect("write");
+    assert!(!reactor.step().is_busy(), "nobody is woken by less than what is missing");
+    let (count, buf, after) = reactor.block_on({
+        let (connection, rest) = (connection.clone(), bytes[40 << 10..].to_vec());
+        let writer = thread::spawn(move || {
+            peer.write_all(&rest).expect("write");
+            peer
+        });
+        async move {
+            let (count, buf) = poll_fn(|cx| connection.poll_recv(cx)).await;
+            let mut peer = writer.join().expect("writer");
+            connection.start_recv(small(8), 0, 1);
+            peer.write_all(b"!").expect("write");
+            let (after, _) = poll_fn(|cx| connection.poll_recv(cx)).await;
+            (count.expect("received"), buf, after.expect("received"))
+        }
+    });
+    assert!(count == bytes.len() && buf.as_slice() == bytes);
+    assert_eq!(after, 1, "a byte is told again when a byte is waited for");
+}
+
+#[test]
+fn bytes_that_are_too_few_are_told_when_less_is_waited_for() {
+    let (mut reactor, engine) = fixture();
+    let (connection, mut peer) = pair(&engine);
+    let (large, few) = (pattern(64 << 10, 4), pattern(1 << 10, 5));
+    // Waits, with a threshold, for what then comes together with a little more.
+    connection.start_recv(small(large.len()), 0, large.len());
+    while reactor.step().is_busy() {}
+    peer.write_all(&large).expect("write");
+    let got = reactor.block_on(async move {
+        let (count, _) = poll_fn(|cx| connection.poll_recv(cx)).await;
+        assert_eq!(count.expect("received"), 64 << 10);
+        // Nothing is there: waits for less from here on; then for much, of which a part comes, and the end.
+        let (small_count, buf) = {
+            peer.write_all(&few).expect("write");
+            recv(&*connection, small(1 << 10), 0, 1 << 10).await
+        };
+        assert_eq!(small_count.expect("received"), 1 << 10);
+        assert!(buf.as_slice() == few);
+        connection.start_recv(small(64 << 10), 0, 64 << 10);
+        peer.write_all(&few).expect("write");
+        drop(peer);
+        let (count, _) = poll_fn(|cx| connection.poll_recv(cx)).await;
+        count.expect("received")
+    });
+    assert_eq!(got, 1 << 10, "the end is told however little came before it");
 }
 
 #[test]

@@ -50,18 +50,21 @@ impl Served {
         folder: &Path,
         scratch: &Scratch,
         drive: Option<&Scratch>,
-        effort: Effort,
+        effort: Effort<'_>,
     ) -> Result<Served, BenchError> {
-        let (name, medium) = match drive {
-            Some(drive) => ("direct", Medium::Device(drive.path().to_owned())),
-            None => ("file", Medium::File(DRIVE)),
+        let (name, sort, medium) = match drive {
+            Some(drive) => ("direct", Sort::Loop, Medium::Device(drive.path().to_owned())),
+            None => ("file", Sort::File, Medium::File(DRIVE)),
         };
         let node = Node::start(binary, name, folder, POOL_BYTES, &medium)?;
         let described = node.describe()?;
         let mut sides = Sides::start(&node, folder)?;
-        let mut rows: Vec<_> = loads().map(|load| (load, Vec::new())).collect();
+        let wanted = loads().filter(|load| effort.wants(&row_name(*load, sort)));
+        let mut rows: Vec<_> = wanted.map(|load| (load, Vec::new())).collect();
         for value_bytes in [LARGE, SMALL] {
-            sides.warm_up(value_bytes)?;
+            if rows.iter().any(|(load, _)| load.value_bytes == value_bytes) {
+                sides.warm_up(value_bytes)?;
+            }
         }
         for round in 0..effort.rounds {
             eprintln!("bench: {name} node, round {} of {}", round + 1, effort.rounds);
@@ -84,12 +87,14 @@ impl Served {
         section.circumstances.push(said);
         for (load, rounds) in &self.rows {
             let (operation, depth) = (load.operation.name(), load.depth);
-            let name = format!("{operation} to a node on a {}, depth {depth}", sort.name());
+            let name = row_name(*load, sort);
             let all = |pick: fn(&Round) -> f64| {
                 Spread::of(rounds.iter().map(pick)).expect("there is a round")
             };
             let floors: Result<Vec<Floor>, String> =
                 rounds.iter().map(|round| round.floor.clone()).collect();
+            let fio = floors.iter().flatten().map(|floor| floor.cost);
+            let fio = Spread::of(fio).map_or("-".to_owned(), |cost| format!("{:.3}", cost.median));
             let ratios = rounds.iter().zip(floors.iter().flatten());
             let costs = ratios.clone().map(|(r, f)| r.memkv.cost() / (r.plain.cost() + f.cost));
             let rates = ratios.map(|(r, f)| rate(&r.memkv) / f.iops);
@@ -121,7 +126,10 @@ impl Served {
                 depth.to_string(),
                 spread(all(|round| round.memkv.speed()), 2),
                 spread(all(|round| round.memkv.cost()), 3),
+                parts(rounds, |round| &round.memkv),
                 spread(all(|round| round.plain.cost()), 3),
+                parts(rounds, |round| &round.plain),
+                fio,
                 costs.map_or("-".to_owned(), ratio),
                 verdict,
                 rates.map_or("-".to_owned(), ratio),
@@ -149,7 +157,10 @@ pub fn grid() -> Grid {
             "depth",
             "GiB/s",
             "CPU s/GiB",
+            "client + server",
             "plain TCP's",
+            "client + server ",
+            "fio's",
             "/ (plain + fio)",
             "verdict",
             "operations / fio's",
@@ -172,11 +183,31 @@ fn loads() -> impl Iterator<Item = Load> {
     large.chain(DEPTHS.map(|depth| load(Operation::Get, SMALL, depth)))
 }
 
+/// The name of a row.
+fn row_name(load: Load, sort: Sort) -> String {
+    let what = load.operation.name();
+    let size = if load.value_bytes == SMALL { " of 64 KiB" } else { "" };
+    format!("{what}{size} to a node on a {}, depth {}", sort.name(), load.depth)
+}
+
+/// The names of all rows of a sort of drive.
+pub fn names(sort: Sort) -> impl Iterator<Item = String> {
+    loads().map(move |load| row_name(load, sort))
+}
+
 fn ask(load: Load, bytes: u64) -> Ask {
     let Load { operation, value_bytes, depth, .. } = load;
     let small = value_bytes == SMALL;
     let bytes = if small { bytes / 4 } else { bytes };
     Ask { operation, value_bytes, depth, random: small, bytes }
+}
+
+/// Median costs of client and server.
+fn parts(rounds: &[Round], side: fn(&Round) -> &Sample) -> String {
+    let median = |cost: fn(&Sample) -> f64| {
+        Spread::of(rounds.iter().map(|round| cost(side(round)))).expect("there is a round").median
+    };
+    format!("{:.3} + {:.3}", median(Sample::client_cost), median(Sample::server_cost))
 }
 
 fn rate(sample: &Sample) -> f64 {
