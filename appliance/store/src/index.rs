@@ -21,12 +21,12 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use memkv_journal::BlockId;
+
 pub use entry::{ENTRY_BYTES, EXPIRES_MAX, Entry, GENERATION_MAX, Span};
 pub(crate) use pieces::Pieces;
 pub use slab::{Slab, Spans};
 pub(crate) use table::Table;
-
-use memkv_journal::BlockId;
 
 use crate::block::{Block, KeyHash, Slot};
 
