@@ -229,6 +229,20 @@ pub fn parse_body<'a>(
     Ok(())
 }
 
+/// The records of a frame that [`parse_body`] found whole, without summing and checking it again.
+pub(crate) fn records_of<'a>(
+    header: &FrameHeader,
+    frame: &'a [u8],
+    mut each: impl FnMut(View<'a>),
+) {
+    let mut rest = &frame[FRAME_HEADER..][..header.body_len as usize];
+    for _ in 0..header.records {
+        let (record, len) = View::parse_again(rest).expect("the body was checked a moment ago");
+        each(record);
+        rest = &rest[len..];
+    }
+}
+
 /// The body's bytes, once their CRC matches.
 pub fn body_of<'a>(header: &FrameHeader, bytes: &'a [u8]) -> Result<&'a [u8], FrameError> {
     let end = FRAME_HEADER + header.body_len as usize;

@@ -29,7 +29,7 @@ use crate::layout::Layout;
 use crate::log::{Bounds, Log, Mark, Refusal};
 use crate::membership::Membership;
 use crate::quorum::write_superblock;
-use crate::record::{KeyLen, Record, Usage};
+use crate::record::{KeyLen, Record};
 use crate::recovery::{Means, OpenError, RecoveryReport, recover};
 use crate::superblock::{STARTS_MAX, Start, Superblock};
 use crate::trim::Trim;
@@ -230,8 +230,7 @@ pub async fn open(
         frame_max: layout.frame_max as usize,
         limits: layout.limits,
     };
-    let usage = usage_of(&outcome.live);
-    let mut log = Log::new(bounds, active, head, usage);
+    let mut log = Log::new(bounds, active, head, outcome.usage);
     log.raise_generation(outcome.generation_high);
     let frame = pool.allocate_wait(Class::Checkpoint, layout.frame_max as usize).await;
     let shared = Rc::new(Shared {
@@ -291,10 +290,6 @@ fn started(
     }
     starts.push(Start { incarnation: superblock.incarnation, first_sequence });
     superblock
-}
-
-fn usage_of(records: &[Record<KeyLen>]) -> Usage {
-    records.iter().fold(Usage::default(), |sum, record| sum + record.usage())
 }
 
 impl Journal {

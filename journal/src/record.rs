@@ -398,6 +398,16 @@ impl<'a> View<'a> {
 
     /// Reads the record at the start of `bytes`; returns it and its length.
     pub fn parse(bytes: &'a [u8]) -> Result<(View<'a>, usize), RecordError> {
+        let (view, length) = View::parse_again(bytes)?;
+        if matches!(view.kind, Kind::Put | Kind::Head) {
+            KeyBytes::check(view.key)?;
+        }
+        view.check()?;
+        Ok((view, length))
+    }
+
+    /// Reads a record that was parsed before: what it says is not checked once more.
+    pub(crate) fn parse_again(bytes: &'a [u8]) -> Result<(View<'a>, usize), RecordError> {
         if bytes.len() < COMMON {
             return Err(RecordError::Short);
         }
@@ -426,7 +436,6 @@ impl<'a> View<'a> {
         if from.at != length {
             return Err(RecordError::Length { kind, length });
         }
-        view.check()?;
         Ok((view, length))
     }
 
@@ -450,14 +459,13 @@ impl<'a> View<'a> {
         self.expires = u64::from_le_bytes(from.take()?);
         self.take_extent(from)?;
         self.flags = u16::from_le_bytes(from.take()?);
-        self.take_key(from)
+        self.take_key(from);
+        Ok(())
     }
 
-    fn take_key(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
+    fn take_key(&mut self, from: &mut Reader<'a>) {
         self.key = from.rest();
-        KeyBytes::check(self.key)?;
         self.key_len = self.key.len() as u16;
-        Ok(())
     }
 
     fn take_part(&mut self, from: &mut Reader<'a>) -> Result<(), RecordError> {
@@ -484,7 +492,8 @@ impl<'a> View<'a> {
             return Err(RecordError::Parts { parts, length: self.length });
         }
         self.parts = from.take_slice(parts * PART_REF)?;
-        self.take_key(from)
+        self.take_key(from);
+        Ok(())
     }
 
     /// What [`Record::check`] asks.

@@ -21,6 +21,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use memkv_journal::BlockId;
+
 pub use entry::{ENTRY_BYTES, EXPIRES_MAX, Entry, GENERATION_MAX, Span};
 pub(crate) use pieces::Pieces;
 pub use slab::{Slab, Spans};
@@ -33,6 +35,34 @@ use crate::block::{Block, KeyHash, Slot};
 pub struct Index {
     slab: Slab,
     table: Table,
+}
+
+/// Many blocks on their way into an index.
+#[derive(Default)]
+pub struct Filling(Slab);
+
+impl Filling {
+    /// Takes in a block, whose slot has the next number, from 1.
+    pub fn add(&mut self, block: &Block) {
+        self.0.insert(block);
+    }
+
+    /// Takes in a block that has one plain extent, no flags, and bytes that are not known to be
+    /// wrong.
+    pub fn add_plain(&mut self, id: BlockId, span: Span, expires: u64, verified: bool) {
+        assert!(span.is_plain(), "the units of a plain extent follow from its length");
+        self.0.insert_plain(Entry::plain(id, span, expires, verified));
+    }
+
+    /// Publishes all of them but those of whose key another one was taken in before: their slots
+    /// are empty. Answers those, in order.
+    pub fn publish(self) -> (Index, Vec<Slot>) {
+        let Self(mut slab) = self;
+        let (table, again) = Table::of(slab.last(), |number| slab.hash_at(number));
+        let again: Vec<Slot> = again.into_iter().filter_map(Slot::of).collect();
+        again.iter().for_each(|&slot| slab.remove(slot));
+        (Index { slab, table }, again)
+    }
 }
 
 /// Reads and changes of blocks that are there are the slab's.
@@ -51,11 +81,6 @@ impl std::ops::DerefMut for Index {
 }
 
 impl Index {
-    /// With room for so many blocks.
-    pub fn with_room(blocks: usize) -> Self {
-        Self { slab: Slab::default(), table: Table::with_room(blocks) }
-    }
-
     /// The published block of a key.
     pub fn lookup(&self, key: KeyHash) -> Option<Slot> {
         let slot = Slot::of(self.table.get(key, |number| self.slab.hash_at(number) == key)?);
@@ -64,20 +89,11 @@ impl Index {
 
     /// Publishes a block. None of its key is published.
     pub fn insert(&mut self, block: &Block) -> Slot {
-        let slot = self.insert_if(block, || true);
-        slot.expect("the older block of the key was taken out first")
-    }
-
-    /// Publishes a block unless one of its key is published, and if `then` holds: that is asked
-    /// last.
-    pub fn insert_if(&mut self, block: &Block, then: impl FnOnce() -> bool) -> Option<Slot> {
         let key = block.hash();
-        if self.lookup(key).is_some() || !then() {
-            return None;
-        }
+        assert!(self.lookup(key).is_none(), "the older block of the key was taken out first");
         let slot = self.slab.insert(block);
         self.table.insert(key, slot.number(), |number| self.slab.hash_at(number));
-        Some(slot)
+        slot
     }
 
     /// No lookup finds a block any more. It stays in its slot until it is removed.

@@ -27,10 +27,10 @@ use memkv_journal::{
 use memkv_poller::local::Event;
 use memkv_poller::{Local, channel};
 
-use crate::block::{Block, UNVERIFIED};
+use crate::block::{Block, Slot, UNVERIFIED};
 use crate::drives::{Drive, Drives};
 use crate::gone::Gone;
-use crate::index::{EXPIRES_MAX, GENERATION_MAX, Index, Span};
+use crate::index::{EXPIRES_MAX, Filling, GENERATION_MAX, Span};
 use crate::membership::Members;
 use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
@@ -252,33 +252,54 @@ impl Store {
     /// unit the one written last wins; the policy hears of them oldest first, which is the order in
     /// which they are evicted.
     fn fill(&self, findings: &mut Findings) {
-        let mut candidates = std::mem::take(&mut findings.candidates);
-        candidates.sort_by_key(|c| std::cmp::Reverse(c.id.generation));
-        let mut slots = Vec::with_capacity(candidates.len());
-        let mut blocks = Index::with_room(candidates.len());
-        for c in candidates {
-            let block = Block {
-                id: c.id,
-                length: c.length,
-                expires: c.expires.min(EXPIRES_MAX),
-                flags: c.flags,
-                extents: c.spans.iter().map(|span| self.extent(*span)).collect(),
-                verified: if c.verified { u16::MAX } else { 0 },
-                corrupt: false,
-            };
-            match blocks.insert_if(&block, || self.mark_units(&c.spans)) {
-                Some(slot) => {
-                    self.count_published(&block);
-                    slots.push(slot);
-                }
-                None => findings.dropped.extend(c.spans.iter().map(|span| (span.drive, c.id))),
+        let candidates = std::mem::take(&mut findings.candidates);
+        let order = newest_first(&candidates);
+        let newest_first = || order.iter().map(|&at| &candidates[at as usize]);
+        let mut filling = Filling::default();
+        newest_first().for_each(|c| self.add(&mut filling, c));
+        let (mut blocks, older) = filling.publish();
+        let (mut slots, mut bytes) = (Vec::with_capacity(candidates.len()), 0);
+        let mut older = older.into_iter().peekable();
+        for (slot, c) in (1..).filter_map(Slot::of).zip(newest_first()) {
+            let is_newest = older.next_if_eq(&slot).is_none();
+            if is_newest && self.mark_units(&c.spans) {
+                bytes += c.length;
+                slots.push(slot);
+                continue;
             }
+            if is_newest {
+                blocks.unpublish(slot);
+                blocks.remove(slot);
+            }
+            findings.dropped.extend(c.spans.iter().map(|span| (span.drive, c.id)));
         }
+        self.counters.blocks.add(slots.len() as u64);
+        self.counters.bytes.add(bytes);
+        drop(candidates);
         let mut policy = self.policy.borrow_mut();
         for slot in slots.into_iter().rev() {
             policy.restored(slot, blocks.get(slot).hash());
         }
         *self.blocks.borrow_mut() = blocks;
+    }
+
+    fn add(&self, filling: &mut Filling, c: &Candidate) {
+        let (id, expires) = (c.id, c.expires.min(EXPIRES_MAX));
+        if let Spans::One(span) = c.spans
+            && span.is_plain()
+            && c.flags == 0
+        {
+            return filling.add_plain(id, span, expires, c.verified);
+        }
+        filling.add(&Block {
+            id,
+            length: c.length,
+            expires,
+            flags: c.flags,
+            extents: c.spans.iter().map(|span| self.extent(*span)).collect(),
+            verified: if c.verified { u16::MAX } else { 0 },
+            corrupt: false,
+        });
     }
 
     fn mark_units(&self, spans: &[Span]) -> bool {
@@ -312,6 +333,19 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The places of all, by generation; those of one generation in the order in which they were found.
+fn newest_first(candidates: &[Candidate]) -> Vec<u32> {
+    let count = u32::try_from(candidates.len()).expect("fewer blocks than slots");
+    // A log names them nearly in this order already, and so does a checkpoint of it.
+    if candidates.is_sorted_by(|a, b| a.id.generation < b.id.generation) {
+        return (0..count).rev().collect();
+    }
+    let mut order: Vec<(u64, u32)> =
+        candidates.iter().zip(0..count).map(|(c, at)| (!c.id.generation, at)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, at)| at).collect()
 }
 
 fn check_members(opened: &[RecoveredDrive]) -> Result<Membership, RecoverError> {

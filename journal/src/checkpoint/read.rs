@@ -138,6 +138,7 @@ pub(crate) async fn read_area(
     let mut line = Line::new();
     while reader.next(&mut desk, &mut line).await? {
         each(line.view());
+        reader.rows_alone(&desk, &mut each);
     }
     let marks = reader.marks;
     Ok(Some(Area { marks, ..area }))
@@ -254,6 +255,35 @@ impl<'a> AreaReader<'a> {
             self.unreadable += 1;
         }
         Ok(false)
+    }
+
+    /// Hands over the rows that come next, as far as they are in the piece at hand, sound, and all
+    /// that is read of their records: nearly all are. The others are left for [`AreaReader::next`].
+    fn rows_alone(&mut self, desk: &Desk, each: &mut impl FnMut(View<'_>)) {
+        let Some(held) = self.held[Column::Rows.index()] else { return };
+        let end = first_row(held.index + 1).min(self.header.rows);
+        let (piece, from) = row_place(self.row);
+        if piece != held.index || self.row >= end || self.row == first_row(piece) {
+            return;
+        }
+        let bytes = &desk.bytes()[Column::Rows.index() * PIECE..][..held.used];
+        let rows = bytes.get(from..).unwrap_or_default().as_chunks::<ROW>().0;
+        for row in rows.iter().take((end - self.row) as usize) {
+            let Ok(row) = Row::parse(row) else { return };
+            let len = row.key_len();
+            let alone = row.part_count() == 0
+                && (len == 0 || self.reading == Reading::WithoutKeys)
+                && len <= KEY_BYTES_MAX;
+            let record = row.view(&[], &[]);
+            if !alone || record.check().is_err() {
+                return;
+            }
+            if len > 0 {
+                self.place.key(len);
+            }
+            self.row += 1;
+            each(record);
+        }
     }
 
     /// Keeps, or looks up, where the items of a piece's first row lie.

@@ -20,7 +20,7 @@ use memkv_poller::Local;
 use thiserror::Error;
 
 use crate::checkpoint::read::{Area, LoadError, Reading, Source, read_area};
-use crate::record::{KeyPart, Record, View};
+use crate::record::{KeyPart, Record, Usage, View};
 use crate::superblock::{COUNTER_MAX, Superblock};
 use replay::Replay;
 use scan::{LogEnd, Scan, scan};
@@ -88,6 +88,8 @@ pub struct RecoveryReport {
 /// What recovery hands to whoever opens the journal.
 pub(crate) struct Outcome<K> {
     pub(crate) live: Vec<Record<K>>,
+    /// What they take in a checkpoint.
+    pub(crate) usage: Usage,
     pub(crate) end: LogEnd,
     pub(crate) area: usize,
     /// The checkpoint that was read; none for the empty one of a new drive.
@@ -168,17 +170,17 @@ async fn attempt<K: KeyPart>(
     met.checkpoint = expected.number;
     met.conflicts = replay.conflicts();
     met.out_of_range = replay.out_of_range();
-    let live = replay.live();
-    let recorded = live.iter().map(|record| record.block().generation).max().unwrap_or(0);
+    let sums = replay.sums();
     Ok(Ok(Outcome {
-        live,
+        live: replay.live(),
+        usage: sums.usage,
         end,
         area,
         read,
         // No more than a superblock can say, which is more than anybody counts.
         generation_high: generation_high
             .max(superblock.generation_high)
-            .max(recorded)
+            .max(sums.generation_high)
             .min(COUNTER_MAX),
         clock_high: clock_high.max(superblock.clock_high).min(COUNTER_MAX),
         report: met,

@@ -1,51 +1,92 @@
 //! Applying records until only what lives is left.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::allocator::{Allocator, MarkError};
-use crate::ids::BlockId;
-use crate::record::{KeyPart, Record};
+use crate::record::{KeyPart, Record, Usage};
 
-/// Takes what [`BlockId`] feeds it as it is: the id is a keyed hash already. Two runs over the same
-/// drive use the same table.
+/// Generations of one piece.
+const PIECE: u64 = 16;
+
+/// Spreads the numbers of pieces, always alike: two runs over the same drive use the same table.
 #[derive(Default)]
-pub(crate) struct Taken(u64);
+struct Spread(u64);
 
-impl Hasher for Taken {
+impl Hasher for Spread {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, _: &[u8]) {
-        unreachable!("a block id feeds one u64");
+        unreachable!("a piece is a u64");
     }
 
     fn write_u64(&mut self, value: u64) {
-        self.0 = value;
+        let spread = value.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = spread ^ spread >> 32;
+    }
+}
+
+/// The slot of the last record of each generation, counted from 1; 0 for none. A generation names
+/// one value, and a log has them nearly in their order: those that lie together are a piece, and
+/// what is asked next is mostly in the piece that was asked last.
+#[derive(Default)]
+struct Generations {
+    pieces: Vec<[u32; PIECE as usize]>,
+    places: HashMap<u64, u32, BuildHasherDefault<Spread>>,
+    /// The piece that was asked last, and its place.
+    last: Option<(u64, u32)>,
+}
+
+impl Generations {
+    fn slot(&mut self, generation: u64) -> &mut u32 {
+        let piece = generation / PIECE;
+        let place = match self.last {
+            Some((last, place)) if last == piece => place,
+            _ => {
+                let new = self.pieces.len() as u32;
+                let place = *self.places.entry(piece).or_insert(new);
+                if place == new {
+                    self.pieces.push([0; PIECE as usize]);
+                }
+                self.last = Some((piece, place));
+                place
+            }
+        };
+        &mut self.pieces[place as usize][(generation % PIECE) as usize]
+    }
+
+    /// The slot of a generation that may not be in it.
+    fn find(&mut self, generation: u64) -> u32 {
+        let piece = generation / PIECE;
+        let place = match self.last {
+            Some((last, place)) if last == piece => place,
+            _ => match self.places.get(&piece) {
+                Some(&place) => place,
+                None => return 0,
+            },
+        };
+        self.last = Some((piece, place));
+        self.pieces[place as usize][(generation % PIECE) as usize]
     }
 }
 
 /// A record of the log.
 struct Slot<K> {
     record: Record<K>,
-    /// The slot of another one whose block has the same name, counted from 1; 0 for none.
+    /// The slot of another one whose block has the same generation, counted from 1; 0 for none.
     next: u32,
     /// It stands: no later one has outdated it or names its units.
     lives: bool,
 }
 
-/// The name of a block by which its records are found. Others may have the same.
-fn name_of(block: BlockId) -> u64 {
-    BuildHasherDefault::<Taken>::default().hash_one(block)
-}
-
 /// First half: the log. Records come in the order they were appended.
 pub(crate) struct Replay<K> {
     slots: Vec<Slot<K>>,
-    /// By name, the slot of a record, counted from 1, and from there on all that outdate a record
-    /// of the checkpoint: the Remove among them, and those that only a conflict took.
-    blocks: HashMap<u64, u32, BuildHasherDefault<Taken>>,
+    /// The slot of a record, and from there on all that outdate a record of the checkpoint: the
+    /// Remove among them, and those that only a conflict took.
+    generations: Generations,
     units: u32,
 }
 
@@ -56,6 +97,22 @@ pub(crate) struct Merge<K> {
     taken: Allocator,
     conflicts: u64,
     out_of_range: u64,
+    sums: Sums,
+}
+
+/// What is summed up of what lives.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sums {
+    pub(crate) usage: Usage,
+    /// The highest generation.
+    pub(crate) generation_high: u64,
+}
+
+impl Sums {
+    fn add<K: KeyPart>(&mut self, record: &Record<K>) {
+        self.usage += record.usage();
+        self.generation_high = self.generation_high.max(record.block().generation);
+    }
 }
 
 /// Whether a record takes the place of an earlier one: it says the same of the same block, or that
@@ -75,11 +132,11 @@ fn outdates<K: KeyPart>(later: &Record<K>, earlier: &Record<K>) -> bool {
 
 impl<K: KeyPart> Replay<K> {
     pub(crate) fn new(units: u32) -> Replay<K> {
-        Replay { slots: Vec::new(), blocks: HashMap::default(), units }
+        Replay { slots: Vec::new(), generations: Generations::default(), units }
     }
 
     pub(crate) fn apply(&mut self, record: Record<K>) {
-        let last = self.blocks.entry(name_of(record.block())).or_default();
+        let last = self.generations.slot(record.block().generation);
         let (mut at, mut others) = (*last, 0);
         while at != 0 {
             let slot = &mut self.slots[at as usize - 1];
@@ -99,11 +156,11 @@ impl<K: KeyPart> Replay<K> {
     /// The log is at its end: of records that name the same units, the later ones stand.
     pub(crate) fn log_done(mut self) -> Merge<K> {
         let mut taken = Allocator::new(self.units);
-        let (mut conflicts, mut out_of_range) = (0, 0);
-        for slot in self.slots.iter_mut().rev() {
-            let Some(extent) = slot.record.extent().filter(|_| slot.lives) else { continue };
-            match taken.mark(extent) {
-                Ok(()) => {}
+        let (mut conflicts, mut out_of_range, mut sums) = (0, 0, Sums::default());
+        for slot in self.slots.iter_mut().filter(|slot| slot.lives).rev() {
+            match slot.record.extent().map_or(Ok(()), |extent| taken.mark(extent)) {
+                Ok(()) if matches!(slot.record, Record::Remove { .. }) => {}
+                Ok(()) => sums.add(&slot.record),
                 Err(MarkError::Taken { .. }) => {
                     conflicts += 1;
                     slot.lives = false;
@@ -114,14 +171,14 @@ impl<K: KeyPart> Replay<K> {
                 }
             }
         }
-        Merge { log: self, base: Vec::new(), taken, conflicts, out_of_range }
+        Merge { log: self, base: Vec::new(), taken, conflicts, out_of_range, sums }
     }
 }
 
 impl<K: KeyPart> Merge<K> {
     /// Takes one record of the checkpoint.
     pub(crate) fn base(&mut self, record: Record<K>) {
-        let mut at = self.log.blocks.get(&name_of(record.block())).copied().unwrap_or(0);
+        let mut at = self.log.generations.find(record.block().generation);
         while at != 0 {
             // What a conflict took still outdates what was there before.
             let later = &self.log.slots[at as usize - 1];
@@ -143,7 +200,12 @@ impl<K: KeyPart> Merge<K> {
                 }
             }
         }
+        self.sums.add(&record);
         self.base.push(record);
+    }
+
+    pub(crate) fn sums(&self) -> Sums {
+        self.sums
     }
 
     pub(crate) fn conflicts(&self) -> u64 {
@@ -172,7 +234,7 @@ impl<K: KeyPart> Merge<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{KeyBytes, UnitRange};
+    use crate::ids::{BlockId, KeyBytes, UnitRange};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -70,6 +70,13 @@ pub struct Span {
     pub crc: u32,
 }
 
+impl Span {
+    /// Whether its units follow from its length.
+    pub fn is_plain(&self) -> bool {
+        self.range.count == units_for(self.length)
+    }
+}
+
 /// What does not fit into an entry.
 #[derive(Default)]
 pub(super) struct Row {
@@ -85,7 +92,7 @@ impl Row {
     /// The row of a block, if it needs one.
     pub fn of(block: &Block) -> Option<Self> {
         let plain = match block.extents.as_slice() {
-            [extent] => extent.range.count == units_for(extent.length) && block.flags == 0,
+            [extent] => extent.span().is_plain() && block.flags == 0,
             _ => false,
         };
         if plain {
@@ -122,33 +129,42 @@ impl Idle for Entry {
 impl Entry {
     /// The entry of a block that is published: with the number of its row, or 0 when it needs none.
     pub(super) fn of(block: &Block, row: u32) -> Self {
-        let BlockId { hash, generation } = block.id;
-        assert!(generation <= GENERATION_MAX, "generations were checked");
-        assert!(block.expires <= EXPIRES_MAX, "no block lives longer");
-        assert!(
-            block.length > 0 && block.length < 1 << LENGTH_BITS,
-            "a block has 1 byte to 64 MiB"
-        );
+        let mut entry = match row {
+            0 => {
+                let first = block.extents[0].span();
+                Self::plain(block.id, first, block.expires, block.verified & 1 == 1)
+            }
+            row => {
+                let mut entry = Self::new(block.id, block.length, block.expires);
+                entry.set(START, row);
+                entry.set_flag(ROW, true);
+                entry
+            }
+        };
+        entry.set_flag(CORRUPT, block.corrupt);
+        entry
+    }
+
+    /// The entry of a block that is published and needs no row.
+    pub(super) fn plain(id: BlockId, span: Span, expires: u64, verified: bool) -> Self {
+        let mut entry = Self::new(id, u64::from(span.length), expires);
+        entry.0[DRIVE] =
+            u8::try_from(span.drive.0).expect("there are as many drives as a byte can tell apart");
+        entry.set(START, span.range.start);
+        entry.set(CRC, span.crc);
+        entry.set_flag(VERIFIED, verified);
+        entry
+    }
+
+    fn new(id: BlockId, length: u64, expires: u64) -> Self {
+        assert!(id.generation <= GENERATION_MAX, "generations were checked");
+        assert!(expires <= EXPIRES_MAX, "no block lives longer");
+        assert!(length > 0 && length < 1 << LENGTH_BITS, "a block has 1 byte to 64 MiB");
         let mut entry = Self::default();
-        entry.0[..GENERATION].copy_from_slice(&hash.to_le_bytes());
-        entry.0[GENERATION..DRIVE].copy_from_slice(&generation.to_le_bytes()[..6]);
-        entry.set(EXPIRES, block.expires as u32);
-        let mut word = block.length as u32 | PUBLISHED;
-        if block.corrupt {
-            word |= CORRUPT;
-        }
-        if row == 0 {
-            let first = block.extents[0].span();
-            entry.0[DRIVE] = u8::try_from(first.drive.0)
-                .expect("there are as many drives as a byte can tell apart");
-            entry.set(START, first.range.start);
-            entry.set(CRC, first.crc);
-            word |= if block.verified & 1 == 1 { VERIFIED } else { 0 };
-        } else {
-            entry.set(START, row);
-            word |= ROW;
-        }
-        entry.set(LENGTH, word);
+        entry.0[..GENERATION].copy_from_slice(&id.hash.to_le_bytes());
+        entry.0[GENERATION..DRIVE].copy_from_slice(&id.generation.to_le_bytes()[..6]);
+        entry.set(EXPIRES, expires as u32);
+        entry.set(LENGTH, length as u32 | PUBLISHED);
         entry
     }
 

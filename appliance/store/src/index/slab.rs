@@ -53,6 +53,11 @@ impl Slab {
         Slot::of(number).expect("slots count from one")
     }
 
+    /// Takes in the entry of a block that needs no row.
+    pub(super) fn insert_plain(&mut self, entry: Entry) -> Slot {
+        Slot::of(self.entries.insert(entry)).expect("slots count from one")
+    }
+
     pub(super) fn remove(&mut self, slot: Slot) {
         let entry = self.get(slot);
         assert!(!entry.is_pinned(), "units are freed when nobody reads them");

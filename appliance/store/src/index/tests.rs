@@ -302,35 +302,45 @@ fn a_number_takes_six_bytes_at_any_size_and_no_insert_sorts_more_than_a_segment(
     assert!(mean < 5.8, "{mean} bytes on average over all sizes");
 }
 
-/// With room for them numbers hardly ever move, and take no more bytes.
+/// Built at once it takes no more bytes.
 #[test]
-fn a_table_with_room_is_the_same_as_one_that_grew() {
-    for len in [1, 511, 513, 5_000, 33_000, 50_000, 131_072, 131_073] {
-        let (mut table, mut model) = (Table::with_room(len as usize), Model::default());
-        let (mut asked, room) = (std::cell::Cell::new(0), table.bytes());
-        for number in 1..=len {
-            table.insert(Model::hash(number), number, |other| {
-                asked.set(asked.get() + 1);
-                Model::hash(other)
-            });
-            model.insert(number);
-        }
-        assert_eq!(asked.get_mut(), &0, "no segment was split for {len}");
+fn a_table_of_many_is_the_same_as_one_that_grew() {
+    for len in [0, 1, 511, 513, 5_000, 33_000, 50_000, 131_072, 131_073] {
+        let (mut table, again) = Table::of(len, Model::hash);
+        assert_eq!((table.len(), again), (len as usize, vec![]));
+        let mut model = Model::default();
+        (1..=len).for_each(|number| model.insert(number));
         for number in 1..=len {
             let found = table.get(Model::hash(number), |found| found == number);
             assert_eq!(found, Some(number));
         }
-        let (with_room, grown) = (table.bytes(), model.table.bytes());
-        assert!(
-            room <= with_room && with_room <= grown + grown / 20 + 65_536,
-            "{with_room} {grown}"
-        );
+        let (bytes, grown) = (table.bytes(), model.table.bytes());
+        assert!(bytes <= grown + grown / 20 + 65_536, "{bytes} {grown}");
         // It goes on like the other.
         for number in len + 1..=2 * len {
             table.insert(Model::hash(number), number, Model::hash);
         }
         assert!((1..=2 * len).all(|number| table.remove(Model::hash(number), number)));
         assert_eq!(table.len(), 0);
+    }
+}
+
+/// Also where hashes differ in their last bits alone, and where one is there very often.
+#[test]
+fn of_those_of_one_hash_a_table_has_the_first() {
+    for (len, apart) in [(30_000, 10_000), (30_000, 29_000), (20_000, 1)] {
+        let hash = |number| Model::hash((number - 1) % apart + 1);
+        let (table, again) = Table::of(len, hash);
+        assert_eq!(again, (apart + 1..=len).collect::<Vec<_>>());
+        assert_eq!(table.len(), apart as usize);
+        for number in 1..=len {
+            let found = table.get(hash(number), |found| hash(found) == hash(number));
+            assert_eq!(found, Some((number - 1) % apart + 1));
+        }
+        let near =
+            |number: u32| KeyHash(Model::hash(number.div_ceil(2)).0 ^ u128::from(number) << 64);
+        let (table, again) = Table::of(2 * apart, near);
+        assert_eq!((table.len(), again), (2 * apart as usize, vec![]));
     }
 }
 
