@@ -60,10 +60,15 @@ enum News {
     Failed(u32),
 }
 
+/// Versions known of a data unit: what more often than that was written over without a flush is rare.
+const OWNERS: usize = 3;
+
 struct Watched {
     layout: Layout,
-    /// Which version each data unit was last written for.
-    owners: Vec<Version>,
+    /// Which versions each data unit was last written for, the latest first.
+    owners: Vec<[Version; OWNERS]>,
+    /// Writes may have been taken back by a power cut: then an older version is there again.
+    cut: bool,
     /// Frames as they were written, by the page they begin at.
     frames: HashMap<u64, Vec<u8>>,
     /// Flushes on their way: number, and the model's tick when it was submitted.
@@ -106,7 +111,8 @@ impl Oracle {
         let mut notes = lock(&self.notes);
         let number = notes.disks.len() as u32;
         notes.disks.push(Watched {
-            owners: vec![NOBODY; layout.units as usize],
+            owners: vec![[NOBODY; OWNERS]; layout.units as usize],
+            cut: false,
             layout,
             frames: HashMap::new(),
             flushing: Vec::new(),
@@ -136,7 +142,10 @@ impl Oracle {
 
     /// The machine stopped: flushes on their way come to nothing.
     pub fn crashed(&self) {
-        lock(&self.notes).disks.iter_mut().for_each(|disk| disk.flushing.clear());
+        for disk in &mut lock(&self.notes).disks {
+            disk.flushing.clear();
+            disk.cut = true;
+        }
     }
 
     /// Tells the model what happened on the disks since the last time.
@@ -196,7 +205,12 @@ impl Notes {
             Zone::Data => {
                 let version = Stamp::read(data).map_or(NOBODY, |stamp| stamp.version);
                 let units = units(&disk.layout, offset, data.len() as u64);
-                disk.owners[units].fill(version);
+                for owners in &mut disk.owners[units] {
+                    if owners[0] != version {
+                        owners.rotate_right(1);
+                        owners[0] = version;
+                    }
+                }
                 if self.keep_places && version != NOBODY {
                     self.news.push(News::Placed(version, number));
                 }
@@ -217,11 +231,13 @@ impl Notes {
         let disk = &self.disks[number as usize];
         match zone_of(&disk.layout, offset) {
             Zone::Data => {
-                let mut last = NOBODY;
-                for &version in &disk.owners[units(&disk.layout, offset, len)] {
-                    if version != NOBODY && version != last {
+                let known = if disk.cut { OWNERS } else { 1 };
+                let owners = &disk.owners[units(&disk.layout, offset, len)];
+                let mut told: Vec<Version> = Vec::new();
+                for &version in owners.iter().flat_map(|owners| &owners[..known]) {
+                    if version != NOBODY && !told.contains(&version) {
                         self.news.push(News::Value(version));
-                        last = version;
+                        told.push(version);
                     }
                 }
             }
