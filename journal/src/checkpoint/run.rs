@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use memkv_dma::Class;
+use memkv_poller::timeout;
 
 use crate::checkpoint::codec::AreaHeader;
 use crate::checkpoint::desk::Desk;
@@ -15,6 +17,9 @@ use crate::log::Mark;
 use crate::record::{Record, View};
 use crate::recovery::Means;
 use crate::superblock::{CheckpointRef, Superblock};
+
+/// How long a checkpoint waits for memory at a time.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a checkpoint says beside what lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -114,7 +119,7 @@ impl Journal {
         let header = self.header(&next, mark);
         // 1.
         let mut writer = AreaWriter::new(&target, header);
-        let mut desk = Desk::new(&shared.pool, Class::Checkpoint, READING + WRITING).await;
+        let mut desk = self.desk().await?;
         let filled = match content {
             Content::Records(records) => {
                 write_all(&mut desk, &mut writer, records).await.map(|()| <_>::default())
@@ -152,6 +157,21 @@ impl Journal {
             stats.checkpoint_bytes += bytes;
         });
         Ok(merged)
+    }
+
+    /// Memory to make a checkpoint with. Whoever waits for a long run of the pool keeps others from
+    /// most of it meanwhile, and a drive that stalled may never give back what it holds: so the wait
+    /// is cut into pieces, and others have the pool between them.
+    async fn desk(&self) -> Result<Desk, JournalError> {
+        let Shared { local, pool, .. } = &*self.shared;
+        loop {
+            let desk = Desk::new(pool, Class::Checkpoint, READING + WRITING);
+            if let Ok(desk) = timeout(local, local.now() + PATIENCE, desk).await {
+                return Ok(desk);
+            }
+            local.sleep(PATIENCE).await;
+            self.shared.check_failed()?;
+        }
     }
 
     fn header(&self, next: &Superblock, start: Mark) -> AreaHeader {

@@ -206,6 +206,13 @@ impl Key {
         (self.floor, self.kept, self.acked) = (0, 0, 0);
         self.lease = (0, 0);
     }
+
+    /// What was seen and never acknowledged may not have lasted.
+    fn give_back(&mut self) {
+        self.doubt();
+        (self.newest, self.newest_version) = (0, None);
+        (self.floor, self.kept) = (self.acked, self.acked);
+    }
 }
 
 /// What was certain of a key when a request began.

@@ -45,9 +45,8 @@ impl Model {
             } else if on_failed && key.open_puts > 0 {
                 // A value that was seen, but not acknowledged, may be lost with its drive before what
                 // it replaced was removed from another.
-                key.doubt();
-                (key.newest, key.newest_version) = (0, None);
-                (key.floor, key.kept, key.changed) = (key.acked, key.acked, tick);
+                key.give_back();
+                key.changed = tick;
             } else if on_failed && key.presence == Presence::Present {
                 // Lost with its drive, or not. What it replaced stays gone either way: the drive was out
                 // before anything was acknowledged that it has missed.
@@ -165,6 +164,11 @@ impl Model {
                 key.vanish += 1;
                 if key.presence == Presence::Present {
                     key.presence = Presence::Unsure;
+                }
+                if self.starting && key.acked < key.newest {
+                    // As when the disk fails before the crash: what was seen and not acknowledged
+                    // may be lost before what it replaced was removed from another disk.
+                    key.give_back();
                 }
             }
         }
