@@ -155,6 +155,8 @@ pub(crate) struct Shared {
     /// Whose turn it is to write the superblock: each names what the one before it did.
     superblock_turn: Semaphore,
     pub(crate) checkpointing: Cell<bool>,
+    /// Nobody needs another checkpoint.
+    pub(crate) given_up: Cell<bool>,
     /// The checkpoint in force; none is the empty one of a new drive.
     pub(crate) area: RefCell<Option<Rc<Area>>>,
     /// Where the checkpoints before it went.
@@ -255,6 +257,7 @@ pub async fn open(
         superblock: RefCell::new(superblock),
         superblock_turn: Semaphore::new(1),
         checkpointing: Cell::new(false),
+        given_up: Cell::new(false),
         area: RefCell::new(outcome.read.map(Rc::new)),
         history: RefCell::default(),
     });
@@ -444,6 +447,11 @@ impl Journal {
     /// Whether the drive failed; then every append fails, and only reading is left.
     pub fn failed(&self) -> bool {
         self.shared.failure.borrow().is_some()
+    }
+
+    /// The drive is out for good: a checkpoint that waits for memory waits no longer.
+    pub fn give_up(&self) {
+        self.shared.given_up.set(true);
     }
 
     /// Counters and levels.

@@ -192,6 +192,7 @@ impl Store {
         tracing::error!(drive = id.0, %why, "drive taken offline");
         drive.state.set(DriveState::Offline);
         drive.journal.stop_trim();
+        drive.journal.give_up();
         *drive.why_offline.borrow_mut() = Some(why.to_string());
         self.counters.drives_failed.bump();
         self.raise_epoch();

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use memkv_block::IoError;
 use memkv_dma::Class;
 use memkv_poller::timeout;
 
@@ -171,6 +172,9 @@ impl Journal {
             }
             local.sleep(PATIENCE).await;
             self.shared.check_failed()?;
+            if self.shared.given_up.get() {
+                return Err(self.shared.fail(IoError::Offline));
+            }
         }
     }
 

@@ -543,6 +543,8 @@ impl Model {
         let held = self.still_present(&put.sight)
             && state.appear == put.sight.appear + put.sight.own.1
             && put.mode == Mode::Generation(state.newest)
+            // Guessed before it was given out, it may have come only after it was denied.
+            && put.sight.newest == state.newest
             && put.attempts == 1
             && !self.evicting;
         // A checkpoint may have dropped it because it could not read its record.
