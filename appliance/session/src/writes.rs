@@ -14,10 +14,10 @@ use crate::extents::Piece;
 /// The writes of one block, from the arrival of its payload to the commit.
 ///
 /// Each piece is written as soon as it is there, while the next one arrives. Buffers are kept until
-/// every write is done: when a drive fails in the middle, its extents are placed elsewhere once, and
-/// written again from the same memory, which a drive that stalled may be reading still. But whoever waits for memory holds none, or puts of many
-/// pieces would wait for one another: what was written is let go first, and can then not be placed
-/// again.
+/// every write is done: when a drive fails or stalls in the middle, its extents are placed elsewhere
+/// once, and written again from the same memory, which a drive that stalled may be reading still.
+/// But whoever waits for memory holds none, or puts of many pieces would wait for one another: what
+/// was written is let go first, and can then not be placed again.
 pub struct Writes {
     reservation: Reservation,
     writes: Vec<(Part, Write)>,

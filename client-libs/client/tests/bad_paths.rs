@@ -4,27 +4,12 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Setup, Trick, config, pair, pattern};
+use common::{ABSENT, REPLACE, Setup, Trick, config, pair, pattern};
 use memkv_client::{
-    Client, ClientError, Config, GetItem, GetOutcome, LinkFault, MissReason, PutItem, PutMode,
-    PutOptions, PutOutcome, SharedKey, Status,
+    Client, ClientError, Config, GetItem, GetOutcome, LinkFault, MissReason, PutItem, PutOptions,
+    PutOutcome, SharedKey, Status,
 };
 use memkv_wire::Opcode;
-
-const ABSENT: PutOptions = PutOptions {
-    mode: PutMode::Absent,
-    ttl_seconds: 0,
-    durable: false,
-    pin_seconds: 0,
-    deadline: None,
-};
-const REPLACE: PutOptions = PutOptions {
-    mode: PutMode::Replace,
-    ttl_seconds: 0,
-    durable: false,
-    pin_seconds: 0,
-    deadline: None,
-};
 
 fn hurried(ms: u64) -> PutOptions {
     PutOptions { deadline: Some(Duration::from_millis(ms)), ..ABSENT }

@@ -4,27 +4,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Setup, TestServer, config, key_of, pair, pattern};
+use common::{ABSENT, REPLACE, Setup, TestServer, config, key_of, pair, pattern};
 use memkv_client::{
     Client, ClientError, Config, GetItem, GetOutcome, Hint, MissReason, PutItem, PutMode,
     PutOptions, PutOutcome, StatId,
 };
 use memkv_wire::{Advice, Opcode};
-
-const ABSENT: PutOptions = PutOptions {
-    mode: PutMode::Absent,
-    ttl_seconds: 0,
-    durable: false,
-    pin_seconds: 0,
-    deadline: None,
-};
-const REPLACE: PutOptions = PutOptions {
-    mode: PutMode::Replace,
-    ttl_seconds: 0,
-    durable: false,
-    pin_seconds: 0,
-    deadline: None,
-};
 
 fn item<'a>(key: &'a [u8], value: &'a [u8]) -> PutItem<'a> {
     PutItem { key, value, options: ABSENT, parent: None }

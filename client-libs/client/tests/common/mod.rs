@@ -11,10 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use memkv_client::{Client, Config};
+use memkv_client::{Client, Config, PutMode, PutOptions};
 use memkv_wire::handshake::Limits;
 use memkv_wire::meta::ItemReply;
 use memkv_wire::{Advice, Opcode, SharedKey, Status};
+
+/// A put of what is not there, and nothing more.
+pub const ABSENT: PutOptions = PutOptions {
+    mode: PutMode::Absent,
+    ttl_seconds: 0,
+    durable: false,
+    pin_seconds: 0,
+    deadline: None,
+};
+/// A put whatever is there.
+pub const REPLACE: PutOptions = PutOptions { mode: PutMode::Replace, ..ABSENT };
 
 /// What the server does to the next request of an operation instead of serving it well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
