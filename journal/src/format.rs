@@ -46,7 +46,31 @@ pub async fn format(
         return Err(FormatError::Members { members });
     }
     let prepared = prepare(queue, geometry, pool, options).await?;
-    prepared.enter(queue, pool, identity).await
+    prepared.enter(queue, pool, identity, Past::NONE).await
+}
+
+/// What a node did before a drive became a member of it. A later start may have that drive and no
+/// other, and must not give out again what was given out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Past {
+    /// The highest generation that was given out, as far as it is known.
+    pub generation_high: u64,
+    /// Whether that is all: the node has stopped in order.
+    pub clean: bool,
+}
+
+impl Past {
+    /// That of a new node.
+    pub const NONE: Past = Past { generation_high: 0, clean: true };
+
+    /// What the members of a node that is stopped tell of it.
+    pub fn of(members: &[&Superblock]) -> Past {
+        let generations = members.iter().map(|superblock| superblock.generation_high);
+        Past {
+            generation_high: generations.max().unwrap_or(0),
+            clean: members.iter().all(|superblock| superblock.clean),
+        }
+    }
 }
 
 /// A drive that lacks nothing but its superblock: unformatted to whoever looks at it.
@@ -77,7 +101,8 @@ pub async fn prepare(
 }
 
 impl Prepared {
-    /// Writes the superblock: from now on the drive is what `identity` says.
+    /// Writes the superblock: from now on the drive is what `identity` says, of a node with this
+    /// past.
     ///
     /// # Errors
     /// The drive's own; what it is then is not known.
@@ -86,11 +111,13 @@ impl Prepared {
         queue: &dyn BlockQueue,
         pool: &Pool,
         identity: Identity,
+        past: Past,
     ) -> Result<Superblock, FormatError> {
         let members = identity.members.len();
         assert!(members <= MEMBERS_MAX, "a node has at most {MEMBERS_MAX} drives");
         assert!(identity.members.contains(&identity.drive), "a drive is a member of its node");
-        let superblock = Superblock::new(identity, self.0);
+        let Past { generation_high, clean } = past;
+        let superblock = Superblock { generation_high, clean, ..Superblock::new(identity, self.0) };
         write_superblock(queue, pool, &superblock).await?;
         Ok(superblock)
     }

@@ -51,7 +51,7 @@ pub use allocator::MarkError;
 pub use append::{Append, Applied};
 pub use check::{Contents, ExtentFault, read_contents, verify_extent};
 pub use checkpoint::{Closing, Living, Merged, PLACE_BITS};
-pub use format::{FormatError, Prepared, format, prepare};
+pub use format::{FormatError, Past, Prepared, format, prepare};
 pub use ids::{
     BlockId, DriveUuid, EXTENT_UNITS, KEY_BYTES_MAX, KEY_MAX, KeyBytes, KeyError, NAME_MAX,
     NodeUuid, PARTS_MAX, UNIT, UnitRange,

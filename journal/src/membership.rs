@@ -32,11 +32,11 @@ use memkv_block::{BlockQueue, Geometry, IoError};
 use memkv_dma::Pool;
 use thiserror::Error;
 
-use crate::format::{FormatError, format};
+use crate::format::{FormatError, Past, prepare};
 use crate::ids::{DriveUuid, NodeUuid};
 use crate::layout::FormatOptions;
 use crate::quorum::write_superblock;
-use crate::superblock::{Identity, Superblock};
+use crate::superblock::{Identity, MEMBERS_MAX, Superblock};
 
 /// Drives that do not form a node.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -221,18 +221,27 @@ pub async fn write_membership(
 /// members follow, by [`write_membership`] or at the next start. A drive that was lost comes back in
 /// this way, under a `newcomer` uuid that never was a member's.
 ///
+/// `members` are superblocks of the node, which is stopped: all that are at hand.
+///
 /// # Errors
 /// [`FormatError`]; the drive is then unformatted or a member, and the others are as they were.
+///
+/// # Panics
+/// Without a member.
 pub async fn admit(
     queue: &dyn BlockQueue,
     geometry: &Geometry,
     pool: &Pool,
-    node: &Identity,
+    members: &[&Superblock],
     joined: &Membership,
     newcomer: DriveUuid,
     options: FormatOptions,
 ) -> Result<(Superblock, Membership), FormatError> {
+    let node = &members.first().expect("a node has a member at hand").identity;
     let next = joined.with(newcomer);
+    if next.members.len() > MEMBERS_MAX {
+        return Err(FormatError::Members { members: next.members.len() });
+    }
     let identity = Identity {
         node: node.node,
         drive: newcomer,
@@ -240,7 +249,8 @@ pub async fn admit(
         members: next.members.clone(),
         secret: node.secret,
     };
-    let superblock = format(queue, geometry, pool, identity, options).await?;
+    let prepared = prepare(queue, geometry, pool, options).await?;
+    let superblock = prepared.enter(queue, pool, identity, Past::of(members)).await?;
     Ok((superblock, next))
 }
 

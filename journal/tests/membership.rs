@@ -117,14 +117,20 @@ fn a_newcomer_is_in_with_its_superblock_and_not_before() {
     let mut bench = Bench::new();
     let (one, other) = two(&mut bench);
     let before = resolved(&mut bench, &[&one, &other]);
+    // The one has lived: it was killed after a generation was given out.
+    let (journal, _) = bench.open(&one);
+    let same = before.clone();
+    bench.run(async move { journal.set_membership(&same, 33).await }).expect("the drive works");
+    let members = [read(&mut bench, &one), read(&mut bench, &other)];
     // Every number of writes after which its drive may fail in the format.
     for writes in 0.. {
         let third = tiny_disk();
         third.0.borrow_mut().writes_left = Some(writes);
         let (disk, pool, joined) = (third.clone(), bench.pool.clone(), before.clone());
-        let geometry: Geometry = third.geometry();
+        let (geometry, members): (Geometry, _) = (third.geometry(), members.clone());
         let outcome = bench.run(async move {
-            admit(&disk, &geometry, &pool, &identity(), &joined, drive(0xD2), tiny()).await
+            let members = [&members[1], &members[0]];
+            admit(&disk, &geometry, &pool, &members, &joined, drive(0xD2), tiny()).await
         });
         third.0.borrow_mut().writes_left = None;
         let Ok((superblock, next)) = outcome else {
@@ -133,6 +139,8 @@ fn a_newcomer_is_in_with_its_superblock_and_not_before() {
         };
         assert_eq!(next.epoch, before.epoch + 1);
         assert_eq!(superblock.identity.secret, identity().secret);
+        // It knows what was given out, and that it may not be all.
+        assert_eq!((superblock.generation_high, superblock.clean), (33, false));
         // The others have not been told, or one of them has.
         assert_eq!(resolved(&mut bench, &[&one, &other, &third]), next);
         let (mut told, disk, pool) = (read(&mut bench, &one), one.clone(), bench.pool.clone());

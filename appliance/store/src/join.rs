@@ -16,8 +16,8 @@ use std::rc::Rc;
 use memkv_block::{BlockQueue, Geometry};
 use memkv_dma::Pool;
 use memkv_journal::{
-    DriveUuid, FormatError, FormatOptions, Identity, Journal, MEMBERS_MAX, OpenError, Prepared,
-    Superblock,
+    DriveUuid, FormatError, FormatOptions, Identity, Journal, MEMBERS_MAX, OpenError, Past,
+    Prepared, Superblock,
 };
 
 use crate::drives::{DRIVES_MAX, Drive};
@@ -141,7 +141,9 @@ impl Store {
         let Identity { node, secret, .. } = member.identity;
         let (epoch, members) = (next.epoch, next.members.clone());
         let identity = Identity { node, drive: uuid, epoch, members, secret };
-        let superblock = prepared.enter(&*queue, &pool, identity).await?;
+        // More generations are given out while it is written: that is why it is not clean.
+        let past = Past { generation_high: self.generation.get(), clean: false };
+        let superblock = prepared.enter(&*queue, &pool, identity, past).await?;
         let (journal, _): (Rc<Journal>, _) =
             memkv_journal::open(queue, &self.local, pool, superblock).await?;
         // 4.

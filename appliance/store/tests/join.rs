@@ -160,6 +160,39 @@ fn a_join_that_is_cut_short_anywhere_leaves_a_node() {
     assert!(left.iter().all(known), "nobody was told of a drive that was none: {left:?}");
 }
 
+/// Whoever starts a node from its newest drive alone gives up all that was stored, and still no
+/// generation names two values: clients remember them.
+#[test]
+fn a_node_that_goes_on_from_its_newcomer_alone_gives_out_no_generation_again() {
+    let mut alone = 0;
+    for commands in 0.. {
+        let mut machine = Machine::new(2, 4 * MIB, tiny_ring(), config());
+        // Killed before, the node is beyond what one unclean start skips.
+        let killed = machine.start();
+        machine.kill(killed);
+        let mut node = machine.start();
+        let before = node.put("before", 100);
+        let new = Disk::new(4 * MIB);
+        new.hold();
+        let answer = start_join(&machine, &node, &new, NEW);
+        let went = (0..commands).all(|_| let_one_go(&mut node, &[&new]));
+        machine.disks.push(new.clone());
+        machine.kill(node);
+        let mut probe = Machine::new(1, 4 * MIB, tiny_ring(), config()).start();
+        if epoch(&machine, &mut probe, &new).is_some() {
+            alone += 1;
+            let mut node = machine.start_on(vec![new], true).expect("one member is left");
+            let next = node.put("after", 100);
+            assert!(next > before, "{next} after {before}, {commands} commands into the join");
+        }
+        if !went {
+            assert!(answer.borrow().is_some(), "nothing held it up any more");
+            break;
+        }
+    }
+    assert!(alone > 2, "{alone} times it was a member");
+}
+
 #[test]
 fn a_drive_that_fails_while_another_joins_is_out_and_the_other_is_in() {
     let mut machine = Machine::new(2, 4 * MIB, tiny_ring(), config());

@@ -291,8 +291,8 @@ pub(super) fn readmit(args: &ChangeArgs) -> Result<Exit, OfflineError> {
         done: sure,
     };
     if sure {
-        let member = a_member(&resolved.standings, &superblocks);
-        let (drive, next) = join(&mut bench, opened, member, &resolved.membership)?;
+        let members = members_at_hand(&resolved.standings, &superblocks);
+        let (drive, next) = join(&mut bench, opened, &members, &resolved.membership)?;
         tell_members(&mut bench, &site.others, &superblocks, &next, 0)?;
         change.drive = Some(drive.to_string());
         change.epoch = next.epoch;
@@ -301,11 +301,11 @@ pub(super) fn readmit(args: &ChangeArgs) -> Result<Exit, OfflineError> {
     change.tell(args.json)
 }
 
-/// One of the members at hand.
-fn a_member<'a>(standings: &[Standing], superblocks: &'a [Superblock]) -> &'a Superblock {
-    let mut members = standings.iter().zip(superblocks);
-    let member = members.find(|(standing, _)| **standing == Standing::Member);
-    member.map(|(_, superblock)| superblock).expect("a node has a member at hand")
+/// The members among the drives at hand.
+fn members_at_hand(standings: &[Standing], superblocks: &[Superblock]) -> Vec<Superblock> {
+    let all = standings.iter().zip(superblocks);
+    let members = all.filter(|(standing, _)| **standing == Standing::Member);
+    members.map(|(_, superblock)| superblock.clone()).collect()
 }
 
 /// A member is not readmitted, and a node whose members are missing takes nobody in.
@@ -347,21 +347,22 @@ fn may_be_emptied(sight: &Sight, superblocks: &[Superblock]) -> Result<(), Offli
 fn join(
     bench: &mut Bench,
     opened: Opened,
-    member: &Superblock,
+    members: &[Superblock],
     joined: &Membership,
 ) -> Result<(DriveUuid, Membership), OfflineError> {
     let geometry = opened.device.geometry();
-    let options = options_like(member, geometry.capacity);
+    let options = options_like(&members[0], geometry.capacity);
     if let Err(error) = Layout::plan(&geometry, &options) {
         return refused(format!("{}: {error}", opened.name));
     }
     let drive = DriveUuid(new_uuid());
-    let (pool, node, joined) = (bench.pool.clone(), member.identity.clone(), joined.clone());
+    let (pool, members, joined) = (bench.pool.clone(), members.to_vec(), joined.clone());
     bench.run(async move {
         clear(&opened, &pool).await?;
         let name = opened.name.clone();
+        let members: Vec<&Superblock> = members.iter().collect();
         let admitted =
-            admit(&*opened.queue, &geometry, &pool, &node, &joined, drive, options).await;
+            admit(&*opened.queue, &geometry, &pool, &members, &joined, drive, options).await;
         let (_, next) = admitted.map_err(|source| DrivesError::Format { name, source })?;
         Ok((drive, next))
     })
