@@ -7,11 +7,13 @@
 //! ```
 
 use std::collections::HashSet;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
 use memkv_dma::{Class, DmaBuf};
-use memkv_poller::Instant;
+use memkv_poller::{Instant, timeout};
 use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, ReserveRequest};
 use memkv_wire as wire;
 use memkv_wire::{
@@ -24,6 +26,10 @@ use crate::join::{LocalFuture, join_all};
 use crate::replies;
 use crate::session::{End, Session};
 use crate::writes::{WriteError, Writes};
+
+/// How long a put may wait for something with a chunk of the pool in its hands. What it waits for
+/// may need a checkpoint, and the checkpoint may need just that chunk.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// One inline item: its request and its place in the payload.
 struct Inline {
@@ -50,7 +56,7 @@ impl Payload {
         }
     }
 
-    /// Gives its chunk back, for whoever waits for memory holds none of it.
+    /// Gives its chunk back, for whoever waits long holds none of the pool.
     fn leave_pool(&mut self) {
         if let Self::Pool(chunk) = self {
             *self = Self::Heap(chunk.as_slice().to_vec());
@@ -71,7 +77,7 @@ impl Session {
         if length > u64::from(MAX_INLINE) || self.credits.borrow_mut().take(1).is_err() {
             return Err(End::NoCredit);
         }
-        let payload = match length {
+        let mut payload = match length {
             0 => Payload::Heap(Vec::new()),
             length => {
                 let since = self.context.local.now();
@@ -88,7 +94,14 @@ impl Session {
         };
         let received = self.context.local.now();
         self.context.counters.wait_receive.record(received.saturating_duration_since(began));
-        let permit = self.requests.acquire(1).await;
+        let mut permit = pin!(self.requests.acquire(1));
+        let permit = match self.soon(permit.as_mut()).await {
+            Some(permit) => permit,
+            None => {
+                payload.leave_pool();
+                permit.await
+            }
+        };
         let work = self.context.work();
         let session = self.clone();
         self.context.local.spawn(async move {
@@ -147,9 +160,21 @@ impl Session {
                     Err(refusal) => replies[item.index] = replies::refusal(&refusal, length),
                 }
             }
+            // A commit may wait for a checkpoint.
+            if waiting.is_empty() {
+                payload = Payload::Heap(Vec::new());
+            } else {
+                payload.leave_pool();
+            }
             self.commit_all(&mut in_hand, &mut replies).await;
         }
         Ok(replies)
+    }
+
+    /// What comes of it, if that is known soon.
+    async fn soon<F: Future>(&self, wait: Pin<&mut F>) -> Option<F::Output> {
+        let local = &self.context.local;
+        timeout(local, local.now() + PATIENCE, wait).await.ok()
     }
 
     /// Commits what is in hand, all at once.
@@ -238,7 +263,16 @@ impl Session {
     ) -> Result<Writes, Refusal> {
         let context = &self.context;
         let since = context.local.now();
-        let reserved = context.store.reserve(item.request.clone()).await;
+        let mut reserve = pin!(context.store.reserve(item.request.clone()));
+        let reserved = match self.soon(reserve.as_mut()).await {
+            Some(reserved) => reserved,
+            None => {
+                // Another put of this key may be waiting for a checkpoint.
+                payload.leave_pool();
+                self.commit_all(in_hand, replies).await;
+                reserve.await
+            }
+        };
         context.counters.wait_reserve.record(context.local.now().saturating_duration_since(since));
         let mut writes = Writes::new(reserved?);
         let (mut at, end) = (item.at, item.at + item.request.length as usize);
@@ -246,8 +280,8 @@ impl Session {
             let mut place = match writes.try_place(context) {
                 Some(ready) => ready,
                 None => {
-                    self.commit_all(in_hand, replies).await;
                     payload.leave_pool();
+                    self.commit_all(in_hand, replies).await;
                     writes.next_place(context).await
                 }
             };

@@ -2,9 +2,14 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{MIB, Machine, Options, value};
+use memkv_block::Op;
+use memkv_dma::Class;
+use memkv_sim::faults::{Effect, Rule};
 use memkv_store::DriveId;
-use memkv_wire::{ItemReplies, Status};
+use memkv_wire::{ItemReplies, ItemReply, Status};
 
 /// A pool of 8 MiB gives puts, or gets, 6 MiB at most.
 fn machine() -> Machine {
@@ -79,6 +84,32 @@ fn inline_batches_that_need_more_memory_than_there_is_are_stored_in_turns() {
         for (key, bytes) in batch.iter().step_by(97) {
             assert_eq!(client.get(&mut machine, key).1, *bytes);
         }
+    }
+    machine.assert_at_rest();
+}
+
+#[test]
+fn an_inline_put_that_waits_long_holds_no_chunk() {
+    let mut machine = machine();
+    let mut clients: Vec<_> = (0..4).map(|n| machine.client(n % 2)).collect();
+    let item = |key: &str| (key.to_owned(), value(1, 5000));
+    // The journal's writes hang: one put waits for its commit, one for the first one's key with
+    // another item in its hands, one with a key that comes twice, one behind it.
+    let (faults, data) = &machine.faults[0];
+    faults.add(Rule { range: 0..*data, effect: Effect::Hang, ..Rule::fail(Op::Write) });
+    let batches: [&[&str]; 4] = [&["k"], &["k", "a", "b", "c"], &["two", "two"], &["two", "k"]];
+    for (client, keys) in clients.iter_mut().zip(batches) {
+        client.send_inline(&keys.iter().map(|key| item(key)).collect::<Vec<_>>());
+    }
+    machine.pass(Duration::from_millis(200));
+    assert!(machine.store.under_way().keys >= 2, "they wait");
+    assert_eq!(machine.pool.stats().used[Class::Receive.index()], 0);
+    // The drive is given up in the end, and all are told; who waited for another, that it did.
+    for client in &mut clients {
+        let reply = client.receive(&mut machine).expect("an answer");
+        let items = ItemReplies::parse(&reply.meta).expect("a reply per item").items;
+        let refused = |item: &ItemReply| matches!(item.status, Status::IoError | Status::Busy);
+        assert!(items.iter().all(refused), "{items:?}");
     }
     machine.assert_at_rest();
 }
