@@ -21,12 +21,13 @@ pub struct Stored {
 /// The records did not become durable; the block is not stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CommitError {
-    /// A drive's journal failed; the drive is offline now.
+    /// A drive failed, and none is left that serves.
     DriveFailed {
         /// Which drive.
         drive: DriveId,
     },
-    /// A journal had no room: `Busy` until its next checkpoint, or `Full`.
+    /// A journal had no room: `Busy` until its next checkpoint, or `Full`. Or a drive failed, which is
+    /// offline now: `Busy`, for there are others.
     Refused(Refusal),
 }
 
@@ -70,7 +71,7 @@ impl Store {
             Ok(applied) => applied,
             Err(error) => {
                 self.undo(block).await;
-                return Err(error);
+                return Err(self.refused_or_failed(error).await);
             }
         };
         self.counters.commit_wait.record(self.local.now().saturating_duration_since(began));
@@ -268,6 +269,18 @@ impl Store {
             durable &= self.flush_all(written.into_iter()).await.is_ok();
         }
         durable
+    }
+
+    /// What a put is told whose commit failed. The bytes are gone from memory by then. When a drive
+    /// failed and others serve, the client, who has them, is asked to put once more: they know by
+    /// then that the drive is out, so nothing that it was told comes back.
+    async fn refused_or_failed(self: &Rc<Self>, error: CommitError) -> CommitError {
+        match error {
+            CommitError::DriveFailed { .. } if self.membership_settles().await => {
+                CommitError::Refused(self.busy(1))
+            }
+            error => error,
+        }
     }
 
     /// A commit failed: what became durable on some drives is removed before its units are free

@@ -167,7 +167,8 @@ fn a_put_whose_drive_went_offline_meanwhile_is_not_acknowledged() {
     node.store.drive_failed(lost, &"a test says so");
     node.settle();
     let outcome = node.commit(grant, 3);
-    assert_eq!(outcome, Err(CommitError::DriveFailed { drive: lost }));
+    assert_eq!(outcome, Err(CommitError::Refused(Refusal::Busy { retry_ms: 1 })), "once more");
+    assert!(node.store.membership_is_settled(), "nothing on the lost drive comes back");
     assert_eq!(node.generation("both"), None);
     assert_eq!(node.store.counters().blocks.get(), 0);
     let online = node.store.drives().into_iter().find(|d| d.state == DriveState::Online);
@@ -211,8 +212,9 @@ fn a_drive_that_breaks_in_a_commit_takes_down_only_itself() {
     let grant = spread(&mut node, "both");
     let broken = DriveId(1);
     machine.disks[1].set_broken(true);
-    assert_eq!(node.commit(grant, 3), Err(CommitError::DriveFailed { drive: broken }));
-    node.settle();
+    let outcome = node.commit(grant, 3);
+    assert_eq!(outcome, Err(CommitError::Refused(Refusal::Busy { retry_ms: 1 })), "once more");
+    assert!(node.store.membership_is_settled(), "nothing on the broken drive comes back");
     let drives = node.store.drives();
     assert_eq!(drives[0].state, DriveState::Online);
     assert_eq!(drives[1].state, DriveState::Offline);
