@@ -210,7 +210,6 @@ fn a_drive_that_breaks_in_a_commit_takes_down_only_itself() {
         node.put(&format!("before {n}"), u64::from(UNIT));
     }
     let grant = spread(&mut node, "both");
-    let broken = DriveId(1);
     machine.disks[1].set_broken(true);
     let outcome = node.commit(grant, 3);
     assert_eq!(outcome, Err(CommitError::Refused(Refusal::Busy { retry_ms: 1 })), "once more");

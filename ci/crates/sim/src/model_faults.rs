@@ -90,8 +90,14 @@ impl Model {
                 key.forget();
                 key.unproven |= self.power_cut;
             }
-            // Also what an attempt left there that was repeated elsewhere.
-            self.values.iter_mut().for_each(|value| value.again = true);
+            for value in &mut self.values {
+                // Also what an attempt left there that was repeated elsewhere.
+                value.again = true;
+                // And what was refused when its drive failed in the commit: its record may lie there.
+                if value.fate == Fate::Refused && value.disks != 0 {
+                    value.fate = Fate::Open;
+                }
+            }
             self.by_generation.clear();
         }
     }

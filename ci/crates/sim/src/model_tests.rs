@@ -144,6 +144,20 @@ fn a_refused_put_and_foreign_bytes_never_show_up() {
 }
 
 #[test]
+fn a_refused_put_shows_up_where_its_disk_comes_back_from_before() {
+    let mut model = model();
+    let [placed, never] = [0, 1].map(|key| begin(&mut model, key, Mode::Absent));
+    model.lies_on(placed.version, 1);
+    [&placed, &never].map(|put| model.put_refused(put));
+    model.crashed(CrashKind::Kill, 0);
+    model.started(true);
+    let sight = model.look(0, NOW);
+    model.saw_value(&sight, 5, placed.version, 100, true).unwrap();
+    let sight = model.look(1, NOW);
+    assert_eq!(what(model.saw_value(&sight, 6, never.version, 100, true)), What::NeverStored);
+}
+
+#[test]
 fn a_put_applied_twice_is_seen_unless_a_crash_lost_the_memory_of_it() {
     let mut model = model();
     let mut put = begin(&mut model, 0, Mode::Replace);
