@@ -29,8 +29,6 @@ use nix::time::{ClockId, clock_gettime};
 const BAR_REPLAY: f64 = 0.40;
 /// Of one that reads a checkpoint.
 const BAR_CHECKPOINT: f64 = 0.15;
-/// Starts of each kind; the middle one counts.
-const STARTS: usize = 3;
 /// Puts under way at one time.
 const WRITERS: u64 = 64;
 /// Bytes of the ring for each block, of which a log takes less than half.
@@ -45,6 +43,9 @@ struct Arguments {
     /// Blocks
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
     blocks: u64,
+    /// Starts of each kind; the middle one counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    starts: u64,
 }
 
 /// A drive in memory that holds what was written to it, but for zeros. A command ends when those
@@ -170,10 +171,11 @@ struct Machine {
     pool: Pool,
     reactor: Reactor,
     blocks: u64,
+    starts: u64,
 }
 
 impl Machine {
-    fn new(blocks: u64) -> Self {
+    fn new(Arguments { blocks, starts }: Arguments) -> Self {
         let config = PoolConfig { size: 64 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
         let pool = Pool::new(config).expect("a pool of 64 MiB");
         // A checkpoint takes less than a unit of 16 KiB for a block.
@@ -183,7 +185,7 @@ impl Machine {
         let clock = Rc::new(WithoutCopying(drive.clone()));
         let reactor = Reactor::new(config, clock, Rng::seeded(1));
         reactor.local().spawn(drive.clone().serve());
-        Self { drive, pool, reactor, blocks }
+        Self { drive, pool, reactor, blocks, starts }
     }
 
     fn format(&mut self) {
@@ -230,9 +232,10 @@ impl Machine {
             let (store, took, read) = self.start();
             assert_eq!(store.counters().blocks.get(), self.blocks, "no block is lost");
             starts.push((self.per_million(took), self.per_million(read)));
-            if starts.len() == STARTS {
+            if starts.len() as u64 == self.starts {
                 starts.sort_by(|a, b| a.0.total_cmp(&b.0));
-                let (least, (all, read), most) = (starts[0].0, starts[STARTS / 2], starts[2].0);
+                let (all, read) = starts[starts.len() / 2];
+                let (least, most) = (starts[0].0, starts[starts.len() - 1].0);
                 println!("  {what:15} {all:6.3} ({least:.3}-{most:.3}), reading {read:.3} of it");
                 return (store, all);
             }
@@ -304,8 +307,8 @@ async fn put(store: &Rc<Store>, number: u64) {
 }
 
 fn main() -> ExitCode {
-    let blocks = Arguments::parse().blocks;
-    let mut machine = Machine::new(blocks);
+    let mut machine = Machine::new(Arguments::parse());
+    let blocks = machine.blocks;
     machine.format();
     let (store, ..) = machine.start();
     machine.fill(&store);
