@@ -11,7 +11,7 @@ use crate::checkpoint::codec::{
     AREA_HEADER, AreaHeader, Column, PIECE, PIECE_HEADER, PieceId, Place, row_place, seal_piece,
 };
 use crate::checkpoint::desk::Desk;
-use crate::checkpoint::read::{Area, Line};
+use crate::checkpoint::read::{Area, Line, Marks};
 use crate::layout::Layout;
 use crate::record::{PART_REF, Usage};
 
@@ -48,7 +48,7 @@ pub(crate) struct AreaWriter<'a> {
     /// Bytes in use of the piece at hand of each column.
     used: [usize; 3],
     place: Place,
-    marks: Vec<Place>,
+    marks: Marks,
     pub(crate) usage: Usage,
     pub(crate) written: u64,
 }
@@ -61,7 +61,7 @@ impl<'a> AreaWriter<'a> {
             header,
             used: [PIECE_HEADER; 3],
             place: Place::FIRST,
-            marks: Vec::new(),
+            marks: Marks::default(),
             usage: Usage::default(),
             written: 0,
         }

@@ -136,15 +136,21 @@ impl BlockQueue for Sparse {
     }
 }
 
-/// The machine's clock, which stands while the drive copies. The thread never sleeps nor waits for
-/// anything but a core, so whatever of the time it was not given, others had: other threads, the
-/// machine below a virtual one, or whoever stopped it. Neither clock is good enough alone: that of a
-/// thread's time is set right now and then, by more than a turn takes.
-struct WithoutCopying(Rc<Sparse>);
+/// The machine's clock, which stands while the drive copies.
+///
+/// Two things tell what of the time others had: how long the thread waited for a core, and what of
+/// the time on the wall it was not given, since it never sleeps. The first knows nothing of what the
+/// machine below a virtual one takes, nor of a thread that was stopped; the clock of the second is
+/// set right now and then, by more than a turn takes. So the larger one counts.
+struct WithoutCopying {
+    drive: Rc<Sparse>,
+    before: Cell<(Duration, Duration)>,
+    others: Cell<Duration>,
+}
 
 impl Clock for WithoutCopying {
     fn now(&self) -> Instant {
-        Instant::ORIGIN + wall().saturating_sub(self.0.copying.get())
+        Instant::ORIGIN + wall().saturating_sub(self.drive.copying.get())
     }
 
     fn unix_seconds(&self) -> u64 {
@@ -152,7 +158,11 @@ impl Clock for WithoutCopying {
     }
 
     fn waited(&self) -> Option<Duration> {
-        Some(wall().saturating_sub(clock()))
+        let now = (SystemClock.waited()?, wall().saturating_sub(clock()));
+        let before = self.before.replace(now);
+        let had = now.0.saturating_sub(before.0).max(now.1.saturating_sub(before.1));
+        self.others.set(self.others.get() + had);
+        Some(self.others.get())
     }
 }
 
@@ -182,8 +192,9 @@ impl Machine {
         let capacity = blocks * 2 * UNIT as u64 + blocks * RING + 1024 * MIB;
         let drive = Sparse::new(capacity.next_multiple_of(2 * MIB));
         let config = ReactorConfig::default();
-        let clock = Rc::new(WithoutCopying(drive.clone()));
-        let reactor = Reactor::new(config, clock, Rng::seeded(1));
+        let (before, others) = <_>::default();
+        let clock = WithoutCopying { drive: drive.clone(), before, others };
+        let reactor = Reactor::new(config, Rc::new(clock), Rng::seeded(1));
         reactor.local().spawn(drive.clone().serve());
         Self { drive, pool, reactor, blocks, starts }
     }
