@@ -23,7 +23,7 @@ use crate::recovery::Means;
 use crate::recovery::scan::Walk;
 
 /// Records looked at between two yields: tens of microseconds.
-const STEP: u32 = 64;
+const STEP: u32 = 32;
 
 /// Places that a list of [`Moves`] keeps, about: 64 KiB, however much there is, so that no turn is
 /// long because a list grows.
