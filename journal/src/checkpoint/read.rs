@@ -423,7 +423,8 @@ impl<'a> AreaReader<'a> {
         Ok(used > 0)
     }
 
-    /// Reads a piece; other tasks get their turn. How many of its bytes are in use.
+    /// Reads a piece; other tasks get their turn before it is summed, and after. How many of its
+    /// bytes are in use.
     async fn read_piece(
         &mut self,
         desk: &mut Desk,
@@ -453,8 +454,9 @@ impl<'a> AreaReader<'a> {
         }
         source.local.yield_now().await;
         let id = PieceId { drive: source.drive, number: header.number, column, index };
-        let items = parse_piece(&id, &desk.bytes()[base..base + len])?;
-        Ok(len.min(crate::checkpoint::codec::PIECE_HEADER + items.len()))
+        let items = parse_piece(&id, &desk.bytes()[base..base + len])?.len();
+        source.local.yield_now().await;
+        Ok(len.min(crate::checkpoint::codec::PIECE_HEADER + items))
     }
 }
 

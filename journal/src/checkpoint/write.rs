@@ -68,7 +68,7 @@ impl<'a> AreaWriter<'a> {
     }
 
     /// Adds a row and what the other columns hold of it. A piece that is full is written first, and
-    /// other tasks get their turn.
+    /// other tasks get their turn before and after.
     pub(crate) async fn push(&mut self, desk: &mut Desk, line: &Line) -> Result<(), PushError> {
         let usage = self.usage + line.view().usage();
         if !usage.fits(self.target.layout.limits) {
@@ -101,6 +101,7 @@ impl<'a> AreaWriter<'a> {
         (piece, at): (u32, usize),
     ) -> Result<(), IoError> {
         if piece > self.header.pieces[column.index()] {
+            self.target.local.yield_now().await;
             self.write_piece(desk, column).await?;
             self.target.local.yield_now().await;
         }

@@ -23,7 +23,7 @@ use memkv_dma::{Hugepages, Pool, PoolConfig};
 use memkv_journal::{DriveUuid, FormatOptions, Identity, KeyBytes, NodeUuid, UNIT};
 use memkv_poller::local::Event;
 use memkv_poller::{
-    Clock, Instant, JoinHandle, LONG_TURN, Reactor, ReactorConfig, Rng, SystemClock, Turns,
+    Clock, Instant, JoinHandle, LONG_TURN, Long, Reactor, ReactorConfig, Rng, SystemClock, Turns,
 };
 use memkv_store::{Caller, Mode, Policy, RecoveredDrive, ReserveRequest, Store, StoreConfig};
 use nix::time::{ClockId, clock_gettime};
@@ -362,6 +362,7 @@ fn main() -> ExitCode {
     let of_rows = say_turns("a checkpoint", machine.per_million(rows_took), of_rows);
     let took = machine.per_million(beside_took);
     let beside = say_turns(&format!("one beside {puts} puts"), took, beside);
+    say_held_up(log_took + rows_took + beside_took);
     let turn = of_log.max(of_rows).max(beside);
     let held = replay <= BAR_REPLAY && checkpoint <= BAR_CHECKPOINT && turn <= LONG_TURN;
     let verdict = if held { "held" } else { "MISSED" };
@@ -370,6 +371,26 @@ fn main() -> ExitCode {
          {LONG_TURN:?}: {verdict}"
     );
     if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A thread that does nothing is held up, too, by what the machine does that no clock tells. Says how
+/// long at most, in as much of its time as checkpoints took.
+fn say_held_up(time: Duration) {
+    let (began, mut last) = (clock(), (clock(), wall()));
+    let mut long = Long::default();
+    while last.0 - began < time {
+        let now = (clock(), wall());
+        let took = (now.0 - last.0).min(now.1 - last.1);
+        long.count += u64::from(took > LONG_TURN / 4);
+        long.longest = long.longest.max(took);
+        last = now;
+    }
+    println!(
+        "  a thread that only reads the clocks, as long: longest {:.1} us, {} above {:?}",
+        long.longest.as_nanos() as f64 / 1e3,
+        long.count,
+        LONG_TURN / 4
+    );
 }
 
 /// Says what a checkpoint took, and whose the long turns were; how long the longest was, without
