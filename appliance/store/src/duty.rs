@@ -9,9 +9,10 @@
 //!
 //! 1. Duty is every block that is published and has a record on the drive when the run begins, and
 //!    whose frame is before `S`. All slots there are become duties in the turn that fixes `S`: only
-//!    those that are settled cost memory, which is taken piece by piece as they are met. A block is published in the same turn in which its frame is let
-//!    go, so a block that is not published when the run begins has its frame at `S` or later: a
-//!    start finds it in the log. Publishing settles its slot: the run does not ask for it any more.
+//!    those that are settled cost memory, which is taken piece by piece as they are met. A block is
+//!    published in the same turn in which its frame is let go, so a block that is not published when
+//!    the run begins has its frame at `S` or later: a start finds it in the log. Publishing settles
+//!    its slot: the run does not ask for it any more.
 //! 2. A block that is published may still have its frame at `S` or later, beside one that is not
 //!    applied. The log is read up to where it ended when the run began, and what is met from `S` on
 //!    is settled without being written.

@@ -4,9 +4,9 @@
 //! It fills a store on a drive in memory, with many writers, and leaves it without a word, as a
 //! crash does. Then it starts anew: from the log alone, and, once a checkpoint was written, from
 //! that. In between it measures the turns of the reactor while checkpoints are written: of the log,
-//! of the checkpoint before, and of that while blocks are put. Times are those of the thread's own clock, so they are CPU time, and
-//! turns are told without what others took of the core. A start is charged with the copying that the
-//! drive in memory does, a checkpoint is not.
+//! of the checkpoint before, and of that while blocks are put. Times are those of the thread's own
+//! clock, so they are CPU time, and turns are told without what others took of the core. A start is
+//! charged with the copying that the drive in memory does, a checkpoint is not.
 
 #![forbid(unsafe_code)]
 
