@@ -66,6 +66,11 @@ impl ReactorStats {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same, and forgets them: what it tells next came after this.
+    pub fn take_turns(&self) -> Vec<Turns> {
+        std::mem::take(&mut self.turns.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Somebody's turn has ended. In it the thread waited for a core for so long.
     pub(crate) fn turn_took(&self, who: &'static str, took: Duration, waited: Duration) {
         if took <= NOTED {

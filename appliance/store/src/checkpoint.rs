@@ -4,13 +4,15 @@ use std::rc::Rc;
 
 use memkv_journal::{Closing, Merged};
 
-use crate::block::{KeyHash, Slot};
+use crate::block::KeyHash;
 use crate::drives::Drive;
 use crate::duty::{Duty, OnDuty};
 use crate::{DriveId, Store};
 
-/// Slots looked at between two yields.
-const SETTLE_STEP: u32 = 4096;
+/// Looks at what a merge did not meet between two yields: at 64 slots each, all of them settled.
+const LOOKS: u32 = 4096;
+/// And as many for a slot that is not, whose block is looked at.
+const LOOKS_AT_BLOCK: u32 = 16;
 /// How often a stop begins anew because blocks were lost.
 const STOP_ROUNDS: usize = 3;
 /// Why a lost block is dropped.
@@ -75,8 +77,7 @@ impl Store {
     async fn checkpoint_alone(self: &Rc<Self>, id: DriveId, clean: bool) -> Vec<Lost> {
         let drive = self.drive(id);
         let start = drive.journal.begin_checkpoint();
-        let last = self.blocks.borrow().last();
-        *drive.duty.borrow_mut() = Some(Duty::new(last));
+        *drive.duty.borrow_mut() = Some(Duty::new(self.blocks.borrow().last()));
         let closing =
             Closing { clean, generation_high: self.generation.get(), clock_high: self.unix_now() };
         let mut on_duty = OnDuty { store: self, drive: id };
@@ -86,34 +87,45 @@ impl Store {
                 self.counters.checkpoints.bump();
                 self.counters.checkpoint_rows.add(merged.from_rows);
                 self.counters.checkpoint_log_rows.add(merged.from_log);
-                self.unsettled(id, last, &merged).await
+                self.unsettled(id, &merged).await
             }
             Err(error) => {
                 self.drive_failed(id, &error);
                 Vec::new()
             }
         };
+        while drive.duty.borrow_mut().as_mut().is_some_and(|duty| !duty.shed()) {
+            self.local.yield_now().await;
+        }
         *drive.duty.borrow_mut() = None;
         lost
     }
 
     /// The duties that a merge did not meet. They are misses from now on.
-    async fn unsettled(&self, id: DriveId, last: u32, merged: &Merged) -> Vec<Lost> {
-        let mut lost = Vec::new();
-        for number in 1..=last {
-            if number.is_multiple_of(SETTLE_STEP) {
+    async fn unsettled(&self, id: DriveId, merged: &Merged) -> Vec<Lost> {
+        let (mut lost, mut looks) = (Vec::new(), LOOKS);
+        loop {
+            let (slot, done) = {
+                let mut duty = self.drive(id).duty.borrow_mut();
+                let duty = duty.as_mut().expect("the run is under way");
+                (duty.next_left(&mut looks), duty.is_done())
+            };
+            if let Some(slot) = slot {
+                looks = looks.saturating_sub(LOOKS_AT_BLOCK);
+                let mut blocks = self.blocks.borrow_mut();
+                if let Some(&block) = blocks.at(slot.number())
+                    && block.is_published()
+                    && blocks.is_on(slot, id)
+                {
+                    blocks.mark_corrupt(slot);
+                    lost.push(Lost { key: block.hash(), generation: block.generation() });
+                }
+            } else if done {
+                break;
+            }
+            if looks == 0 {
                 self.local.yield_now().await;
-            }
-            let Some(slot) = Slot::of(number) else { continue };
-            let duty = self.drive(id).duty.borrow();
-            if duty.as_ref().is_none_or(|duty| duty.is_settled(slot)) {
-                continue;
-            }
-            let mut blocks = self.blocks.borrow_mut();
-            let Some(&block) = blocks.at(number) else { continue };
-            if block.is_published() && blocks.is_on(slot, id) {
-                blocks.mark_corrupt(slot);
-                lost.push(Lost { key: block.hash(), generation: block.generation() });
+                looks = LOOKS;
             }
         }
         if !lost.is_empty() || merged.rows_unreadable > 0 || merged.frames_unreadable > 0 {

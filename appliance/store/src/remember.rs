@@ -3,7 +3,7 @@
 //! A retry names the same request *and the same key*: whoever reuses a request id, or another
 //! client's id, never gets the answer to another key for an outcome of his own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, LinkedList};
 use std::time::Duration;
 
 use memkv_poller::Instant;
@@ -11,7 +11,7 @@ use memkv_poller::Instant;
 use crate::KeyHash;
 
 /// Who asks: the client's id (the same over all its connections), its request id and the item.
-#[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Caller {
     /// The 128-bit id of the client process.
     pub client: u128,
@@ -36,17 +36,21 @@ pub enum Outcome {
     },
 }
 
-/// A bounded memory of outcomes, oldest forgotten first.
+/// Outcomes that are forgotten in one turn, at most: some more than come in.
+const FORGOTTEN: usize = 8;
+
+/// A bounded memory of outcomes, oldest forgotten first. A tree and a list, of which no part is ever
+/// moved because there are more: a hash table of all outcomes takes milliseconds to grow.
 pub(crate) struct Remembered {
     keep: Duration,
     max: usize,
-    outcomes: HashMap<(Caller, KeyHash), Outcome>,
-    order: VecDeque<(Instant, Caller, KeyHash)>,
+    outcomes: BTreeMap<(Caller, KeyHash), Outcome>,
+    order: LinkedList<(Instant, Caller, KeyHash)>,
 }
 
 impl Remembered {
     pub fn new(keep: Duration, max: usize) -> Self {
-        Self { keep, max, outcomes: HashMap::new(), order: VecDeque::new() }
+        Self { keep, max, outcomes: BTreeMap::new(), order: LinkedList::new() }
     }
 
     pub fn get(&self, caller: &Caller, key: KeyHash) -> Option<Outcome> {
@@ -54,7 +58,8 @@ impl Remembered {
     }
 
     pub fn insert(&mut self, now: Instant, caller: Caller, key: KeyHash, outcome: Outcome) {
-        while let Some(&(since, oldest, of)) = self.order.front() {
+        for _ in 0..FORGOTTEN {
+            let Some(&(since, oldest, of)) = self.order.front() else { break };
             let stale = now.saturating_duration_since(since) > self.keep;
             if !stale && self.order.len() < self.max {
                 break;
@@ -110,6 +115,21 @@ mod tests {
         remembered.insert(at(61), caller(2), KEY, stored(3));
         assert_eq!(remembered.get(&caller(0), KEY), None);
         assert_eq!(remembered.outcomes.len(), 2);
+    }
+
+    #[test]
+    fn many_that_are_stale_are_forgotten_a_few_at_a_time() {
+        let mut remembered = Remembered::new(Duration::from_secs(60), 1000);
+        for request in 0..1000 {
+            remembered.insert(at(0), caller(request), KEY, stored(request));
+        }
+        for (nth, request) in (1000..1200).enumerate() {
+            remembered.insert(at(100), caller(request), KEY, stored(request));
+            let left = 1000usize.saturating_sub((nth + 1) * (FORGOTTEN - 1));
+            assert_eq!(remembered.outcomes.len(), left.max(nth + 1), "after {nth}");
+            assert_eq!(remembered.outcomes.len(), remembered.order.len());
+        }
+        assert_eq!(remembered.get(&caller(999), KEY), None);
     }
 
     #[test]

@@ -23,12 +23,15 @@ use crate::recovery::Means;
 use crate::recovery::scan::Walk;
 
 /// Records looked at between two yields: tens of microseconds.
-const STEP: u32 = 64;
+const STEP: u32 = 32;
 
-/// Places that a list of [`Moves`] keeps, about.
+/// Places that a list of [`Moves`] keeps, about: 64 KiB, however much there is, so that no turn is
+/// long because a list grows.
 const MOVES: u64 = 4096;
-/// And rows between two of them at least.
-const MOVE_STEP: u64 = 64;
+/// Rows between two of them at least.
+const MOVE_ROWS: u64 = 64;
+/// And bytes of the log.
+const MOVE_BYTES: u64 = 16 << 10;
 
 /// Says what lives on a drive while a checkpoint is made.
 pub trait Living {
@@ -64,6 +67,13 @@ pub(crate) struct Moves {
 }
 
 impl Moves {
+    /// Notes a place and the row there, unless it is nearer than `every` to the last one.
+    fn note(list: &mut Vec<(u64, u64)>, every: u64, (at, row): (u64, u64)) {
+        if list.last().is_none_or(|(last, _)| at - last >= every) {
+            list.push((at, row));
+        }
+    }
+
     /// The row at which a walk goes on that stood before this row, or this frame.
     pub(crate) fn of(list: &[(u64, u64)], at: u64) -> u64 {
         let after = list.partition_point(|(old, _)| *old <= at);
@@ -125,17 +135,14 @@ impl Sources<'_> {
     ) -> Result<(), MergeError> {
         let Some((area, source)) = &self.area else { return Ok(()) };
         let AreaHeader { rows, .. } = area.header;
-        let every = (rows / MOVES).max(MOVE_STEP);
+        let every = (rows / MOVES).max(MOVE_ROWS);
         let mut reader = AreaReader::new(source, area, Reading::WhatIsLeft);
         let (mut line, mut step) = (Line::new(), 0);
         loop {
             if !reader.next(desk, &mut line).await.map_err(LoadError::of_drive)? {
                 break;
             }
-            let row = reader.at() - 1;
-            if moves.rows.last().is_none_or(|(last, _)| row - last >= every) {
-                moves.rows.push((row, writer.rows()));
-            }
+            Moves::note(&mut moves.rows, every, (reader.at() - 1, writer.rows()));
             if let Some(flags) = living.stands(&line.view()) {
                 line.row.set_flags(flags);
                 writer.push(desk, &line).await?;
@@ -157,14 +164,13 @@ impl Sources<'_> {
         let from = superblock.active_checkpoint();
         let mut walk = Walk::new(&self.log, from, READING as u64).within(self.written.position);
         let (mut line, mut step) = (Line::new(), 0);
+        let bytes = self.written.position - from.start_position;
+        let every = (bytes / MOVES).max(MOVE_BYTES);
         // Where the log of the checkpoint before begins, rows go on, whatever became of its frames.
         moves.frames.push((from.start_position, writer.rows()));
         while walk.end.sequence < self.written.sequence {
             let Some(header) = walk.next(desk).await? else { break };
-            let last = moves.frames.last().map_or(0, |(_, row)| *row);
-            if writer.rows() - last >= MOVE_STEP {
-                moves.frames.push((header.position, writer.rows()));
-            }
+            Moves::note(&mut moves.frames, every, (header.position, writer.rows()));
             let mut at = FRAME_HEADER;
             for _ in 0..header.records {
                 let bytes = &walk.frame(desk, &header)[at..];
@@ -192,6 +198,24 @@ impl Sources<'_> {
         *step += 1;
         if step.is_multiple_of(STEP) {
             self.log.local.yield_now().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_moves_stays_short_and_tells_a_place_before_each() {
+        let (end, every) = (10_000_000, 10_000_000 / MOVES);
+        let mut list = Vec::new();
+        (0..end).step_by(7).for_each(|at| Moves::note(&mut list, every, (at, at / 2)));
+        assert!(list.len() as u64 <= MOVES + 1 && list.capacity() as u64 <= 2 * MOVES);
+        for at in [0, 1, 2447, 2448, 5_000_003, end - 1, end * 2] {
+            let row = Moves::of(&list, at);
+            assert!(row <= at / 2, "not behind it");
+            assert!(row + (every + 7) / 2 >= at.min(end) / 2, "{row} is far before {at}");
         }
     }
 }

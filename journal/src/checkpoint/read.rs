@@ -65,7 +65,27 @@ pub(crate) struct Area {
     pub(crate) index: usize,
     pub(crate) header: AreaHeader,
     /// Where the items of the first row of every piece of rows lie.
-    pub(crate) marks: Vec<Place>,
+    pub(crate) marks: Marks,
+}
+
+/// A place for every piece of rows. It grows by lists of so many, so that nothing is copied when
+/// there are more, and gives them back in one turn: they are few, 4 KiB for each million rows.
+#[derive(Debug, Default)]
+pub(crate) struct Marks(Vec<Vec<Place>>);
+
+impl Marks {
+    const LIST: usize = 1024;
+
+    pub(crate) fn push(&mut self, place: Place) {
+        if self.0.last().is_none_or(|list| list.len() == Self::LIST) {
+            self.0.push(Vec::with_capacity(Self::LIST));
+        }
+        self.0.last_mut().expect("just seen to").push(place);
+    }
+
+    fn get(&self, piece: u32) -> Option<Place> {
+        self.0.get(piece as usize / Self::LIST)?.get(piece as usize % Self::LIST).copied()
+    }
 }
 
 /// One row and what the other columns hold of it, in memory of its own.
@@ -133,14 +153,14 @@ pub(crate) async fn read_area(
     }
     let mut desk = Desk::new(source.pool, Class::Checkpoint, READING).await;
     let header = read_header(source, &mut desk).await?;
-    let area = Area { index: source.area, header, marks: Vec::new() };
+    let area = Area { index: source.area, header, marks: Marks::default() };
     let mut reader = AreaReader::new(source, &area, reading);
     let mut line = Line::new();
     while reader.next(&mut desk, &mut line).await? {
         each(line.view());
         reader.rows_alone(&desk, &mut each);
     }
-    let marks = reader.marks;
+    let marks = reader.found;
     Ok(Some(Area { marks, ..area }))
 }
 
@@ -175,23 +195,25 @@ pub(crate) struct AreaReader<'a> {
     /// The row to come, and where its items lie.
     row: u64,
     place: Place,
-    marks: Vec<Place>,
+    /// What is known of the area, and what was found where nothing was.
+    marks: &'a Marks,
+    found: Marks,
     /// Rows passed over.
     pub(crate) unreadable: u64,
 }
 
 impl<'a> AreaReader<'a> {
     /// Reads from the first row on. Memory for it are the first [`READING`] bytes of a desk.
-    pub(crate) fn new(source: &'a Source<'a>, area: &Area, reading: Reading) -> AreaReader<'a> {
-        let (header, marks) = (area.header, area.marks.clone());
+    pub(crate) fn new(source: &'a Source<'a>, area: &'a Area, reading: Reading) -> AreaReader<'a> {
         AreaReader {
             source,
-            header,
+            header: area.header,
             reading,
             held: [None; 3],
             row: 0,
             place: Place::FIRST,
-            marks,
+            marks: &area.marks,
+            found: Marks::default(),
             unreadable: 0,
         }
     }
@@ -289,9 +311,9 @@ impl<'a> AreaReader<'a> {
     /// Keeps, or looks up, where the items of a piece's first row lie.
     fn mark(&mut self, piece: u32) {
         if self.row == first_row(piece) {
-            match self.marks.get(piece as usize) {
-                Some(mark) => self.place = *mark,
-                None => self.marks.push(self.place),
+            match self.marks.get(piece) {
+                Some(mark) => self.place = mark,
+                None => self.found.push(self.place),
             }
         }
     }
@@ -401,7 +423,8 @@ impl<'a> AreaReader<'a> {
         Ok(used > 0)
     }
 
-    /// Reads a piece; other tasks get their turn. How many of its bytes are in use.
+    /// Reads a piece; other tasks get their turn before it is summed, and after. How many of its
+    /// bytes are in use.
     async fn read_piece(
         &mut self,
         desk: &mut Desk,
@@ -431,7 +454,29 @@ impl<'a> AreaReader<'a> {
         }
         source.local.yield_now().await;
         let id = PieceId { drive: source.drive, number: header.number, column, index };
-        let items = parse_piece(&id, &desk.bytes()[base..base + len])?;
-        Ok(len.min(crate::checkpoint::codec::PIECE_HEADER + items.len()))
+        let items = parse_piece(&id, &desk.bytes()[base..base + len])?.len();
+        source.local.yield_now().await;
+        Ok(len.min(crate::checkpoint::codec::PIECE_HEADER + items))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_found_by_their_piece_and_never_move() {
+        let (mut marks, mut place) = (Marks::default(), Place::FIRST);
+        let mut expected = Vec::new();
+        for _ in 0..3 * Marks::LIST + 1 {
+            place.part();
+            marks.push(place);
+            expected.push(place);
+        }
+        let found: Vec<_> =
+            (0..expected.len() as u32).map_while(|piece| marks.get(piece)).collect();
+        assert_eq!(found, expected);
+        assert_eq!(marks.get(expected.len() as u32), None);
+        assert!(marks.0.iter().all(|list| list.capacity() == Marks::LIST), "no list grew");
     }
 }

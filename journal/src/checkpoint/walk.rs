@@ -29,7 +29,7 @@ use crate::recovery::scan::Walk;
 use crate::superblock::CheckpointRef;
 
 /// Records looked at between two yields.
-const STEP: usize = 64;
+const STEP: usize = 32;
 /// Checkpoints whose moves are kept.
 const KEPT: usize = 8;
 const NUMBER_BITS: u32 = 15;

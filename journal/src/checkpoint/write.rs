@@ -11,7 +11,7 @@ use crate::checkpoint::codec::{
     AREA_HEADER, AreaHeader, Column, PIECE, PIECE_HEADER, PieceId, Place, row_place, seal_piece,
 };
 use crate::checkpoint::desk::Desk;
-use crate::checkpoint::read::{Area, Line};
+use crate::checkpoint::read::{Area, Line, Marks};
 use crate::layout::Layout;
 use crate::record::{PART_REF, Usage};
 
@@ -48,7 +48,7 @@ pub(crate) struct AreaWriter<'a> {
     /// Bytes in use of the piece at hand of each column.
     used: [usize; 3],
     place: Place,
-    marks: Vec<Place>,
+    marks: Marks,
     pub(crate) usage: Usage,
     pub(crate) written: u64,
 }
@@ -61,14 +61,14 @@ impl<'a> AreaWriter<'a> {
             header,
             used: [PIECE_HEADER; 3],
             place: Place::FIRST,
-            marks: Vec::new(),
+            marks: Marks::default(),
             usage: Usage::default(),
             written: 0,
         }
     }
 
     /// Adds a row and what the other columns hold of it. A piece that is full is written first, and
-    /// other tasks get their turn.
+    /// other tasks get their turn before and after.
     pub(crate) async fn push(&mut self, desk: &mut Desk, line: &Line) -> Result<(), PushError> {
         let usage = self.usage + line.view().usage();
         if !usage.fits(self.target.layout.limits) {
@@ -101,6 +101,7 @@ impl<'a> AreaWriter<'a> {
         (piece, at): (u32, usize),
     ) -> Result<(), IoError> {
         if piece > self.header.pieces[column.index()] {
+            self.target.local.yield_now().await;
             self.write_piece(desk, column).await?;
             self.target.local.yield_now().await;
         }

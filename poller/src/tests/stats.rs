@@ -67,6 +67,8 @@ fn long_turns_are_told_by_name() {
     assert!(turns.who.ends_with("long_turns_are_told_by_name::slow"), "{}", turns.who);
     assert_eq!((turns.own.count, turns.own.longest), (2, Duration::from_micros(300)));
     assert_eq!(turns.preempted, Long::default(), "a clock that cannot tell blames the turn");
+    assert_eq!(reactor.stats().take_turns(), [turns]);
+    assert_eq!(reactor.stats().turns(), [], "they were taken");
 }
 
 /// A clock that says how long the thread has waited for a core.
