@@ -120,7 +120,9 @@ impl BlockQueue for Sparse {
             (Op::Read, Some(IoBuf::Exclusive(buf))) => {
                 self.read(from, &mut buf.as_mut_slice()[at..at + len]);
             }
-            (Op::Write, Some(buf)) => self.write(from, &buf.as_slice()[at..at + len]),
+            (Op::Write | Op::WriteFlush, Some(buf)) => {
+                self.write(from, &buf.as_slice()[at..at + len])
+            }
             _ => {}
         }
         self.copying.set(self.copying.get() + (clock() - began));
