@@ -336,3 +336,158 @@ impl Poller for Vigil {
         self.orders.strong_count() == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::pin::pin;
+    use std::rc::Rc;
+    use std::task::{Context, Poll, Waker};
+
+    use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
+    use memkv_poller::{Clock, Reactor, ReactorConfig, Rng};
+
+    use super::*;
+    use crate::OpenOptions;
+    use crate::completion::completion;
+
+    #[test]
+    fn what_soon_followed_a_command_of_a_kind_is_expected_after_the_next_of_it() {
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        let at = |us: u64| began + Duration::from_micros(us);
+        assert!(!pace.asked(at(0)) && !pace.ended(1, at(100)), "nothing is known at first");
+        assert!(pace.asked(at(110)) && pace.ended(1, at(200)), "it came soon: another is expected");
+        assert!(!pace.ended(0, at(300)), "of the other kind nothing is known yet");
+        assert!(pace.asked(at(350)) && pace.ended(0, at(400)));
+        assert!(pace.ended(1, at(500)), "what is known of a kind stays");
+        let late = at(501) + AWAKE;
+        assert!(!pace.asked(late) && !pace.ended(1, late), "it came late: none is expected");
+    }
+
+    /// Time stands still until it is moved.
+    #[derive(Clone, Default)]
+    struct Stopped(Rc<Cell<Duration>>);
+
+    impl Clock for Stopped {
+        fn now(&self) -> memkv_poller::Instant {
+            memkv_poller::Instant::ORIGIN + self.0.get()
+        }
+
+        fn unix_seconds(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_reactor_is_kept_awake_for_a_command_that_is_soon_done_and_not_for_long() {
+        let clock = Stopped::default();
+        let config = ReactorConfig::default();
+        let reactor = Reactor::new(config, Rc::new(clock.clone()), Rng::seeded(0));
+        let (orders, local) = (Arc::new(Orders::default()), reactor.local());
+        let mut vigil =
+            Vigil { orders: Arc::downgrade(&orders), local: local.clone(), over: (0, local.now()) };
+        let mut arm = || vigil.arm();
+        assert_eq!(arm(), Interrupt::Quiet, "nothing is outstanding");
+        orders.begun.store(1, Ordering::Relaxed);
+        assert_eq!(arm(), Interrupt::Quiet, "one that stands alone");
+        orders.soon.store(true, Ordering::Relaxed);
+        assert_eq!(arm(), Interrupt::Busy);
+        clock.0.set(PATIENCE);
+        assert_eq!(arm(), Interrupt::Quiet, "it takes too long");
+        orders.begun.store(2, Ordering::Relaxed);
+        orders.ended.store(1, Ordering::Relaxed);
+        assert_eq!(arm(), Interrupt::Busy, "another one");
+        orders.took_ns.store(PATIENCE.as_nanos() as u64 + 1, Ordering::Relaxed);
+        assert_eq!(arm(), Interrupt::Quiet, "the one before took too long");
+        orders.took_ns.store(1, Ordering::Relaxed);
+        orders.ended.store(2, Ordering::Relaxed);
+        assert_eq!(arm(), Interrupt::Quiet);
+        assert!(!vigil.retired());
+        drop(orders);
+        assert!(vigil.retired() && vigil.arm() == Interrupt::Quiet);
+    }
+
+    struct Rig {
+        workers: Workers,
+        pool: Pool,
+        orders: Arc<Orders>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn rig(count: usize) -> Rig {
+        let folder = tempfile::tempdir().unwrap();
+        let config = PoolConfig { size: 8 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
+        let pool = Pool::new(config).unwrap();
+        let mut options = OpenOptions::new(folder.path().join("drive"), pool.clone());
+        options.size = Some(1 << 20);
+        let medium = Arc::new(Medium::open(&mut options).unwrap());
+        let workers = Workers::start(medium, Arc::default(), count).unwrap();
+        Rig { workers, pool, orders: Arc::default(), _folder: folder }
+    }
+
+    impl Rig {
+        fn write_flush(&self) {
+            let buffer = self.pool.allocate(Class::Receive, 4096).unwrap();
+            let (completer, completion) = completion();
+            self.workers.submit(Io::write_flush(0, 4096, buffer), completer, &self.orders);
+            let mut completion = pin!(completion);
+            let mut cx = Context::from_waker(Waker::noop());
+            let done = loop {
+                if let Poll::Ready(done) = completion.as_mut().poll(&mut cx) {
+                    break done;
+                }
+                std::hint::spin_loop();
+            };
+            done.result.unwrap();
+            assert_eq!(self.orders.outstanding(), 0, "it is told after it was counted");
+        }
+    }
+
+    #[test]
+    fn all_workers_sleep_when_nothing_more_comes() {
+        let rig = rig(2);
+        (0..100).for_each(|_| rig.write_flush());
+        loop {
+            let jobs = rig.workers.shared.jobs();
+            if (jobs.asleep, jobs.awake) == (2, 0) {
+                break;
+            }
+            drop(jobs);
+            thread::yield_now();
+        }
+        rig.write_flush();
+    }
+
+    /// The core of a reactor that polls is not for workers that it starts.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_worker_runs_anywhere_wherever_it_was_started() {
+        let cores = |task: &str| {
+            let status = std::fs::read_to_string(format!("/proc/{task}/status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap();
+            line.to_owned()
+        };
+        let mut one = std::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+        // SAFETY: all zeroes is an empty set, and its first core is put into it.
+        let one = unsafe {
+            libc::CPU_SET(0, one.assume_init_mut());
+            one.assume_init()
+        };
+        // SAFETY: the call reads the set; 0 is the calling thread. It fails where that core is not
+        // ours, and then there is nothing to be seen.
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one) };
+        let rig = rig(1);
+        rig.write_flush();
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let name = |task: &str| std::fs::read_to_string(format!("/proc/self/task/{task}/comm"));
+        let workers: Vec<String> = tasks
+            .map(|task| task.unwrap().file_name().into_string().unwrap())
+            .filter(|task| name(task).is_ok_and(|name| name.trim() == "memkv-block"))
+            .collect();
+        assert!(!workers.is_empty());
+        let process = std::process::id();
+        for worker in workers {
+            assert_eq!(cores(&format!("self/task/{worker}")), cores(&format!("{process}")));
+        }
+    }
+}

@@ -302,4 +302,30 @@ mod tests {
         other.write(PAGE as u64, &[1]);
         assert_ne!(moved.digest(), other.digest(), "the place counts");
     }
+
+    #[test]
+    fn a_write_with_a_flush_is_on_the_tape_as_one_after_the_other() {
+        let config = memkv_dma::PoolConfig {
+            size: 8 << 20,
+            chunk: 2 << 20,
+            hugepages: memkv_dma::Hugepages::Never,
+        };
+        let pool = memkv_dma::Pool::new(config).expect("a pool of ordinary pages");
+        let disk = Disk::new(0, Image::new(4 * PAGE as u64));
+        let tape: Rc<RefCell<Tape>> = Rc::default();
+        disk.record(&tape);
+        let mut buffer = pool.allocate(memkv_dma::Class::Receive, SECTOR).expect("there is room");
+        buffer.as_mut_slice().fill(7);
+        let _both = disk.submit(Io::write_flush(PAGE as u64, SECTOR, buffer));
+        let disks = [disk.clone()];
+        assert_eq!((disk.peek(PAGE as u64, 1), disk.outstanding()), (vec![0], 1));
+        let_go(&tape, &disks, 0);
+        assert_eq!((disk.peek(PAGE as u64, 1), disk.outstanding()), (vec![7], 1));
+        let_go(&tape, &disks, 0);
+        assert_eq!(disk.outstanding(), 0);
+        let flush = Event::FlushEnd { drive: 0, flush: 1 };
+        let begin = Event::FlushBegin { drive: 0, flush: 1 };
+        let expected = [Event::Submit(0), Event::Complete(0), begin, flush];
+        assert_eq!(tape.borrow().events, expected);
+    }
 }
