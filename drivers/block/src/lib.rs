@@ -25,9 +25,9 @@
 //!
 //! **What a queue promises.** `submit` never blocks and never refuses for want of room; what exceeds
 //! the device's depth waits inside, bounded by the credits of the callers. Commands complete in any
-//! order. A write is durable when an [`Op::Flush`] or [`Op::WriteFlush`] submitted after its completion,
-//! by whatever queue of the device, has completed, and the write of an [`Op::WriteFlush`] when that has. A write
-//! torn by a power cut leaves every sector either old or new.
+//! order. A write is durable when an [`Op::Flush`] or [`Op::WriteFlush`] submitted after its
+//! completion, by whatever queue of the device, has completed; that of an [`Op::WriteFlush`] is when it
+//! has completed itself. A write torn by a power cut leaves every sector either old or new.
 //!
 //! **Stalls.** A device behind [`watch`] that leaves a command unanswered for too long fails it and all
 //! others with [`IoError::Stalled`], and is not asked again. The buffers stay with the driver until the

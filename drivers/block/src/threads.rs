@@ -1,8 +1,8 @@
 //! The driver of worker threads: plain `pread` and `pwrite`, for systems without io_uring.
 //!
-//! A drive has a few workers and one list of jobs, into which every reactor's queue puts its commands.
-//! A worker carries out one command at a time and wakes the reactor through the completion's waker. No
-//! command is lost when the drive is closed: what was submitted is done first.
+//! A drive has a few [workers](crate::workers) and one list of jobs, into which every reactor's queue puts
+//! its commands. A worker carries out one command at a time and wakes the reactor through the
+//! completion's waker. No command is lost when the drive is closed: what was submitted is done first.
 
 use std::io;
 use std::rc::Rc;

@@ -99,15 +99,16 @@ pub fn measure(folder: &Path, effort: Effort) -> Result<Section, BenchError> {
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
         eprintln!("bench: journal, round {} of {}", round + 1, effort.rounds);
-        let mut rates = [Rate::default(); 4];
+        let mut rates = [Rate::default(); 5];
         for turn in 0..rates.len() * TURNS {
             let at = (turn + turn / rates.len() + round as usize) % rates.len();
             let slice = effort.slice / TURNS as u32;
             let done = match at {
                 0 => own.measure(slice).map_err(doing("the machine's own rate"))?,
-                1 => journal.power(1, IdlePolicy::Busy, place.reactor, slice)?,
+                1 => journal.power(1, IdlePolicy::Busy, place.away, slice)?,
                 2 => journal.power(1, IdlePolicy::Adaptive, None, slice)?,
-                _ => journal.power(MANY, IdlePolicy::Adaptive, None, slice)?,
+                3 => journal.power(MANY, IdlePolicy::Adaptive, None, slice)?,
+                _ => journal.power(1, IdlePolicy::Busy, place.fastest, slice)?,
             };
             rates[at].add(done);
         }
@@ -133,6 +134,7 @@ fn tell(effort: Effort, [driver, place]: [String; 2], rounds: &[Rates], costs: &
         Spread::of(rounds.iter().map(pick)).expect("there is a round")
     };
     let (busy, one, many) = (all(&|r| r[1] / r[0]), all(&|r| r[2] / r[0]), all(&|r| r[3] / r[2]));
+    let in_the_way = all(&|r| r[4] / r[0]);
     let cost = Spread::of(costs.iter().copied()).expect("there is a round");
     let mut grid = Grid::new(
         "Appends a second that survive a power cut:",
@@ -150,6 +152,8 @@ fn tell(effort: Effort, [driver, place]: [String; 2], rounds: &[Rates], costs: &
         let cells = [ratio(found), format!("≥ {ONE_BAR}×"), verdict];
         row(&format!("one writer, {idle} reactor"), all(&|r| r[at]), cells);
     }
+    let cells = [ratio(in_the_way), String::new(), String::new()];
+    row("one writer, busy reactor in the way of the drive", all(&|r| r[4]), cells);
     let verdict = Verdict::at_least(many.median, MANY_BAR);
     let name = format!("{MANY} writers of the journal, {MANY_BAR} times one at least");
     let verdict = section.judge(name, &verdict);
@@ -166,10 +170,13 @@ fn tell(effort: Effort, [driver, place]: [String; 2], rounds: &[Rates], costs: &
     section
 }
 
-/// Where a busy reactor is bound, as in a node that names its cores: not where the machine's own
-/// writes are fastest, for there the drive's interrupts arrive and its workers belong.
+/// Where a busy reactor is bound. Where one core takes all interrupts of a drive, a thread that waits for
+/// the drive is best off on that core, and a reactor that polls there is in its way.
 struct Place {
-    reactor: Option<usize>,
+    /// The core on which the machine's own rate is the highest.
+    fastest: Option<usize>,
+    /// Another.
+    away: Option<usize>,
     /// The machine's own rate by core.
     rates: Vec<(usize, f64)>,
 }
@@ -177,20 +184,26 @@ struct Place {
 impl Place {
     fn of(rates: Vec<(usize, f64)>) -> Place {
         let fastest = rates.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|rate| rate.0);
-        let reactor = rates.iter().map(|rate| rate.0).find(|core| Some(*core) != fastest);
-        Place { reactor, rates }
+        let away = rates.iter().map(|rate| rate.0).find(|core| Some(*core) != fastest);
+        Place { fastest, away, rates }
     }
 
     fn words(&self) -> String {
-        let rates = self.rates.iter().map(|(core, rate)| format!("{rate:.0} bound to core {core}"));
+        let rates = self.rates.iter().map(|(core, rate)| format!("{rate:.0} on core {core}"));
         let rates = rates.collect::<Vec<_>>().join(", ");
-        let bound = self.reactor.map_or("is not bound".into(), |core| format!("has core {core}"));
-        format!("the machine's own rate is {rates}; the busy reactor {bound}")
+        let core =
+            |core: Option<usize>| core.map_or("no core".into(), |core| format!("core {core}"));
+        let (away, fastest) = (core(self.away), core(self.fastest));
+        format!(
+            "a thread that is bound to a core writes {rates}; the busy reactor is bound to {away}, or \
+             to {fastest}, and the rest to none"
+        )
     }
 }
 
-/// Of one round: the machine's own rate, one writer on a busy and on an adaptive reactor, and many.
-type Rates = [f64; 4];
+/// Of one round: the machine's own rate, one writer on a busy and on an adaptive reactor, many, and one
+/// on a busy reactor in the way of the drive.
+type Rates = [f64; 5];
 
 /// Appends or writes, and how long they took.
 #[derive(Clone, Copy, Default)]

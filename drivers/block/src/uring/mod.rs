@@ -10,8 +10,10 @@
 //! commands that the tasks of one pass submit cost one system call, and a single one leaves in the pass
 //! it was submitted in. That call carries each command to the device, so it takes a bounded number of
 //! them; the rest follows in the next passes. What may wait in the kernel, flushes and holes in files,
-//! the kernel hands to threads of its own. Only a device that has nothing to do is not left waiting for the end of the pass:
-//! what it is asked first leaves at once.
+//! the kernel hands to threads of its own. A write with a flush, which somebody waits for, is handed to
+//! threads of ours that do both in a row: the ring would wake one of the kernel's for it, and this one
+//! twice. Only a device that has nothing to do is not left waiting for the end of the pass: what it is
+//! asked first leaves at once.
 
 mod queue;
 mod ring;

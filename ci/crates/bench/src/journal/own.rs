@@ -11,8 +11,9 @@ use super::{FILE, OWN, Rate, cores};
 use crate::error::{BenchError, doing};
 
 const PAGE: usize = 4096;
-/// How long each core is looked at, and how many are.
-const LOOK: Duration = Duration::from_millis(300);
+/// How long each core is looked at, how often, and how many are.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 20;
 const CORES: usize = 16;
 
 /// The machine's own durable writes into the end of the file.
@@ -33,13 +34,16 @@ impl OwnRate {
     /// Writes a second by a thread that is bound to a core, for each core there is.
     pub fn by_core(&self) -> std::io::Result<Vec<(usize, f64)>> {
         let all = cores::own();
-        let mut rates = Vec::new();
-        for &core in all.iter().take(CORES) {
-            cores::bind(&[core])?;
-            let mut rate = Rate::default();
-            rate.add(self.measure(LOOK)?);
-            rates.push((core, rate.per_second()));
+        let mut rates: Vec<_> =
+            all.iter().take(CORES).map(|&core| (core, Rate::default())).collect();
+        // In turn: what a write takes changes from one moment to the next.
+        for _ in 0..LOOKS {
+            for (core, rate) in &mut rates {
+                cores::bind(&[*core])?;
+                rate.add(self.measure(LOOK)?);
+            }
         }
+        let rates = rates.into_iter().map(|(core, rate)| (core, rate.per_second())).collect();
         cores::bind(&all)?;
         Ok(rates)
     }
