@@ -9,7 +9,11 @@ use std::task::{Context, Poll, Waker};
 use crate::journal::{JournalError, Shared};
 
 /// Where the commit task leaves the outcome of one call.
-pub(crate) struct Slot(RefCell<State>);
+pub(crate) struct Slot {
+    /// The outcome is that of the flush, too.
+    pub(crate) durable: bool,
+    state: RefCell<State>,
+}
 
 enum State {
     Waiting(Option<Waker>),
@@ -19,8 +23,8 @@ enum State {
 }
 
 impl Slot {
-    pub(crate) fn new() -> Rc<Slot> {
-        Rc::new(Slot(RefCell::new(State::Waiting(None))))
+    pub(crate) fn new(durable: bool) -> Rc<Slot> {
+        Rc::new(Slot { durable, state: RefCell::new(State::Waiting(None)) })
     }
 
     /// Leaves the outcome. Returns it when nobody waits any more.
@@ -29,7 +33,7 @@ impl Slot {
         &self,
         outcome: Result<u64, JournalError>,
     ) -> Option<Result<u64, JournalError>> {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state.borrow_mut();
         let State::Waiting(waker) = &mut *state else { return Some(outcome) };
         let waker = waker.take();
         *state = State::Done(outcome);
@@ -41,7 +45,8 @@ impl Slot {
     }
 }
 
-/// One call of [`Journal::append`](crate::Journal::append), on its way.
+/// One call of [`Journal::append`](crate::Journal::append) or
+/// [`Journal::append_durable`](crate::Journal::append_durable), on its way.
 ///
 /// Dropping it cancels nothing: once submitted, only the journal decides. The records may then be
 /// durable without anybody having applied them.
@@ -57,7 +62,8 @@ impl Append {
     }
 
     pub(crate) fn refused(shared: Rc<Shared>, error: JournalError) -> Append {
-        let slot = Rc::new(Slot(RefCell::new(State::Done(Err(error)))));
+        let state = RefCell::new(State::Done(Err(error)));
+        let slot = Rc::new(Slot { durable: false, state });
         Append { shared, slot }
     }
 }
@@ -66,7 +72,7 @@ impl Future for Append {
     type Output = Result<Applied, JournalError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.slot.0.borrow_mut();
+        let mut state = self.slot.state.borrow_mut();
         match &mut *state {
             State::Waiting(waker) => {
                 match waker {
@@ -89,7 +95,7 @@ impl Future for Append {
 
 impl Drop for Append {
     fn drop(&mut self) {
-        let state = std::mem::replace(&mut *self.slot.0.borrow_mut(), State::Closed);
+        let state = std::mem::replace(&mut *self.slot.state.borrow_mut(), State::Closed);
         if let State::Done(Ok(sequence)) = state {
             self.shared.applied(sequence);
         }

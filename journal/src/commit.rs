@@ -6,11 +6,12 @@
 
 use std::rc::Rc;
 
-use memkv_block::{IoBuf, IoError};
+use memkv_block::{Done, Io, IoBuf, IoError, Op};
 
 use crate::append::Slot;
+use crate::flush;
 use crate::frame::{FRAME_HEADER, FrameHeader, span_of};
-use crate::journal::{Shared, answer};
+use crate::journal::{JournalError, Shared, answer};
 use crate::log::{Mark, Next, Waiting};
 
 /// Writes until no call waits.
@@ -22,7 +23,7 @@ pub(crate) async fn run(shared: Rc<Shared>) {
             Next::Nothing => break,
             Next::Filler { sequence, position, span } => {
                 let header = header(&shared, sequence, position, span, 0, 0);
-                if let Err(error) = write(&shared, header, &[]).await {
+                if let Err(error) = write(&shared, header, &[], Op::Write).await {
                     shared.fail(error);
                     give_up(&shared);
                     break;
@@ -32,10 +33,7 @@ pub(crate) async fn run(shared: Rc<Shared>) {
                 let records = calls.iter().map(|call| call.records.len()).sum();
                 let span = span_of(body);
                 let header = header(&shared, sequence, position, span, body, records);
-                let outcome = write(&shared, header, &calls).await;
-                let failed = outcome.is_err();
-                finish(&shared, sequence, calls, outcome);
-                if failed {
+                if !commit(&shared, header, calls).await {
                     give_up(&shared);
                     break;
                 }
@@ -43,6 +41,46 @@ pub(crate) async fn run(shared: Rc<Shared>) {
         }
     }
     shared.committing.set(false);
+}
+
+/// Writes a frame, and answers its calls when it is as durable as each has asked; false when the
+/// drive has failed.
+async fn commit(shared: &Rc<Shared>, header: FrameHeader, calls: Vec<Waiting<Rc<Slot>>>) -> bool {
+    let sequence = header.sequence;
+    let is_durable = |call: &Waiting<Rc<Slot>>| call.ticket.durable;
+    let durable = calls.iter().filter(|call| is_durable(call)).count() as u64;
+    let flush = if durable > 0 { flush::begin(shared) } else { None };
+    let op = if flush.is_some() { Op::WriteFlush } else { Op::Write };
+    let outcome = write(shared, header, &calls, op).await;
+    let written = outcome.is_ok();
+    if flush.is_some() || durable == 0 || !written {
+        finish(shared, sequence, calls, outcome);
+        if let Some(number) = flush {
+            shared.count(|stats| stats.flush_calls += durable);
+            flush::end(shared, number, written);
+        }
+        return written;
+    }
+    let (durable, others) = calls.into_iter().partition(is_durable);
+    finish(shared, sequence, others, Ok(()));
+    let flushed = flush::ask(shared);
+    shared.local.spawn(finish_flushed(Rc::clone(shared), sequence, durable, flushed));
+    true
+}
+
+/// Answers calls of a frame that is written, once it is flushed.
+async fn finish_flushed(
+    shared: Rc<Shared>,
+    sequence: u64,
+    calls: Vec<Waiting<Rc<Slot>>>,
+    flushed: impl Future<Output = Result<(), JournalError>>,
+) {
+    match flushed.await {
+        Ok(()) => finish(&shared, sequence, calls, Ok(())),
+        Err(error) => {
+            calls.iter().for_each(|call| answer(&shared, &call.ticket, Err(error.clone())))
+        }
+    }
 }
 
 fn header(
@@ -68,11 +106,12 @@ fn header(
     }
 }
 
-/// Builds the frame in the buffer and writes it at its place.
+/// Builds the frame in the buffer and writes it at its place, by this command.
 async fn write(
     shared: &Shared,
     mut header: FrameHeader,
     calls: &[Waiting<Rc<Slot>>],
+    op: Op,
 ) -> Result<(), IoError> {
     let mut buf = shared.frame.take().expect("one frame is written at a time");
     let mut at = FRAME_HEADER;
@@ -85,7 +124,8 @@ async fn write(
     let len = span_of(header.body_len as usize);
     let layout = &shared.layout;
     let offset = layout.ring_offset + header.position % layout.ring_bytes;
-    let (result, back) = memkv_block::write(&*shared.queue, offset, len, buf).await;
+    let Done { result, buf: back } =
+        shared.queue.submit(Io { op, ..Io::write(offset, len, buf) }).await;
     // A drive that stalled keeps it; no other frame is written there.
     *shared.frame.borrow_mut() = back.and_then(IoBuf::into_exclusive);
     if result.is_ok() {

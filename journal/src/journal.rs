@@ -110,9 +110,9 @@ pub struct JournalStats {
     pub checkpoints: u64,
     /// Bytes of them.
     pub checkpoint_bytes: u64,
-    /// Flushes done for [`Journal::flush`].
+    /// Flushes done for calls of [`Journal::flush`] and [`Journal::append_durable`].
     pub flushes: u64,
-    /// Calls of [`Journal::flush`]: those that wait at one time share one.
+    /// Those calls, as far as they came to be flushed: many share one.
     pub flush_calls: u64,
     /// Ring bytes from the last checkpoint's start to the head.
     pub ring_used: u64,
@@ -365,6 +365,20 @@ impl Journal {
     /// # Panics
     /// When there is no record, or one that could not be read back.
     pub fn append(&self, records: Vec<Record>) -> Append {
+        self.ask(records, false)
+    }
+
+    /// Appends records like [`Journal::append`], and flushes: it resolves when they survive a power
+    /// cut. Where nothing else is to be flushed, frame and flush are one command of the drive, which
+    /// holds up the frames of calls that do not wait for a flush.
+    ///
+    /// # Panics
+    /// As [`Journal::append`] does.
+    pub fn append_durable(&self, records: Vec<Record>) -> Append {
+        self.ask(records, true)
+    }
+
+    fn ask(&self, records: Vec<Record>, durable: bool) -> Append {
         assert!(!records.is_empty(), "an append has a record");
         for record in &records {
             assert!(record.check().is_ok(), "a record that cannot be read back: {record:?}");
@@ -375,7 +389,7 @@ impl Journal {
         if let Err(error) = shared.check_failed() {
             return Append::refused(Rc::clone(shared), error);
         }
-        let slot = Slot::new();
+        let slot = Slot::new(durable);
         let admitted = shared.log.borrow_mut().admit(records, Rc::clone(&slot));
         if let Err((refusal, _)) = admitted {
             shared.count(|stats| stats.refused += 1);

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use common::*;
-use memkv_block::BlockQueue;
+use memkv_block::{BlockQueue, Op};
 use memkv_journal::{FormatOptions, JournalError, KeyBytes, Record, SUPERBLOCK_STRIDE, UnitRange};
 
 const RING: usize = 4 * SUPERBLOCK_STRIDE as usize;
@@ -418,4 +418,133 @@ fn a_flush_that_fails_fails_all_who_wait_and_the_journal() {
     bench.settle();
     assert_eq!(*third.borrow(), Some(false), "nobody waits for a drive that has failed");
     assert_eq!(disk.outstanding(), 0);
+}
+
+type Said = Rc<RefCell<Option<bool>>>;
+
+/// Asks for an append, durable or not; whether it went well is in the cell when it is answered.
+fn append(bench: &Bench, journal: &memkv_journal::Journal, hash: u64, durable: bool) -> Said {
+    let records = vec![put(hash, journal.allocate(1).unwrap())];
+    let append = if durable { journal.append_durable(records) } else { journal.append(records) };
+    let done = Said::default();
+    let said = Rc::clone(&done);
+    bench.local().spawn(async move { *said.borrow_mut() = Some(append.await.is_ok()) });
+    done
+}
+
+/// The commands that the drive holds.
+fn held(disk: &Disk) -> Vec<Op> {
+    disk.0.borrow().held.iter().flatten().map(|(io, _)| io.op).collect()
+}
+
+#[test]
+fn durable_appends_that_come_together_are_one_command_of_the_drive() {
+    let mut bench = Bench::new();
+    let (disk, journal) = opened(&mut bench);
+    disk.hold();
+    let first: Vec<_> = (1..4).map(|n| append(&bench, &journal, n, true)).collect();
+    bench.settle();
+    assert_eq!(held(&disk), [Op::WriteFlush]);
+    // What comes meanwhile waits together, with what need not be durable.
+    let more = [append(&bench, &journal, 4, true), append(&bench, &journal, 5, false)];
+    bench.settle();
+    assert_eq!(held(&disk), [Op::WriteFlush]);
+    assert!(first.iter().all(|said| said.borrow().is_none()));
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert!(first.iter().all(|said| *said.borrow() == Some(true)));
+    assert!(more.iter().all(|said| said.borrow().is_none()));
+    assert_eq!(held(&disk), [Op::WriteFlush]);
+    assert!(disk.let_one_go() && !disk.let_one_go());
+    bench.settle();
+    assert!(more.iter().all(|said| *said.borrow() == Some(true)));
+    let stats = journal.stats();
+    assert_eq!((stats.frames, stats.appends), (2, 5));
+    assert_eq!((stats.flushes, stats.flush_calls), (2, 4));
+}
+
+#[test]
+fn a_durable_frame_is_written_while_others_flush_and_shares_the_next_flush() {
+    let mut bench = Bench::new();
+    let (disk, journal) = opened(&mut bench);
+    disk.hold();
+    let flushing = ask(&bench, &journal);
+    bench.settle();
+    let durable = append(&bench, &journal, 1, true);
+    let plain = append(&bench, &journal, 2, false);
+    let waits = ask(&bench, &journal);
+    bench.settle();
+    assert_eq!(held(&disk), [Op::Flush, Op::Write]);
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!(*flushing.borrow(), Some(true));
+    // The next flush was submitted before the frame was written: it is not that of the frame.
+    assert_eq!(held(&disk), [Op::Write, Op::Flush]);
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!((*plain.borrow(), *durable.borrow()), (Some(true), None));
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!((*waits.borrow(), *durable.borrow()), (Some(true), None));
+    assert_eq!(held(&disk), [Op::Flush]);
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!(*durable.borrow(), Some(true));
+    assert!(!disk.let_one_go());
+    let stats = journal.stats();
+    assert_eq!((stats.flushes, stats.flush_calls), (3, 3));
+}
+
+#[test]
+fn whoever_asks_for_a_flush_beside_a_durable_frame_waits_for_the_next() {
+    let mut bench = Bench::new();
+    let (disk, journal) = opened(&mut bench);
+    disk.hold();
+    let durable = append(&bench, &journal, 1, true);
+    bench.settle();
+    let asked = ask(&bench, &journal);
+    bench.settle();
+    assert_eq!(held(&disk), [Op::WriteFlush]);
+    assert!(disk.let_one_go());
+    bench.settle();
+    // What it waits for may have been written after the frame was on its way.
+    assert_eq!((*durable.borrow(), *asked.borrow()), (Some(true), None));
+    assert_eq!(held(&disk), [Op::Flush]);
+    assert!(disk.let_one_go());
+    bench.settle();
+    assert_eq!(*asked.borrow(), Some(true));
+    assert_eq!(disk.outstanding(), 0);
+}
+
+#[test]
+fn a_durable_frame_that_fails_fails_all_who_wait_and_the_journal() {
+    for offline_at in [Op::WriteFlush, Op::Flush] {
+        let mut bench = Bench::new();
+        let (disk, journal) = opened(&mut bench);
+        disk.hold();
+        let before = (offline_at == Op::Flush).then(|| ask(&bench, &journal));
+        bench.settle();
+        let durable = append(&bench, &journal, 1, true);
+        bench.settle();
+        let asked = ask(&bench, &journal);
+        let next = append(&bench, &journal, 2, true);
+        bench.settle();
+        if before.is_some() {
+            // The frame is written, and waits for its flush.
+            assert!(disk.let_one_go() && disk.let_one_go());
+            bench.settle();
+            assert_eq!(*durable.borrow(), None);
+        }
+        disk.0.borrow_mut().offline = true;
+        while disk.let_one_go() {
+            bench.settle();
+        }
+        for said in [&durable, &asked, &next] {
+            assert_eq!(*said.borrow(), Some(false), "{offline_at:?}");
+        }
+        assert!(journal.failed());
+        let late = append(&bench, &journal, 3, true);
+        bench.settle();
+        assert_eq!((*late.borrow(), disk.outstanding()), (Some(false), 0));
+    }
 }

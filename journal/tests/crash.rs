@@ -24,6 +24,8 @@ use memkv_poller::Rng;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     Put,
+    /// A put that is to survive a power cut when it is answered.
+    DurablePut,
     Parts,
     RemoveOldest,
     /// Remove the oldest and put another block on its units.
@@ -38,8 +40,9 @@ enum Step {
     CleanStop,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step::Put,
+    Step::DurablePut,
     Step::Parts,
     Step::RemoveOldest,
     Step::Reuse,
@@ -94,14 +97,19 @@ impl<'a> Run<'a> {
     }
 
     fn submit(&mut self, records: Vec<Record>) -> (usize, Append) {
+        let call = self.begin(&records);
+        (call, self.journal.append(records))
+    }
+
+    fn begin(&mut self, records: &[Record]) -> usize {
         let submitted = self.disk.log_len();
         self.calls.push(Call {
-            records: records.clone(),
+            records: records.to_vec(),
             submitted,
             acknowledged: NEVER,
             durable: NEVER,
         });
-        (self.calls.len() - 1, self.journal.append(records))
+        self.calls.len() - 1
     }
 
     fn acknowledge(&mut self, call: usize, append: Append) -> Applied {
@@ -154,6 +162,13 @@ impl<'a> Run<'a> {
             Step::Put => {
                 let records = self.put_records();
                 self.append(records);
+            }
+            Step::DurablePut => {
+                let records = self.put_records();
+                let call = self.begin(&records);
+                let append = self.journal.append_durable(records);
+                drop(self.acknowledge(call, append));
+                self.all_durable();
             }
             Step::Parts => {
                 let hash = self.next_hash;

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use memkv_journal::{Applied, BlockId, DriveUuid, JournalError, KeyBytes, PartRef, Record};
+use memkv_journal::{Append, Applied, BlockId, DriveUuid, JournalError, KeyBytes, PartRef, Record};
 
 use crate::block::{Block, MissReason, Slot};
 use crate::index::EXPIRES_MAX;
@@ -147,8 +147,7 @@ impl Store {
         let drives: Vec<DriveId> = plan.iter().map(|(drive, _)| *drive).collect();
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
-            self.counters.appends.bump();
-            waits.push((drive, self.drive(drive).journal.append(records)));
+            waits.push((drive, self.append(drive, records)));
         }
         let mut applied = Vec::with_capacity(waits.len());
         let mut failed = None;
@@ -162,10 +161,21 @@ impl Store {
         if let Some(error) = failed {
             return Err(error);
         }
-        if flush {
+        if flush && self.config.durability != Durability::Power {
             self.flush_all(drives.into_iter()).await?;
         }
         Ok(applied)
+    }
+
+    /// Appends records to one journal, as durable as is configured. A put that asks for more flushes
+    /// by itself: its frame must not keep the others waiting for a flush.
+    fn append(&self, drive: DriveId, records: Vec<Record>) -> Append {
+        self.counters.appends.bump();
+        let journal = &self.drive(drive).journal;
+        match self.config.durability {
+            Durability::Memory | Durability::Process => journal.append(records),
+            Durability::Power => journal.append_durable(records),
+        }
     }
 
     /// Flushes drives, all at once: what was written there survives a power cut. A drive that fails
@@ -230,20 +240,15 @@ impl Store {
     pub(crate) async fn append_removals(self: &Rc<Self>, plan: Plan) -> bool {
         let mut waits = Vec::with_capacity(plan.len());
         for (drive, records) in plan {
-            self.counters.appends.bump();
-            let wait = self.drive(drive).journal.append(records.clone());
+            let wait = self.append(drive, records.clone());
             waits.push((drive, records, wait));
         }
-        let mut written = Vec::with_capacity(waits.len());
         let mut durable = true;
         for (drive, records, mut wait) in waits {
             let journal = &self.drive(drive).journal;
             loop {
                 match wait.await {
-                    Ok(_) => {
-                        written.push(drive);
-                        break;
-                    }
+                    Ok(_) => break,
                     Err(JournalError::Failed(error)) => {
                         self.drive_failed(drive, &error);
                         durable = false;
@@ -259,14 +264,11 @@ impl Store {
                     // for a checkpoint that others may not need would be to wait for ever.
                     Err(_) => {
                         self.checkpoint_unless(drive, journal.stats().checkpoints).await;
-                        wait = journal.append(records.clone());
+                        wait = self.append(drive, records.clone());
                     }
                 }
             }
             self.watch_ring(drive);
-        }
-        if self.config.durability == Durability::Power {
-            durable &= self.flush_all(written.into_iter()).await.is_ok();
         }
         durable
     }

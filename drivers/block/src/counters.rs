@@ -15,9 +15,9 @@ use crate::{Io, Op};
 pub struct DeviceStats {
     /// Reads done.
     pub reads: u64,
-    /// Writes done.
+    /// Writes done, those that a flush belongs to included.
     pub writes: u64,
-    /// Flushes done.
+    /// Flushes done, those that belong to a write included.
     pub flushes: u64,
     /// Deallocations done.
     pub deallocations: u64,
@@ -103,9 +103,10 @@ impl Tally {
                 self.reads += 1;
                 self.read_bytes += io.len;
             }
-            Op::Write => {
+            Op::Write | Op::WriteFlush => {
                 self.writes += 1;
                 self.written_bytes += io.len;
+                self.flushes += u64::from(io.op == Op::WriteFlush);
             }
             Op::Flush => self.flushes += 1,
             Op::Deallocate => self.deallocations += 1,

@@ -169,6 +169,18 @@ pub async fn write(
     (done.result, done.buf)
 }
 
+/// Puts `buf[0..len]` at `offset` and makes that, and every write that has completed, durable; the
+/// buffer comes back in any case but that of [`IoError::Stalled`].
+pub async fn write_flush(
+    queue: &dyn BlockQueue,
+    offset: u64,
+    len: usize,
+    buf: impl Into<IoBuf>,
+) -> (Result<(), IoError>, Option<IoBuf>) {
+    let done = queue.submit(Io::write_flush(offset, len, buf)).await;
+    (done.result, done.buf)
+}
+
 /// Makes every write that has completed durable.
 pub async fn flush(queue: &dyn BlockQueue) -> Result<(), IoError> {
     queue.submit(Io::flush()).await.result

@@ -14,9 +14,24 @@ pub enum Op {
     Write,
     /// Make every write that has completed durable.
     Flush,
+    /// Put the buffer's bytes onto the device and make them durable, and with them every write that
+    /// had completed when this was submitted, by whatever queue: a [`Op::Write`] and, once it is done, a
+    /// [`Op::Flush`], in one command. To write through the device's cache (`RWF_DSYNC`, the FUA bit)
+    /// would not do by itself: that makes these bytes durable, and leaves in the cache what completed
+    /// before. A device that has both may write through and flush at once, for until the command is done
+    /// nothing is promised: any part of the bytes may be durable, or none, with or without what came
+    /// before.
+    WriteFlush,
     /// The range holds nothing any more; what a read of it returns afterwards is not defined. Where
     /// the device or file system cannot do it, the answer is [`IoError::Unsupported`].
     Deallocate,
+}
+
+impl Op {
+    /// Whether the buffer's bytes go onto the device.
+    pub fn writes(self) -> bool {
+        matches!(self, Op::Write | Op::WriteFlush)
+    }
 }
 
 /// A buffer that travels with a command.
@@ -100,6 +115,11 @@ impl Io {
     /// Puts `buf[0..len]` at `offset`.
     pub fn write(offset: u64, len: usize, buf: impl Into<IoBuf>) -> Io {
         Io { op: Op::Write, offset, len: len as u64, buf: Some(buf.into()), buf_at: 0 }
+    }
+
+    /// Puts `buf[0..len]` at `offset`, and makes that and all completed writes durable.
+    pub fn write_flush(offset: u64, len: usize, buf: impl Into<IoBuf>) -> Io {
+        Io { op: Op::WriteFlush, ..Io::write(offset, len, buf) }
     }
 
     /// Makes completed writes durable.

@@ -25,8 +25,9 @@
 //!
 //! **What a queue promises.** `submit` never blocks and never refuses for want of room; what exceeds
 //! the device's depth waits inside, bounded by the credits of the callers. Commands complete in any
-//! order. A write is durable when a [`Op::Flush`] submitted after its completion has completed. A write
-//! torn by a power cut leaves every sector either old or new.
+//! order. A write is durable when an [`Op::Flush`] or [`Op::WriteFlush`] submitted after its
+//! completion, by whatever queue of the device, has completed; that of an [`Op::WriteFlush`] is when it
+//! has completed itself. A write torn by a power cut leaves every sector either old or new.
 //!
 //! **Stalls.** A device behind [`watch`] that leaves a command unanswered for too long fails it and all
 //! others with [`IoError::Stalled`], and is not asked again. The buffers stay with the driver until the
@@ -54,10 +55,14 @@ mod sys;
 mod threads;
 #[cfg(target_os = "linux")]
 mod uring;
+#[cfg(unix)]
+mod workers;
 
 pub use completion::{Completer, Completion, completion};
 pub use counters::DeviceStats;
-pub use device::{BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write};
+pub use device::{
+    BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write, write_flush,
+};
 pub use io::{Done, Io, IoBuf, IoError, Op};
 pub use memory::memory;
 #[cfg(unix)]

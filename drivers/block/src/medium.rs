@@ -103,17 +103,27 @@ impl Medium {
                     self.file.read_at(&mut bytes[done..], offset + done as u64)
                 })
             }
-            (Op::Write, Some(buf)) => {
+            (Op::Write | Op::WriteFlush, Some(buf)) => {
                 let bytes = &buf.as_slice()[at..][..len];
-                self.transfer(len, |done| self.file.write_at(&bytes[done..], offset + done as u64))
+                let written = self
+                    .transfer(len, |done| self.file.write_at(&bytes[done..], offset + done as u64));
+                match op {
+                    Op::WriteFlush => written.and_then(|()| self.sync()),
+                    _ => written,
+                }
             }
-            (Op::Flush, _) => self.file.sync_data().map_err(IoError::Os),
+            (Op::Flush, _) => self.sync(),
             (Op::Deallocate, _) => {
                 let give_up = if self.block_device { sys::discard } else { sys::punch_hole };
                 self.deallocated(give_up(&self.file, offset, io.len))
             }
             (op, _) => Err(IoError::WrongBuffer { op, len: io.len }),
         }
+    }
+
+    /// Makes durable what is written.
+    fn sync(&self) -> Result<(), IoError> {
+        self.file.sync_data().map_err(IoError::Os)
     }
 
     fn transfer(

@@ -86,7 +86,7 @@ impl MemoryQueue {
                 let medium = self.arena.lend(offset, io.len as usize);
                 buf.as_mut_slice()[at..][..io.len as usize].copy_from_slice(medium.as_slice());
             }
-            (Op::Write, Some(buf)) => {
+            (Op::Write | Op::WriteFlush, Some(buf)) => {
                 let mut medium = self.arena.lend_mut(offset, io.len as usize);
                 medium.as_mut_slice().copy_from_slice(&buf.as_slice()[at..][..io.len as usize]);
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use memkv_block::{
     BlockDevice, BlockQueue, Done, Io, IoBuf, IoError, Kind, Op, OpenError, OpenOptions, flush,
-    open, read, write,
+    open, read, write, write_flush,
 };
 use memkv_dma::{Class, DmaBuf, Hugepages, Pool, PoolConfig};
 use memkv_poller::{Local, Reactor, ReactorConfig, Rng, SystemClock};
@@ -122,6 +122,49 @@ fn writes_are_read_back(kind: Kind) {
         assert!(got.as_slice()[2 * SECTOR..] == shared.as_slice()[SECTOR..3 * SECTOR]);
         flush(queue).await.unwrap();
     });
+}
+
+/// One after the other without a pause, as a lone writer does it, and many at once.
+fn a_write_with_a_flush_is_both(kind: Kind) {
+    let rig = rig(kind);
+    on_reactor(&rig, |bench| async move {
+        let queue = &*bench.queue;
+        for round in 0..200 {
+            let offset = round % 16 * MIB;
+            let buffer = bench.filled(2 * SECTOR, round);
+            let (result, buffer) = write_flush(queue, offset, 2 * SECTOR, buffer).await;
+            result.unwrap();
+            assert!(buffer.is_some(), "it comes back");
+            bench.expect(offset, 2 * SECTOR, round).await;
+        }
+        let at = |n: u64| MIB + n * SECTOR as u64;
+        let start = |n| queue.submit(Io::write_flush(at(n), SECTOR, bench.filled(SECTOR, n)));
+        let all: Vec<_> = (0..40).map(start).collect();
+        for one in all {
+            one.await.result.unwrap();
+        }
+        for n in 0..40 {
+            bench.expect(at(n), SECTOR, n).await;
+        }
+    });
+    let stats = rig.device.stats();
+    assert_eq!((stats.writes, stats.flushes, stats.failed, stats.depth), (240, 240, 0, 0));
+    assert_eq!(stats.written_bytes, (200 * 2 + 40) * SECTOR as u64);
+}
+
+fn a_write_with_a_flush_is_refused_like_any_write(kind: Kind) {
+    let rig = rig(kind);
+    on_reactor(&rig, |bench| async move {
+        for (offset, len) in [(CAPACITY, SECTOR), (512, SECTOR), (0, 100), (0, 0)] {
+            let io = Io::write_flush(offset, len, bench.buffer(SECTOR));
+            let done = bench.queue.submit(io).await;
+            assert!(done.result.is_err() && done.buf.is_some(), "{len} at {offset}");
+        }
+        let io = Io { buf: None, ..Io::write_flush(0, SECTOR, bench.buffer(SECTOR)) };
+        let refused = bench.queue.submit(io).await.result;
+        assert!(matches!(refused, Err(IoError::WrongBuffer { op: Op::WriteFlush, .. })));
+    });
+    assert_eq!(rig.device.stats().flushes, 0);
 }
 
 fn deallocation_keeps_to_its_range(kind: Kind) {
@@ -271,7 +314,8 @@ fn a_queue_may_go_with_commands_outstanding(kind: Kind) {
         for i in 0..8 {
             let mut buffer = rig.pool.allocate(Class::Receive, 1 << 20).unwrap();
             fill(buffer.as_mut_slice(), pass * 8 + i);
-            drop(queue.submit(Io::write(i * MIB, 1 << 20, buffer)));
+            let write = if i % 4 == 3 { Io::write_flush } else { Io::write };
+            drop(queue.submit(write(i * MIB, 1 << 20, buffer)));
         }
         for _ in 0..pass {
             reactor.step();
@@ -500,6 +544,8 @@ macro_rules! common {
     ($driver:ident, $kind:expr $(, $more:ident)* $(,)?) => {
         suite!($driver, $kind, [
             writes_are_read_back,
+            a_write_with_a_flush_is_both,
+            a_write_with_a_flush_is_refused_like_any_write,
             deallocation_keeps_to_its_range,
             refusals_return_the_buffer,
             dropping_a_completion_cancels_nothing,

@@ -26,7 +26,8 @@ use memkv_block::{
 use memkv_poller::{Clock, Instant, Local, Rng};
 
 use crate::clock::SimClock;
-use crate::medium::{Cut, Medium, PAGE, Pages};
+use crate::medium::{Cut, Medium, PAGE};
+use crate::options::{DiskOptions, Latency};
 use crate::record::{Damage, DiskEvent, FaultCounts, FaultKind, FaultRates, Harm};
 
 /// The longest delay of a command in microseconds, slow or not.
@@ -41,67 +42,6 @@ pub enum CrashKind {
     /// The power goes: beyond what a kill does, written sectors that were not flushed are kept, lost or
     /// torn, each page for itself.
     PowerCut,
-}
-
-/// Bounds of a command's delay in microseconds, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Latency {
-    /// Shortest and longest read.
-    pub read: (u32, u32),
-    /// Shortest and longest write or deallocate.
-    pub write: (u32, u32),
-    /// Shortest and longest flush.
-    pub flush: (u32, u32),
-    /// Delays are rounded up to a multiple of this, so that completions meet; 0 or 1 for none.
-    pub grain: u32,
-}
-
-impl Default for Latency {
-    /// A quick NVMe drive.
-    fn default() -> Latency {
-        Latency { read: (60, 150), write: (10, 40), flush: (100, 1_000), grain: 10 }
-    }
-}
-
-/// What a disk is made of.
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    /// Shown by [`BlockDevice::name`].
-    pub name: String,
-    /// Bytes; a multiple of 16 KiB.
-    pub capacity: u64,
-    /// 512 or 4096: the grain of alignment and of torn writes.
-    pub sector: u32,
-    /// Longest transfer of one command in bytes.
-    pub max_transfer: u32,
-    /// Delays of commands.
-    pub latency: Latency,
-    /// Bytes a second that reads and writes move, one after another, before their delay begins; 0
-    /// for no bound.
-    pub bytes_per_second: u64,
-    /// Faults at the start; [`SimDisk::set_rates`] changes them.
-    pub rates: FaultRates,
-    /// Where to take and leave the pages that hold the content.
-    pub pages: Pages,
-    /// Decides everything that is left to chance.
-    pub seed: u64,
-}
-
-impl DiskOptions {
-    /// A healthy disk of `capacity` bytes with 512-byte sectors.
-    pub fn new(name: impl Into<String>, capacity: u64, seed: u64) -> DiskOptions {
-        DiskOptions {
-            name: name.into(),
-            capacity,
-            sector: 512,
-            max_transfer: 4 << 20,
-            latency: Latency::default(),
-            bytes_per_second: 0,
-            rates: FaultRates::default(),
-            pages: Pages::default(),
-            seed,
-        }
-    }
 }
 
 /// Two commands that were on their way at the same time and touched the same sector, one as a write.
@@ -130,8 +70,21 @@ struct Slot {
     lot: Lot,
     queue: u32,
     flush_mark: u32,
+    /// Of a write that a flush belongs to: it is written, and the flush is on its way.
+    written: bool,
     io: Option<Io>,
     completer: Option<Completer>,
+}
+
+impl Slot {
+    /// What of its command is on its way: of a write with a flush first the one, then the other.
+    fn phase(&self) -> Op {
+        match self.op {
+            Op::WriteFlush if self.written => Op::Flush,
+            Op::WriteFlush => Op::Write,
+            op => op,
+        }
+    }
 }
 
 type Observer = Box<dyn FnMut(DiskEvent<'_>) + Send>;
@@ -258,11 +211,12 @@ impl SimDisk {
         std::mem::take(&mut lock(&self.state).violations)
     }
 
-    /// Shows each command that is on its way: what, first byte, bytes.
+    /// Shows each command that is on its way: what, first byte, bytes. A write with a flush is a write
+    /// until it is written, and then a flush.
     pub fn for_each_outstanding(&self, mut show: impl FnMut(Op, u64, u64)) {
         for slot in &lock(&self.state).slots {
             if slot.io.is_some() {
-                show(slot.op, slot.offset, slot.len);
+                show(slot.phase(), slot.offset, slot.len);
             }
         }
     }
@@ -359,16 +313,14 @@ impl State {
             return Some((completer, Done { result: Err(error), buf: io.buf }));
         }
         let (op, offset, len) = (io.op, io.offset, io.len);
-        let flush_mark = if op == Op::Flush { self.medium.begin_flush() } else { 0 };
-        if let Some(observer) = &mut self.observer {
-            let data = if op == Op::Write { bytes_of(&io) } else { &[] };
-            let offset = if op == Op::Flush { u64::from(flush_mark) } else { offset };
-            observer(DiskEvent::Submitted { op, offset, data });
-        }
+        // What is written with a flush is no part of it: the flush covers what had completed before.
+        let flushes = matches!(op, Op::Flush | Op::WriteFlush);
+        let flush_mark = if flushes { self.medium.begin_flush() } else { 0 };
+        self.tell_submitted(&io, flush_mark);
         self.check_overlap(op, offset, len);
         let (lot, slow) = self.draw_lot(op, offset, len);
-        let stretch = if slow { 100 + self.rng.below(9_900) } else { 1 };
-        let delay = (self.draw_delay(op) * stretch).min(SLOWEST);
+        let first = if op.writes() { Op::Write } else { op };
+        let delay = self.draw_delay(first, slow);
         let slot = Slot {
             op,
             offset,
@@ -376,14 +328,31 @@ impl State {
             lot,
             queue,
             flush_mark,
+            written: false,
             io: Some(io),
             completer: Some(completer),
         };
         let index = self.place(slot);
         self.queues[queue as usize] += 1;
-        let at = self.bytes_moved(op, len) + Duration::from_micros(delay);
+        let at = self.bytes_moved(first, len) + delay;
         self.due.push(Reverse((at, self.rng.next_u64() as u32, index)));
         None
+    }
+
+    /// Tells the observer of a command; of a write with a flush, of both.
+    fn tell_submitted(&mut self, io: &Io, flush_mark: u32) {
+        let Some(observer) = &mut self.observer else { return };
+        let flush = (Op::Flush, u64::from(flush_mark));
+        let (op, offset) = match io.op {
+            Op::Flush => flush,
+            Op::WriteFlush => (Op::Write, io.offset),
+            op => (op, io.offset),
+        };
+        let data = if io.op.writes() { bytes_of(io) } else { &[] };
+        observer(DiskEvent::Submitted { op, offset, data });
+        if io.op == Op::WriteFlush {
+            observer(DiskEvent::Submitted { op: flush.0, offset: flush.1, data: &[] });
+        }
     }
 
     /// When the bytes of a command that comes now are moved.
@@ -400,9 +369,9 @@ impl State {
     /// Keeps a command of a dead queue until the next crash or the end, so that nothing completes.
     fn park(&mut self, io: Io, completer: Completer) {
         let (op, offset, len) = (Op::Read, 0, 0);
-        let (lot, queue, flush_mark) = (Lot::Fine, u32::MAX, 0);
+        let (lot, queue, flush_mark, written) = (Lot::Fine, u32::MAX, 0, false);
         let (io, completer) = (Some(io), Some(completer));
-        self.place(Slot { op, offset, len, lot, queue, flush_mark, io, completer });
+        self.place(Slot { op, offset, len, lot, queue, flush_mark, written, io, completer });
     }
 
     fn place(&mut self, slot: Slot) -> u32 {
@@ -415,7 +384,7 @@ impl State {
     }
 
     fn check_overlap(&mut self, op: Op, offset: u64, len: u64) {
-        let changes = |op| matches!(op, Op::Write | Op::Deallocate);
+        let changes = |op: Op| op.writes() || op == Op::Deallocate;
         for slot in &self.slots {
             let meets = slot.io.is_some()
                 && slot.offset < offset + len
@@ -458,9 +427,10 @@ impl State {
             Op::Read if draw < rates.read_error => {
                 Lot::ReadError { sticky: self.rng.below(2) == 0 }
             }
-            Op::Write if draw < rates.write_error => Lot::WriteError,
-            Op::Write if draw < rates.write_error + rates.lost => Lot::Lost,
-            Op::Write if draw < rates.write_error + rates.lost + rates.misdirected => {
+            _ if !op.writes() => Lot::Fine,
+            _ if draw < rates.write_error => Lot::WriteError,
+            _ if draw < rates.write_error + rates.lost => Lot::Lost,
+            _ if draw < rates.write_error + rates.lost + rates.misdirected => {
                 self.misdirect(offset, len).map_or(Lot::Fine, |to| Lot::Misdirected { to })
             }
             _ => Lot::Fine,
@@ -482,24 +452,53 @@ impl State {
         None
     }
 
-    fn draw_delay(&mut self, op: Op) -> u64 {
+    fn draw_delay(&mut self, op: Op, slow: bool) -> Duration {
+        let stretch = if slow { 100 + self.rng.below(9_900) } else { 1 };
         let (min, max) = match op {
             Op::Read => self.latency.read,
-            Op::Write | Op::Deallocate => self.latency.write,
+            Op::Write | Op::WriteFlush | Op::Deallocate => self.latency.write,
             Op::Flush => self.latency.flush,
         };
         let delay = u64::from(min) + self.rng.below(u64::from(max.saturating_sub(min)) + 1);
         let grain = u64::from(self.latency.grain.max(1));
-        delay.div_ceil(grain) * grain
+        Duration::from_micros((delay.div_ceil(grain) * grain * stretch).min(SLOWEST))
     }
 
     /// Carries out the next command that is due by now.
     fn finish_next(&mut self) -> Option<(Completer, Done)> {
-        let now = self.clock.now();
-        if self.off || self.stalled || self.due.peek().is_none_or(|Reverse((at, _, _))| *at > now) {
-            return None;
+        loop {
+            let now = self.clock.now();
+            let later = |Reverse((at, _, _)): &Reverse<(Instant, u32, u32)>| *at > now;
+            if self.off || self.stalled || self.due.peek().is_none_or(later) {
+                return None;
+            }
+            let Reverse((_, _, index)) = self.due.pop()?;
+            if !self.goes_on(index) {
+                return Some(self.finish(index));
+            }
         }
-        let Reverse((_, _, index)) = self.due.pop()?;
+    }
+
+    /// Carries out the write of a write with a flush, which then waits for its flush. False for any
+    /// other command, and for a write that fails: that is its end.
+    fn goes_on(&mut self, index: u32) -> bool {
+        let slot = &mut self.slots[index as usize];
+        let first = slot.op == Op::WriteFlush && !slot.written;
+        if !first || self.dead || slot.lot == Lot::WriteError {
+            return false;
+        }
+        slot.written = true;
+        let (lot, io) = (slot.lot, slot.io.take().expect("a due slot holds a command"));
+        let written = self.carry_out_write(&io, lot);
+        assert!(written.is_ok(), "only a write error fails a write");
+        self.slots[index as usize].io = Some(io);
+        let at = self.clock.now() + self.draw_delay(Op::Flush, false);
+        self.due.push(Reverse((at, self.rng.next_u64() as u32, index)));
+        true
+    }
+
+    /// Carries out a command and frees its slot.
+    fn finish(&mut self, index: u32) -> (Completer, Done) {
         let slot = &mut self.slots[index as usize];
         let mut io = slot.io.take().expect("a due slot holds a command");
         let completer = slot.completer.take().expect("a due slot holds a completer");
@@ -507,7 +506,7 @@ impl State {
         self.queues[slot.queue as usize] -= 1;
         self.free.push(index);
         let result = self.carry_out(&mut io, lot, mark);
-        Some((completer, Done { result, buf: io.buf }))
+        (completer, Done { result, buf: io.buf })
     }
 
     fn carry_out(&mut self, io: &mut Io, lot: Lot, flush_mark: u32) -> Result<(), IoError> {
@@ -518,10 +517,15 @@ impl State {
             Op::Read => self.carry_out_read(io, lot),
             Op::Write => self.carry_out_write(io, lot),
             Op::Flush => {
-                self.medium.end_flush(flush_mark);
-                if let Some(observer) = &mut self.observer {
-                    observer(DiskEvent::Flushed { number: u64::from(flush_mark) });
+                self.end_flush(flush_mark);
+                Ok(())
+            }
+            Op::WriteFlush if lot == Lot::WriteError => self.carry_out_write(io, lot),
+            Op::WriteFlush => {
+                if lot == Lot::Fine {
+                    self.medium.make_stable(io.offset, io.len as usize);
                 }
+                self.end_flush(flush_mark);
                 Ok(())
             }
             Op::Deallocate => {
@@ -529,6 +533,13 @@ impl State {
                 self.medium.zero(io.offset, io.len as usize);
                 Ok(())
             }
+        }
+    }
+
+    fn end_flush(&mut self, mark: u32) {
+        self.medium.end_flush(mark);
+        if let Some(observer) = &mut self.observer {
+            observer(DiskEvent::Flushed { number: u64::from(mark) });
         }
     }
 
@@ -664,7 +675,7 @@ impl State {
             }
         }
         let mut writes = 0;
-        for slot in slots.iter().filter(|slot| slot.op == Op::Write && slot.lot == Lot::Fine) {
+        for slot in slots.iter().filter(|s| s.phase() == Op::Write && s.lot == Lot::Fine) {
             let Some(io) = &slot.io else { continue };
             writes += 1;
             match self.rng.below(3) {

@@ -277,3 +277,112 @@ fn faults_stay_in_their_zones() {
     assert!(fixture.write(&*queue, 0, 1, 16384).result.is_ok());
     assert!(fixture.write(&*queue, 1 << 20, 1, 16384).result.is_err());
 }
+
+impl Fixture {
+    fn start_write_flush(&self, queue: &dyn BlockQueue, offset: u64, fill: u8) -> Completion {
+        queue.submit(Io::write_flush(offset, 4096, self.buffer(4096, fill)))
+    }
+
+    /// What is on its way.
+    fn phases(&self) -> Vec<Op> {
+        let mut phases = Vec::new();
+        self.disk.for_each_outstanding(|op, _, _| phases.push(op));
+        phases
+    }
+
+    /// Lets time pass until the write of the one command with a flush is done, and its flush is not.
+    fn until_written(&mut self) {
+        assert_eq!(self.phases(), [Op::Write]);
+        while self.phases() == [Op::Write] {
+            assert!(self.world.step() || self.world.advance(None));
+        }
+        assert_eq!(self.phases(), [Op::Flush]);
+    }
+}
+
+#[test]
+fn a_write_with_a_flush_survives_a_power_cut_with_what_had_completed_before() {
+    let (mut lost, rounds) = (0, 30);
+    for seed in 0..rounds {
+        let mut fixture = fixture(seed);
+        let queue = fixture.queue();
+        fixture.write(&*queue, 0, 1, 16384).result.unwrap();
+        let both = fixture.start_write_flush(&*queue, 65536, 2);
+        fixture.until_written();
+        // Completed before the command was done, and not before it was submitted.
+        let late = fixture.start_write(&*queue, 131_072, 3, 4096);
+        let done = fixture.world.block_on(0, both).expect("an answer");
+        assert!(done.result.is_ok() && done.buf.is_some());
+        let late = fixture.world.block_on(0, late).expect("an answer");
+        late.result.unwrap();
+        assert_eq!(fixture.disk.take_violations(), []);
+        fixture.crash(CrashKind::PowerCut);
+        assert_eq!((fixture.peek(0), fixture.peek(65536)), (1, 2));
+        lost += usize::from(fixture.peek(131_072) == 0);
+    }
+    assert!((5..rounds as usize).contains(&lost), "lost {lost} of {rounds}");
+}
+
+#[test]
+fn a_crash_may_come_between_a_write_and_its_flush() {
+    let mut kept = 0;
+    for seed in 0..30 {
+        for kind in [CrashKind::Kill, CrashKind::PowerCut] {
+            let mut fixture = fixture(seed);
+            let queue = fixture.queue();
+            let _both = fixture.start_write_flush(&*queue, 0, 2);
+            fixture.until_written();
+            assert_eq!((fixture.peek(0), queue.outstanding()), (2, 1));
+            fixture.crash(kind);
+            match kind {
+                CrashKind::Kill => assert_eq!(fixture.peek(0), 2, "written is written"),
+                CrashKind::PowerCut => kept += usize::from(fixture.peek(0) == 2),
+            }
+        }
+    }
+    assert!((3..27).contains(&kept), "kept {kept} of 30");
+}
+
+#[test]
+fn a_write_with_a_flush_meets_the_faults_of_a_write() {
+    const ALL: u32 = 1_000_000;
+    let set = |rates| {
+        let mut fixture = fixture(3);
+        let queue = fixture.queue();
+        fixture.disk.set_rates(rates);
+        let both = fixture.start_write_flush(&*queue, 8192, 2);
+        let done = fixture.world.block_on(0, both).expect("an answer");
+        assert!(done.buf.is_some() && fixture.phases().is_empty());
+        (fixture, done.result)
+    };
+    let (fixture, result) = set(FaultRates { write_error: ALL, ..Default::default() });
+    assert!(result.is_err());
+    assert_eq!(fixture.disk.counts().get(FaultKind::WriteError), 1);
+    let (fixture, result) = set(FaultRates { lost: ALL, ..Default::default() });
+    assert!(result.is_ok());
+    assert_eq!((fixture.peek(8192), fixture.disk.counts().get(FaultKind::Lost)), (0, 1));
+    let (_, result) = set(FaultRates { dead: ALL, ..Default::default() });
+    assert!(matches!(result, Err(IoError::Offline)));
+}
+
+#[test]
+fn an_observer_is_told_of_a_write_with_a_flush_as_of_both() {
+    let mut fixture = fixture(3);
+    let queue = fixture.queue();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&told);
+    fixture.disk.observe(move |event| {
+        seen.lock().unwrap().push(match event {
+            DiskEvent::Submitted { op, offset, data } => (format!("{op:?}"), offset, data.len()),
+            DiskEvent::Flushed { number } => ("flushed".into(), number, 0),
+            _ => ("harm".into(), 0, 0),
+        });
+    });
+    let both = fixture.start_write_flush(&*queue, 8192, 2);
+    fixture.world.block_on(0, both).expect("an answer").result.unwrap();
+    let told = told.lock().unwrap();
+    let number = told[1].1;
+    let expected = [("Write", 8192, 4096), ("Flush", number, 0), ("flushed", number, 0)]
+        .map(|(what, at, len)| (what.to_owned(), at, len));
+    assert_eq!(*told, expected);
+}

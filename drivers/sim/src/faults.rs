@@ -34,7 +34,8 @@ pub enum When {
 pub enum Effect {
     /// It fails, and the device does not see it.
     Fail,
-    /// A write is answered "done", and the device does not see it. Other commands fail.
+    /// A write is answered "done", and the device does not see it; a flush that belongs to it is done.
+    /// Other commands fail.
     Lose,
     /// A read succeeds with one wrong bit. Other commands fail.
     Flip,
@@ -45,7 +46,7 @@ pub enum Effect {
 /// One fault that is to happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The kind of command; `None` for any.
+    /// The kind of command; `None` for any. A write with a flush is of both kinds.
     pub op: Option<Op>,
     /// Bytes of the device: a command that overlaps them fits. A flush fits any range.
     pub range: Range<u64>,
@@ -70,8 +71,11 @@ impl Rule {
     }
 
     fn fits(&self, io: &Io) -> bool {
-        let kind = self.op.is_none_or(|op| op == io.op);
+        let both = io.op == Op::WriteFlush;
+        let is = |op| op == io.op || (both && matches!(op, Op::Write | Op::Flush));
+        let kind = self.op.is_none_or(is);
         let place = io.op == Op::Flush
+            || (both && self.op == Some(Op::Flush))
             || (io.offset < self.range.end && self.range.start < io.offset + io.len);
         kind && place
     }
@@ -206,6 +210,7 @@ impl BlockQueue for FaultyQueue {
         let Some((effect, chance)) = self.faults.judge(&io) else { return self.queue.submit(io) };
         match (effect, io.op) {
             (Effect::Lose, Op::Write) => answered(Ok(()), io),
+            (Effect::Lose, Op::WriteFlush) => self.flush_only(io),
             (Effect::Hang, _) => {
                 let (completer, completion) = completion();
                 self.faults.lock().hung.push((io, completer));
@@ -237,6 +242,19 @@ impl FaultyQueue {
                 buf.as_mut_slice()[byte] ^= 1 << (chance % 8);
             }
             completer.complete(done);
+        });
+        outer
+    }
+}
+
+impl FaultyQueue {
+    /// The flush of a write that is lost.
+    fn flush_only(&self, io: Io) -> Completion {
+        let flush = self.queue.submit(Io::flush());
+        let (completer, outer) = completion();
+        self.local.spawn(async move {
+            let result = flush.await.result;
+            completer.complete(Done::of(io, result));
         });
         outer
     }

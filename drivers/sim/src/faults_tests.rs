@@ -101,3 +101,29 @@ fn chance_strikes_about_as_often_as_it_says() {
     let struck = (0..500).filter(|_| fixture.write(0, 1).is_err()).count();
     assert!((100..200).contains(&struck), "{struck} of 500");
 }
+
+#[test]
+fn a_rule_for_writes_or_for_flushes_strikes_what_is_both() {
+    let mut fixture = fixture();
+    let both = |fixture: &mut Fixture, fill: u8| {
+        let mut buf = fixture.pool.allocate(Class::Receive, 4096).unwrap();
+        buf.as_mut_slice().fill(fill);
+        let completion = fixture.queue.submit(Io::write_flush(0, 4096, buf));
+        let done = fixture.world.block_on(0, completion).expect("an answer");
+        assert!(done.buf.is_some(), "the buffer comes back whatever happened");
+        done.result
+    };
+    both(&mut fixture, 1).unwrap();
+    for op in [Op::Write, Op::Flush, Op::WriteFlush] {
+        let id = fixture.faults.add(Rule { range: 0..4096, ..Rule::fail(op) });
+        assert!(both(&mut fixture, 2).is_err(), "{op:?}");
+        fixture.faults.remove(id);
+    }
+    let read = fixture.faults.add(Rule::fail(Op::Read));
+    let lose = fixture.faults.add(Rule { effect: Effect::Lose, ..Rule::fail(Op::Write) });
+    both(&mut fixture, 3).unwrap();
+    assert_eq!((fixture.faults.strikes(read), fixture.faults.strikes(lose)), (0, 1));
+    fixture.faults.remove(read);
+    fixture.faults.remove(lose);
+    assert_eq!(fixture.read(0).unwrap(), [1; 4096]);
+}

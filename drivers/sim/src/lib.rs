@@ -25,13 +25,15 @@ mod disk;
 pub mod faults;
 mod medium;
 mod net;
+mod options;
 mod pipe;
 mod record;
 mod world;
 
 pub use clock::SimClock;
-pub use disk::{CrashKind, DiskOptions, Latency, SimDisk, Violation};
+pub use disk::{CrashKind, SimDisk, Violation};
 pub use medium::{PAGE, Pages};
 pub use net::{ClientEnd, Fate, NetOptions, SimNet};
+pub use options::{DiskOptions, Latency};
 pub use record::{DiskEvent, FaultCounts, FaultKind, FaultRates, Harm};
 pub use world::{Source, World, WorldOptions};

@@ -202,6 +202,19 @@ impl Medium {
         });
     }
 
+    /// Makes the pages of a range stable, as they are now, and nothing else.
+    pub(crate) fn make_stable(&mut self, offset: u64, len: usize) {
+        for (index, _, _) in Self::spans(offset, len) {
+            let stable = std::mem::replace(&mut self.pages[index].stable, Stable::Same);
+            if let Stable::Other(stale) = stable {
+                self.dirty.retain(|&dirty| dirty != index as u32);
+                if let Some(stale) = stale {
+                    self.spare.put(stale);
+                }
+            }
+        }
+    }
+
     /// The power goes: what was not stable is kept, lost or mixed. Returns how many pages lost something.
     pub(crate) fn power_cut(&mut self, cut: Cut) -> u64 {
         let dirty = std::mem::take(&mut self.dirty);

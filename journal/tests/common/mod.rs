@@ -112,7 +112,7 @@ impl Disk {
                 let to = &mut buf.as_mut_slice()[at..at + len];
                 to.copy_from_slice(&medium.image[offset..offset + len]);
             }
-            (Op::Write, Some(buf)) => {
+            (op @ (Op::Write | Op::WriteFlush), Some(buf)) => {
                 if let Some(left) = &mut medium.writes_left {
                     *left = left.checked_sub(1).ok_or(IoError::Injected("write failed"))?;
                 }
@@ -120,6 +120,9 @@ impl Disk {
                 medium.image[offset..offset + len].copy_from_slice(&data);
                 medium.log.push(Entry::Write { offset, data });
                 medium.writes += 1;
+                if op == Op::WriteFlush {
+                    medium.log.push(Entry::Flush);
+                }
             }
             (Op::Flush, _) => medium.log.push(Entry::Flush),
             (Op::Deallocate, _) => {

@@ -157,7 +157,7 @@ impl Medium {
             (Op::Read, Some(IoBuf::Exclusive(buf))) => {
                 buf.as_mut_slice()[at..at + len].copy_from_slice(&self.image[offset..offset + len]);
             }
-            (Op::Write, Some(buf)) => {
+            (Op::Write | Op::WriteFlush, Some(buf)) => {
                 self.image[offset..offset + len].copy_from_slice(&buf.as_slice()[at..at + len]);
                 self.writes += 1;
             }
@@ -172,9 +172,19 @@ impl Medium {
 }
 
 impl BlockQueue for Disk {
-    fn submit(&self, io: Io) -> Completion {
+    fn submit(&self, mut io: Io) -> Completion {
         let (completer, completion) = completion();
         let mut medium = self.medium();
+        if io.op == Op::WriteFlush && medium.held.is_some() && medium.held_flushes {
+            // It is written, and its flush waits like any other.
+            let written = medium.transfer(&mut io);
+            io.op = Op::Flush;
+            if let Err(error) = written {
+                drop(medium);
+                completer.complete(Done::of(io, Err(error)));
+                return completion;
+            }
+        }
         if io.offset >= medium.held_from
             && (io.op == Op::Flush || !medium.held_flushes)
             && let Some(held) = &mut medium.held

@@ -5,15 +5,18 @@
 //! that writes 4 KiB past the page cache into the same file and calls `fdatasync`, on and on. What an
 //! append costs is measured in memory, where nothing is waited for.
 
-use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+mod cores;
+mod own;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use memkv_block::{BlockDevice, OpenOptions};
-use memkv_dma::{Arena, Class, Hugepages, Pool, PoolConfig};
+use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
 use memkv_journal::{
     BlockId, DriveUuid, FormatOptions, Identity, Journal, JournalError, KeyBytes, NodeUuid, Record,
     UnitRange, format,
@@ -26,6 +29,7 @@ use crate::error::{BenchError, doing};
 use crate::report::{Spread, Verdict};
 use crate::section::{Grid, Section};
 use crate::tables::{ratio, spread};
+use own::OwnRate;
 
 const MIB: u64 = 1 << 20;
 /// The file: room for the ring, and for as many records as a run appends.
@@ -34,7 +38,6 @@ const RING: u64 = 1024 * MIB;
 const RECORDS: u64 = 4 << 20;
 /// The stretch at the end of the file in which the machine's own rate is measured.
 const OWN: u64 = 16 * MIB;
-const PAGE: usize = 4096;
 /// Times that each side has in a round: what a durable write takes changes from one moment to the next.
 const TURNS: usize = 25;
 /// Writers at a time, those beside one.
@@ -85,32 +88,38 @@ pub fn measure(folder: &Path, effort: Effort) -> Result<Section, BenchError> {
         key_average: Some(64),
         extent_units: None,
     };
-    let mut bench = Bench::open(memkv_block::open(options)?, &pool, options_of_drive)?;
+    let device = memkv_block::open(options)?;
+    let driver = device.reason().to_owned();
+    let journal = Driven::start(device, &pool, options_of_drive)?;
     let own = OwnRate::new(&path)?;
+    // It is open once it has answered.
+    journal.power(1, IdlePolicy::Adaptive, None, Duration::ZERO)?;
+    let cores = own.by_core().map_err(doing("the machine's own rate"))?;
+    let place = Place::of(cores);
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
         eprintln!("bench: journal, round {} of {}", round + 1, effort.rounds);
-        let mut rates = [Rate::default(); 4];
+        let mut rates = [Rate::default(); 5];
         for turn in 0..rates.len() * TURNS {
             let at = (turn + turn / rates.len() + round as usize) % rates.len();
             let slice = effort.slice / TURNS as u32;
             let done = match at {
                 0 => own.measure(slice).map_err(doing("the machine's own rate"))?,
-                1 => bench.power(1, IdlePolicy::Busy, slice)?,
-                2 => bench.power(1, IdlePolicy::Adaptive, slice)?,
-                _ => bench.power(MANY, IdlePolicy::Adaptive, slice)?,
+                1 => journal.power(1, IdlePolicy::Busy, place.away, slice)?,
+                2 => journal.power(1, IdlePolicy::Adaptive, None, slice)?,
+                3 => journal.power(MANY, IdlePolicy::Adaptive, None, slice)?,
+                _ => journal.power(1, IdlePolicy::Busy, place.fastest, slice)?,
             };
             rates[at].add(done);
         }
         rounds.push(rates.map(|rate| rate.per_second()));
     }
-    let driver = bench.device.reason().to_owned();
-    drop(bench);
+    drop(journal);
     let costs = costs_in_memory(&pool, effort.rounds)?;
-    Ok(tell(effort, &driver, &rounds, &costs))
+    Ok(tell(effort, [driver, place.words()], &rounds, &costs))
 }
 
-fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Section {
+fn tell(effort: Effort, [driver, place]: [String; 2], rounds: &[Rates], costs: &[f64]) -> Section {
     let mut section = Section::new([
         format!(
             "medians of {} rounds (smallest–largest), {} ms of each side in a round, {TURNS} times in \
@@ -119,11 +128,13 @@ fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Sectio
             effort.slice.as_millis()
         ),
         format!("{driver}; ring of {} MiB, records with keys of 32 bytes", RING / MIB),
+        place,
     ]);
     let all = |pick: &dyn Fn(&Rates) -> f64| {
         Spread::of(rounds.iter().map(pick)).expect("there is a round")
     };
     let (busy, one, many) = (all(&|r| r[1] / r[0]), all(&|r| r[2] / r[0]), all(&|r| r[3] / r[2]));
+    let in_the_way = all(&|r| r[4] / r[0]);
     let cost = Spread::of(costs.iter().copied()).expect("there is a round");
     let mut grid = Grid::new(
         "Appends a second that survive a power cut:",
@@ -141,6 +152,8 @@ fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Sectio
         let cells = [ratio(found), format!("≥ {ONE_BAR}×"), verdict];
         row(&format!("one writer, {idle} reactor"), all(&|r| r[at]), cells);
     }
+    let cells = [ratio(in_the_way), String::new(), String::new()];
+    row("one writer, busy reactor in the way of the drive", all(&|r| r[4]), cells);
     let verdict = Verdict::at_least(many.median, MANY_BAR);
     let name = format!("{MANY} writers of the journal, {MANY_BAR} times one at least");
     let verdict = section.judge(name, &verdict);
@@ -157,8 +170,40 @@ fn tell(effort: Effort, driver: &str, rounds: &[Rates], costs: &[f64]) -> Sectio
     section
 }
 
-/// Of one round: the machine's own rate, one writer on a busy and on an adaptive reactor, and many.
-type Rates = [f64; 4];
+/// Where a busy reactor is bound. Where one core takes all interrupts of a drive, a thread that waits for
+/// the drive is best off on that core, and a reactor that polls there is in its way.
+struct Place {
+    /// The core on which the machine's own rate is the highest.
+    fastest: Option<usize>,
+    /// Another.
+    away: Option<usize>,
+    /// The machine's own rate by core.
+    rates: Vec<(usize, f64)>,
+}
+
+impl Place {
+    fn of(rates: Vec<(usize, f64)>) -> Place {
+        let fastest = rates.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|rate| rate.0);
+        let away = rates.iter().map(|rate| rate.0).find(|core| Some(*core) != fastest);
+        Place { fastest, away, rates }
+    }
+
+    fn words(&self) -> String {
+        let rates = self.rates.iter().map(|(core, rate)| format!("{rate:.0} on core {core}"));
+        let rates = rates.collect::<Vec<_>>().join(", ");
+        let core =
+            |core: Option<usize>| core.map_or("no core".into(), |core| format!("core {core}"));
+        let (away, fastest) = (core(self.away), core(self.fastest));
+        format!(
+            "a thread that is bound to a core writes {rates}; the busy reactor is bound to {away}, or \
+             to {fastest}, and the rest to none"
+        )
+    }
+}
+
+/// Of one round: the machine's own rate, one writer on a busy and on an adaptive reactor, many, and one
+/// on a busy reactor in the way of the drive.
+type Rates = [f64; 5];
 
 /// Appends or writes, and how long they took.
 #[derive(Clone, Copy, Default)]
@@ -184,14 +229,13 @@ impl Rate {
 
 /// A journal on a reactor of its own.
 struct Bench {
-    device: Arc<dyn BlockDevice>,
     reactor: Reactor,
     journal: Rc<Journal>,
 }
 
 impl Bench {
     fn open(
-        device: Arc<dyn BlockDevice>,
+        device: &dyn BlockDevice,
         pool: &Pool,
         options: FormatOptions,
     ) -> Result<Bench, BenchError> {
@@ -215,7 +259,20 @@ impl Bench {
             let opened = memkv_journal::open(queue, &local, pool, superblock).await;
             Ok::<_, BenchError>(opened?.0)
         });
-        Ok(Bench { device, reactor, journal: opened? })
+        Ok(Bench { reactor, journal: opened? })
+    }
+
+    /// Where the ring is half full, a checkpoint of nothing empties it: nobody asks for what was appended.
+    fn make_room(&mut self) -> Result<(), BenchError> {
+        if !self.journal.wants_checkpoint() {
+            return Ok(());
+        }
+        let journal = Rc::clone(&self.journal);
+        let written = self.reactor.block_on(async move {
+            let start = journal.begin_checkpoint();
+            journal.write_checkpoint(start, Vec::new(), false, 0, 0).await
+        });
+        Ok(written?)
     }
 
     /// Durable appends of so many writers at a time.
@@ -268,6 +325,73 @@ impl Bench {
     }
 }
 
+/// Durable appends that a reactor is asked for: by so many writers, what it does when idle, the core
+/// that it is bound to, and for how long.
+type Order = (u32, IdlePolicy, Option<usize>, Duration);
+
+/// A journal on a reactor with a thread of its own, as in a node.
+struct Driven {
+    orders: Option<Sender<Order>>,
+    answers: Receiver<Result<Rate, BenchError>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Driven {
+    /// Why it cannot be opened is the first answer.
+    fn start(
+        device: Arc<dyn BlockDevice>,
+        pool: &Pool,
+        options: FormatOptions,
+    ) -> Result<Driven, BenchError> {
+        let ((orders, asked), (answer, answers)) = (channel::<Order>(), channel());
+        let pool = pool.clone();
+        let run = move || {
+            let mut bench = match Bench::open(&*device, &pool, options) {
+                Ok(bench) => bench,
+                Err(error) => return drop(answer.send(Err(error))),
+            };
+            let anywhere = cores::own();
+            for (writers, idle, core, slice) in asked {
+                let bound = core.map_or(anywhere.clone(), |core| vec![core]);
+                let bound = cores::bind(&bound).map_err(doing("a core for the reactor"));
+                let ready = bound.and_then(|()| bench.make_room());
+                let done = ready.and_then(|()| bench.power(writers, idle, slice));
+                if answer.send(done).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("journal".into()).spawn(run);
+        let thread = Some(thread.map_err(doing("a thread for the reactor"))?);
+        Ok(Driven { orders: Some(orders), answers, thread })
+    }
+
+    /// Durable appends.
+    fn power(
+        &self,
+        writers: u32,
+        idle: IdlePolicy,
+        core: Option<usize>,
+        slice: Duration,
+    ) -> Result<Rate, BenchError> {
+        if let Some(orders) = &self.orders {
+            // A thread that has ended has left the reason.
+            let _ = orders.send((writers, idle, core, slice));
+        }
+        let ended = || BenchError::Said { name: "the reactor", said: "nothing".into() };
+        self.answers.recv().map_err(|_| ended())?
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            eprintln!("bench: the reactor's thread panicked");
+        }
+    }
+}
+
 /// One writer.
 async fn write(
     journal: Rc<Journal>,
@@ -289,11 +413,10 @@ async fn write(
             expires: 0,
             flags: 0,
         };
-        let applied = journal.append(vec![record]).await?;
-        if durable {
-            journal.flush().await?;
-        }
-        drop(applied);
+        let records = vec![record];
+        let append =
+            if durable { journal.append_durable(records) } else { journal.append(records) };
+        drop(append.await?);
     }
     Ok(appends)
 }
@@ -323,7 +446,7 @@ fn costs_in_memory(pool: &Pool, rounds: u32) -> Result<Vec<f64>, BenchError> {
     let mut costs = Vec::new();
     for _ in 0..rounds.min(7) {
         let device = memkv_block::memory(MEMORY, Hugepages::Never)?;
-        let mut bench = Bench::open(device, pool, options)?;
+        let mut bench = Bench::open(&*device, pool, options)?;
         let clock = || CpuClock::OWN.read().map_err(doing("a CPU clock"));
         let each = CROWD_APPENDS / u64::from(CROWD);
         let before = clock()?;
@@ -332,43 +455,4 @@ fn costs_in_memory(pool: &Pool, rounds: u32) -> Result<Vec<f64>, BenchError> {
         costs.push((clock()? - before).as_secs_f64() * 1e6 / appends as f64);
     }
     Ok(costs)
-}
-
-/// The machine's own durable writes into the end of the file.
-struct OwnRate {
-    file: File,
-    page: Arena,
-}
-
-impl OwnRate {
-    fn new(path: &Path) -> Result<OwnRate, BenchError> {
-        let mut options = File::options();
-        options.read(true).write(true).custom_flags(past_the_cache());
-        let file = options.open(path).map_err(doing("the journal's file"))?;
-        Ok(OwnRate { file, page: Arena::new(PAGE as u64, Hugepages::Never)? })
-    }
-
-    /// Writes, one after the other.
-    fn measure(&self, slice: Duration) -> std::io::Result<Rate> {
-        let page = self.page.lend(0, PAGE);
-        let begun = Instant::now();
-        let mut writes = 0;
-        while begun.elapsed() < slice {
-            let at = FILE - OWN + writes * PAGE as u64 % OWN;
-            self.file.write_all_at(page.as_slice(), at)?;
-            self.file.sync_data()?;
-            writes += 1;
-        }
-        Ok(Rate::since(begun, writes))
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn past_the_cache() -> i32 {
-    nix::fcntl::OFlag::O_DIRECT.bits()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn past_the_cache() -> i32 {
-    0
 }

@@ -124,7 +124,9 @@ impl BlockQueue for Sparse {
             (Op::Read, Some(IoBuf::Exclusive(buf))) => {
                 self.read(from, &mut buf.as_mut_slice()[at..at + len]);
             }
-            (Op::Write, Some(buf)) => self.write(from, &buf.as_slice()[at..at + len]),
+            (Op::Write | Op::WriteFlush, Some(buf)) => {
+                self.write(from, &buf.as_slice()[at..at + len])
+            }
             _ => {}
         }
         let took = (clock() - began.0).min(wall() - began.1);

@@ -184,7 +184,8 @@ impl Notes {
                 match op {
                     Op::Write => self.note_write(number, offset, data),
                     Op::Flush => disk.flushing.push((offset, tick)),
-                    Op::Read | Op::Deallocate => {}
+                    // A write with a flush is told as both.
+                    Op::Read | Op::WriteFlush | Op::Deallocate => {}
                 }
             }
             DiskEvent::Flushed { number } => {

@@ -136,3 +136,15 @@ pub(crate) fn event_counter() -> io::Result<File> {
     // SAFETY: the call succeeded, so this is an open descriptor that nobody else knows.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
+
+/// Lets the calling thread run on every core that the process began with, whatever thread of it
+/// started this one.
+pub(crate) fn run_anywhere() -> io::Result<()> {
+    let mut cores = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: `cores` has room for the set that the call writes. The number of a process is that of
+    // its first thread.
+    check(unsafe { libc::sched_getaffinity(libc::getpid(), size, cores.as_mut_ptr()) })?;
+    // SAFETY: the call reads the set that the one above has filled in; 0 is the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, size, cores.as_ptr()) })
+}

@@ -10,8 +10,10 @@
 //! commands that the tasks of one pass submit cost one system call, and a single one leaves in the pass
 //! it was submitted in. That call carries each command to the device, so it takes a bounded number of
 //! them; the rest follows in the next passes. What may wait in the kernel, flushes and holes in files,
-//! the kernel hands to threads of its own. Only a device that has nothing to do is not left waiting for the end of the pass:
-//! what it is asked first leaves at once.
+//! the kernel hands to threads of its own. A write with a flush, which somebody waits for, is handed to
+//! threads of ours that do both in a row: the ring would wake one of the kernel's for it, and this one
+//! twice. Only a device that has nothing to do is not left waiting for the end of the pass: what it is
+//! asked first leaves at once.
 
 mod queue;
 mod ring;
@@ -26,9 +28,13 @@ use memkv_poller::Local;
 use crate::counters::Counters;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
 use crate::medium::Medium;
-use crate::threads::Workers;
+use crate::workers::Workers;
 use crate::{DeviceStats, IoError};
 use ring::Ring;
+
+/// Durable commands of one drive that are carried out at the same time: the journal has one at a time, and
+/// a checkpoint that flushes much does not hold it up.
+const FLUSHERS: usize = 2;
 
 /// A drive driven by io_uring.
 pub(crate) struct Uring {
@@ -46,6 +52,8 @@ struct Shared {
     /// The one thread that discards on block devices, which io_uring could not do before Linux 6.12;
     /// started when it is first needed.
     discarder: Mutex<Option<Arc<Workers>>>,
+    /// The threads that carry out what is to be durable.
+    flushers: Workers,
     unregistered_file: Once,
     unregistered_pool: Once,
 }
@@ -54,9 +62,12 @@ impl Uring {
     /// Fails when the kernel has no io_uring, an old one, or does not let us.
     pub fn new(medium: Arc<Medium>, pool: Pool, reason: String) -> io::Result<Uring> {
         drop(Ring::new(&medium)?);
+        let counters = Arc::default();
+        let flushers = Workers::start(Arc::clone(&medium), Arc::clone(&counters), FLUSHERS)?;
         let shared = Shared {
             medium,
-            counters: Arc::default(),
+            counters,
+            flushers,
             pool,
             window: queue::WINDOW,
             discarder: Mutex::new(None),
@@ -98,8 +109,9 @@ impl Shared {
 }
 
 impl Shared {
-    /// The discarder, if there is one, is not waited for.
+    /// No worker is waited for.
     fn give_up(&self) {
+        self.flushers.give_up();
         let discarder = self.discarder.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(workers) = &*discarder {
             workers.give_up();

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memkv_poller::{Instant, Interrupt, Local, Poller, Progress};
 
@@ -13,6 +12,7 @@ use super::ring::{DEPTH, Ring, is_transient};
 use crate::completion::{Completer, Completion, completion};
 use crate::counters::Tally;
 use crate::device::BlockQueue;
+use crate::workers::{Orders, watch_over};
 use crate::{Done, Io, IoError, Op};
 
 /// Completions taken in one poll.
@@ -214,6 +214,7 @@ impl Engine {
                     result => result.map(drop),
                 }
             }
+            (Op::WriteFlush, Ok(_)) => unreachable!("it is carried out by a worker"),
         };
         let slot = self.slots[usize::from(index)].take().expect("just looked at");
         self.tally.done(&slot.io, result.is_ok());
@@ -311,15 +312,15 @@ impl Drop for Engine {
 struct UringQueue {
     engine: Rc<RefCell<Engine>>,
     shared: Arc<Shared>,
-    /// Discards that the discarder has.
-    discards: Arc<AtomicUsize>,
+    /// What the drive's workers have.
+    orders: Arc<Orders>,
 }
 
 impl UringQueue {
     /// A discard on a block device is not for the ring.
     fn discard(&self, io: Io, completer: Completer) {
         match self.shared.discarder() {
-            Ok(workers) => workers.submit(io, completer, &self.discards),
+            Ok(workers) => workers.submit(io, completer, &self.orders),
             Err(error) => completer.complete(Done::of(io, Err(IoError::Os(error)))),
         }
     }
@@ -332,6 +333,9 @@ impl BlockQueue for UringQueue {
         match medium.check(&io) {
             Err(error) => completer.complete(Done::of(io, Err(error))),
             Ok(()) if io.op == Op::Deallocate && medium.block_device => self.discard(io, completer),
+            Ok(()) if io.op == Op::WriteFlush => {
+                self.shared.flushers.submit(io, completer, &self.orders);
+            }
             Ok(()) => self.engine.borrow_mut().take(io, completer),
         }
         completion
@@ -340,7 +344,7 @@ impl BlockQueue for UringQueue {
     fn outstanding(&self) -> usize {
         let engine = self.engine.borrow();
         let waiting = engine.waiting.len() + engine.large.len();
-        engine.in_device() + waiting + self.discards.load(Ordering::Acquire)
+        engine.in_device() + waiting + self.orders.outstanding()
     }
 
     fn give_up(&self) {
@@ -425,5 +429,7 @@ pub(super) fn open(shared: Arc<Shared>, ring: Ring, local: &Local) -> Rc<dyn Blo
     let finished = Vec::with_capacity(PER_POLL as usize);
     let poller = UringPoller { engine: Rc::clone(&engine), finished, armed: false };
     local.add_poller(Box::new(poller));
-    Rc::new(UringQueue { engine, shared, discards: Arc::default() })
+    let orders = Arc::default();
+    watch_over(&orders, local);
+    Rc::new(UringQueue { engine, shared, orders })
 }

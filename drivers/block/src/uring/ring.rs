@@ -158,7 +158,7 @@ impl Ring {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 (opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build(), None)
             }
-            (op, None | Some(IoBuf::Shared(_))) => panic!("an unchecked {op:?} reached the ring"),
+            (op, _) => panic!("a {op:?} that is unchecked, or not for it, reached the ring"),
         }
     }
 

@@ -181,17 +181,23 @@ impl Disk {
     }
 
     fn carry_out(&self, mut io: Io, completer: Completer) {
+        self.transfer(&mut io);
+        completer.complete(Done::of(io, Ok(())));
+    }
+
+    fn transfer(&self, io: &mut Io) {
         let (len, at) = (io.len as usize, io.buf_at);
         let medium = &mut *self.0.borrow_mut();
         match (io.op, &mut io.buf) {
             (Op::Read, Some(IoBuf::Exclusive(buf))) => {
                 medium.image.read(io.offset, &mut buf.as_mut_slice()[at..at + len]);
             }
-            (Op::Write, Some(buf)) => medium.image.write(io.offset, &buf.as_slice()[at..at + len]),
+            (Op::Write | Op::WriteFlush, Some(buf)) => {
+                medium.image.write(io.offset, &buf.as_slice()[at..at + len]);
+            }
             // A drive may forget what is deallocated, and need not.
             _ => {}
         }
-        completer.complete(Done::of(io, Ok(())));
     }
 }
 
@@ -210,7 +216,7 @@ impl BlockQueue for Disk {
         }
         let (tape, drive) = (self.0.borrow().tape.clone(), self.0.borrow().number);
         match tape {
-            Some(tape) if matches!(io.op, Op::Write | Op::Flush) => {
+            Some(tape) if io.op.writes() || io.op == Op::Flush => {
                 tape.borrow_mut().hold(drive, io, completer);
             }
             _ => self.carry_out(io, completer),
@@ -231,9 +237,7 @@ impl Tape {
     fn hold(&mut self, drive: usize, io: Io, completer: Completer) {
         let submitted = self.events.len();
         let wait = if io.op == Op::Flush {
-            self.flushes += 1;
-            self.events.push(Event::FlushBegin { drive, flush: self.flushes });
-            Waiting::Flush(self.flushes)
+            self.begin_flush(drive)
         } else {
             let range = io.buf_at..io.buf_at + io.len as usize;
             let data: Rc<[u8]> = io.buf.as_ref().map_or(&[][..], |b| &b.as_slice()[range]).into();
@@ -244,20 +248,34 @@ impl Tape {
         self.waiting.push((drive, wait, io, completer));
     }
 
+    fn begin_flush(&mut self, drive: usize) -> Waiting {
+        self.flushes += 1;
+        self.events.push(Event::FlushBegin { drive, flush: self.flushes });
+        Waiting::Flush(self.flushes)
+    }
+
     /// How many commands wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 }
 
-/// Lets the command at this place among those that wait go.
+/// Lets the command at this place among those that wait go. A write with a flush is written, and waits
+/// again, behind all others, for its flush.
 pub fn let_go(tape: &Rc<RefCell<Tape>>, disks: &[Disk], place: usize) {
-    let (drive, wait, io, completer) = tape.borrow_mut().waiting.remove(place);
+    let (drive, wait, mut io, completer) = tape.borrow_mut().waiting.remove(place);
     let event = match wait {
         Waiting::Write(number) => Event::Complete(number),
         Waiting::Flush(flush) => Event::FlushEnd { drive, flush },
     };
-    tape.borrow_mut().events.push(event);
+    let tape = &mut *tape.borrow_mut();
+    tape.events.push(event);
+    if io.op == Op::WriteFlush && matches!(wait, Waiting::Write(_)) {
+        disks[drive].transfer(&mut io);
+        let flush = tape.begin_flush(drive);
+        tape.waiting.push((drive, flush, io, completer));
+        return;
+    }
     disks[drive].carry_out(io, completer);
 }
 
@@ -283,5 +301,31 @@ mod tests {
         let mut other = Image::new(4 * PAGE as u64);
         other.write(PAGE as u64, &[1]);
         assert_ne!(moved.digest(), other.digest(), "the place counts");
+    }
+
+    #[test]
+    fn a_write_with_a_flush_is_on_the_tape_as_one_after_the_other() {
+        let config = memkv_dma::PoolConfig {
+            size: 8 << 20,
+            chunk: 2 << 20,
+            hugepages: memkv_dma::Hugepages::Never,
+        };
+        let pool = memkv_dma::Pool::new(config).expect("a pool of ordinary pages");
+        let disk = Disk::new(0, Image::new(4 * PAGE as u64));
+        let tape: Rc<RefCell<Tape>> = Rc::default();
+        disk.record(&tape);
+        let mut buffer = pool.allocate(memkv_dma::Class::Receive, SECTOR).expect("there is room");
+        buffer.as_mut_slice().fill(7);
+        let _both = disk.submit(Io::write_flush(PAGE as u64, SECTOR, buffer));
+        let disks = [disk.clone()];
+        assert_eq!((disk.peek(PAGE as u64, 1), disk.outstanding()), (vec![0], 1));
+        let_go(&tape, &disks, 0);
+        assert_eq!((disk.peek(PAGE as u64, 1), disk.outstanding()), (vec![7], 1));
+        let_go(&tape, &disks, 0);
+        assert_eq!(disk.outstanding(), 0);
+        let flush = Event::FlushEnd { drive: 0, flush: 1 };
+        let begin = Event::FlushBegin { drive: 0, flush: 1 };
+        let expected = [Event::Submit(0), Event::Complete(0), begin, flush];
+        assert_eq!(tape.borrow().events, expected);
     }
 }
