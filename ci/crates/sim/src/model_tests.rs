@@ -148,7 +148,7 @@ fn a_refused_put_shows_up_where_its_disk_comes_back_from_before() {
     let mut model = model();
     let [placed, never] = [0, 1].map(|key| begin(&mut model, key, Mode::Absent));
     model.lies_on(placed.version, 1);
-    [&placed, &never].map(|put| model.put_refused(put));
+    [&placed, &never].into_iter().for_each(|put| model.put_refused(put));
     model.crashed(CrashKind::Kill, 0);
     model.started(true);
     let sight = model.look(0, NOW);
