@@ -391,6 +391,18 @@ mod tests {
     }
 
     #[test]
+    fn columns_without_room_for_a_put_want_a_checkpoint_once_something_was_removed() {
+        let limits = Usage { rows: 1000, parts: 1000, key_bytes: 100_000 };
+        let bounds = Bounds { ring_bytes: RING, frame_max: FRAME, limits };
+        let full = Usage { rows: 990, ..Usage::default() };
+        let begin = Mark { sequence: 1, position: 0 };
+        let mut log: Log<u32> = Log::new(bounds, CheckpointRef::EMPTY, begin, full);
+        assert!(!log.room_for_put() && !log.wants_checkpoint(), "it would tell nothing new");
+        log.admit(vec![remove(1)], 0).unwrap();
+        assert!(!log.room_for_put() && log.wants_checkpoint());
+    }
+
+    #[test]
     fn a_log_with_room_wants_no_checkpoint_until_half_of_its_ring_is_used() {
         let mut log = log();
         let mut frames = 0;

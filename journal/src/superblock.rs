@@ -569,7 +569,9 @@ mod tests {
 
     #[test]
     fn the_secret_is_not_shown() {
-        let shown = format!("{:?}", superblock(1, 0, [1; 6]).identity);
+        let identity = superblock(1, 0, [1; 6]).identity;
+        let shown = format!("{identity:?}");
+        assert!(shown.contains(&identity.drive.to_string()), "{shown}");
         assert!(!shown.contains("secret") && !shown.contains("3, 3, 3"), "{shown}");
     }
 }

@@ -251,18 +251,41 @@ fn many_starts_without_a_checkpoint_are_survived() {
     let mut bench = Bench::new();
     let disk = formatted(&mut bench);
     let mut model = Model::default();
-    let mut wanted = false;
+    let mut wanted = None;
     for hash in 1..=22 {
         let (journal, recovered) = bench.open(&disk);
         assert_eq!(Model::of(&recovered.live), model);
         mark_all(&journal, &recovered.live);
-        wanted |= journal.wants_checkpoint();
+        if journal.wants_checkpoint() {
+            wanted = wanted.or(Some(hash));
+        }
         let records = vec![put(hash, journal.allocate(1).unwrap())];
         model.apply(&records);
         bench.append(&journal, records);
     }
-    assert!(wanted, "a long list of starts asks for a checkpoint");
+    assert_eq!(
+        wanted,
+        Some(13),
+        "a list of starts that is three quarters full, and no shorter one"
+    );
     assert_eq!(Model::of(&bench.open(&disk).1.live), model);
+}
+
+#[test]
+fn starts_that_wrote_nothing_are_forgotten() {
+    let mut bench = Bench::new();
+    let (disk, _) = with_puts(&mut bench, 3);
+    let mut starts = |count: u64| -> Vec<(u64, u64)> {
+        let mut journal = None;
+        (0..count).for_each(|_| journal = Some(bench.open(&disk).0));
+        let starts = journal.expect("it was opened").superblock().starts;
+        starts.iter().map(|start| (start.incarnation, start.first_sequence)).collect()
+    };
+    let once = starts(1);
+    let last = *once.last().expect("the present one");
+    let (before, now) = once.split_at(once.len() - 1);
+    assert!(before.iter().all(|(_, sequence)| *sequence < last.1), "{once:?}");
+    assert_eq!(starts(5), [before, &[(now[0].0 + 5, last.1)]].concat());
 }
 
 /// A drive with two checkpoints, the second in area A, and puts after it.
