@@ -90,6 +90,9 @@ pub enum RecoverError {
 /// that were handed out already, and a generation never names two values.
 const GENERATION_JUMP: u64 = 1 << 20;
 
+/// Blocks that the policy is told of at a time.
+const TOLD: usize = 256;
+
 /// Removals per frame while leftovers are cleaned up.
 const CLEAN_STEP: usize = 64;
 
@@ -237,20 +240,28 @@ impl Store {
         });
         self.mark_parts(&mut blocks, single, dropped);
         self.counters.blocks.add(blocks.len() as u64);
-        let mut bytes = 0;
-        let mut policy = self.policy.borrow_mut();
-        let mut restore = |slot, entry: &Entry| {
-            bytes += entry.length();
-            policy.restored(slot, entry.hash());
-        };
         if ordered {
-            blocks.iter(1..=blocks.last()).for_each(|(slot, entry)| restore(slot, entry));
+            self.restore(blocks.iter(1..=blocks.last()));
         } else {
-            by_generation(&blocks).for_each(|slot| restore(slot, blocks.get(slot)));
+            self.restore(by_generation(&blocks).map(|slot| (slot, blocks.get(slot))));
         }
-        self.counters.bytes.add(bytes);
-        drop(policy);
         *self.blocks.borrow_mut() = blocks;
+    }
+
+    /// Tells the policy of all blocks, the oldest first.
+    fn restore<'a>(&self, blocks: impl Iterator<Item = (Slot, &'a Entry)>) {
+        let mut policy = self.policy.borrow_mut();
+        let (mut told, mut bytes) = (Vec::with_capacity(TOLD), 0);
+        for (slot, entry) in blocks {
+            bytes += entry.length();
+            told.push((slot, entry.hash()));
+            if told.len() == TOLD {
+                policy.restored(&told);
+                told.clear();
+            }
+        }
+        policy.restored(&told);
+        self.counters.bytes.add(bytes);
     }
 
     /// Takes the units of blocks of several parts, those with slots after `single`. Newest first,

@@ -85,6 +85,33 @@ impl Idle for Page {
     }
 }
 
+/// The pages of a segment that is filled from the first bucket's place on: all that lies together.
+#[derive(Default)]
+struct Sheet {
+    pages: [Page; PAGES_MAX],
+    /// Numbers of each bucket.
+    lens: [[u8; BUCKETS]; PAGES_MAX],
+}
+
+impl Sheet {
+    /// Puts an item into one of its buckets, unless both are full.
+    fn put(&mut self, segment: &Segment, (x, number): Item) -> bool {
+        [x, turned(x)].into_iter().any(|x| {
+            let (at, tag) = segment.locate(x);
+            let (page, at) = (at as usize / BUCKETS, at as usize % BUCKETS);
+            let len = &mut self.lens[page][at];
+            let place = usize::from(*len);
+            if place == PLACES {
+                return false;
+            }
+            let bucket = &mut self.pages[page].0[at];
+            (bucket.tags[place], bucket.numbers[place]) = (tag, number);
+            *len += 1;
+            true
+        })
+    }
+}
+
 /// In this order, because the beginning is what most lookups need.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -391,9 +418,14 @@ impl Table {
     fn fill(&mut self, at: usize, pages: usize, items: &[Item]) {
         for pages in pages..=PAGES_MAX {
             let mut segment = Segment::new(pages, items.len());
-            segment.pages[..pages].fill_with(|| self.pages.insert(Page::default()));
+            let mut sheet = Sheet::default();
+            let homeless: Vec<Item> =
+                items.iter().filter(|&&item| !sheet.put(&segment, item)).copied().collect();
+            for (page, filled) in segment.pages[..pages].iter_mut().zip(sheet.pages) {
+                *page = self.pages.insert(filled);
+            }
             self.segments[at] = segment;
-            if items.iter().all(|&item| self.place(at, item).is_none()) {
+            if homeless.into_iter().all(|item| self.place(at, item).is_none()) {
                 return;
             }
             self.take_items(at);
