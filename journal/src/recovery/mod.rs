@@ -174,8 +174,7 @@ async fn attempt<K: KeyPart, L: Gather<K>>(
     met.checkpoint = expected.number;
     met.conflicts = replay.conflicts();
     met.out_of_range = replay.out_of_range();
-    let sums = replay.sums();
-    let (live, units) = replay.live();
+    let (live, sums, units) = replay.live();
     Ok(Ok(Outcome {
         live,
         units,

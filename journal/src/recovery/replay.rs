@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::allocator::{Allocator, MarkError};
-use crate::record::{KeyLen, KeyPart, Record, Usage};
+use crate::ids::{BlockId, UnitRange};
+use crate::record::{KeyLen, KeyPart, Kind, Record, Usage};
 
 /// Generations of one piece.
 const PIECE: u64 = 16;
@@ -117,13 +118,117 @@ impl<K> Slots<K> {
     }
 }
 
-/// A record of the log.
+/// A record of the log: 64 bytes, but for Heads, which are few.
 struct Slot<K> {
-    record: Record<K>,
+    said: Said<K>,
     /// The slot of another one whose block has the same generation, counted from 1; 0 for none.
     next: u32,
     /// It stands: no later one has outdated it or names its units.
     lives: bool,
+}
+
+const _: () = assert!(size_of::<Slot<KeyLen>>() == 64);
+
+/// What a record says, in little space: a log may have millions.
+enum Said<K> {
+    Put {
+        hash: [u64; 2],
+        generation: u64,
+        expires: u64,
+        start: u32,
+        length: u32,
+        crc: u32,
+        count: u16,
+        flags: u16,
+        key: K,
+    },
+    Part {
+        hash: [u64; 2],
+        generation: u64,
+        start: u32,
+        length: u32,
+        crc: u32,
+        count: u16,
+        index: u16,
+    },
+    Head(Box<Record<K>>),
+    Remove {
+        hash: [u64; 2],
+        generation: u64,
+    },
+}
+
+fn halves(hash: u128) -> [u64; 2] {
+    [hash as u64, (hash >> 64) as u64]
+}
+
+fn whole([low, high]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
+}
+
+impl<K: KeyPart> Said<K> {
+    fn by(record: Record<K>) -> Said<K> {
+        let BlockId { hash, generation } = record.block();
+        let hash = halves(hash);
+        match record {
+            Record::Put { key, extent, length, crc, expires, flags, .. } => {
+                let UnitRange { start, count } = extent;
+                Said::Put { hash, generation, expires, start, length, crc, count, flags, key }
+            }
+            Record::Part { index, extent, length, crc, .. } => {
+                let UnitRange { start, count } = extent;
+                Said::Part { hash, generation, start, length, crc, count, index }
+            }
+            Record::Remove { .. } => Said::Remove { hash, generation },
+            head @ Record::Head { .. } => Said::Head(Box::new(head)),
+        }
+    }
+
+    fn record(self) -> Record<K> {
+        let block = self.about().0;
+        match self {
+            Said::Put { expires, start, length, crc, count, flags, key, .. } => {
+                let extent = UnitRange { start, count };
+                Record::Put { block, key, extent, length, crc, expires, flags }
+            }
+            Said::Part { start, length, crc, count, index, .. } => {
+                let extent = UnitRange { start, count };
+                Record::Part { block, index, extent, length, crc }
+            }
+            Said::Head(record) => *record,
+            Said::Remove { .. } => Record::Remove { block },
+        }
+    }
+
+    /// Of which block it says what.
+    fn about(&self) -> (BlockId, Kind) {
+        let (hash, generation, kind) = match *self {
+            Said::Put { hash, generation, .. } => (hash, generation, Kind::Put),
+            Said::Part { hash, generation, index, .. } => (hash, generation, Kind::Part(index)),
+            Said::Remove { hash, generation } => (hash, generation, Kind::Remove),
+            Said::Head(ref record) => return about(record),
+        };
+        (BlockId { hash: whole(hash), generation }, kind)
+    }
+
+    fn extent(&self) -> Option<UnitRange> {
+        match *self {
+            Said::Put { start, count, .. } | Said::Part { start, count, .. } => {
+                Some(UnitRange { start, count })
+            }
+            Said::Head(_) | Said::Remove { .. } => None,
+        }
+    }
+}
+
+/// Of which block a record says what.
+fn about<K>(record: &Record<K>) -> (BlockId, Kind) {
+    match *record {
+        Record::Put { block, .. } => (block, Kind::Put),
+        Record::Part { block, index, .. } => (block, Kind::Part(index)),
+        Record::Head { block, .. } => (block, Kind::Head),
+        Record::Remove { block } => (block, Kind::Remove),
+    }
 }
 
 /// First half: the log. Records come in the order they were appended.
@@ -162,17 +267,8 @@ impl Sums {
 
 /// Whether a record takes the place of an earlier one: it says the same of the same block, or that
 /// the block is gone.
-fn outdates<K: KeyPart>(later: &Record<K>, earlier: &Record<K>) -> bool {
-    if later.block() != earlier.block() {
-        return false;
-    }
-    match (later, earlier) {
-        (Record::Remove { .. }, _)
-        | (Record::Put { .. }, Record::Put { .. })
-        | (Record::Head { .. }, Record::Head { .. }) => true,
-        (Record::Part { index: a, .. }, Record::Part { index: b, .. }) => a == b,
-        _ => false,
-    }
+fn outdates(later: (BlockId, Kind), earlier: (BlockId, Kind)) -> bool {
+    later.0 == earlier.0 && (later.1 == Kind::Remove || later.1 == earlier.1)
 }
 
 impl<K: KeyPart> Replay<K> {
@@ -186,7 +282,7 @@ impl<K: KeyPart> Replay<K> {
         while at != 0 {
             let slot = self.slots.get_mut(at);
             let (place, next) = (at, slot.next);
-            if outdates(&record, &slot.record) {
+            if outdates(about(&record), slot.said.about()) {
                 slot.lives = false;
             } else {
                 slot.next = others;
@@ -194,18 +290,17 @@ impl<K: KeyPart> Replay<K> {
             }
             at = next;
         }
-        *last = self.slots.push(Slot { record, next: others, lives: true });
+        *last = self.slots.push(Slot { said: Said::by(record), next: others, lives: true });
     }
 
     /// The log is at its end: of records that name the same units, the later ones stand.
     pub(crate) fn log_done<L: Gather<K>>(mut self) -> Merge<K, L> {
         let mut taken = Allocator::new(self.units);
-        let (mut conflicts, mut out_of_range, mut sums) = (0, 0, Sums::default());
+        let (mut conflicts, mut out_of_range) = (0, 0);
         let slots = self.slots.pieces.iter_mut().flatten();
         for slot in slots.rev().filter(|slot| slot.lives) {
-            match slot.record.extent().map_or(Ok(()), |extent| taken.mark(extent)) {
-                Ok(()) if matches!(slot.record, Record::Remove { .. }) => {}
-                Ok(()) => sums.add(&slot.record),
+            match slot.said.extent().map_or(Ok(()), |extent| taken.mark(extent)) {
+                Ok(()) => {}
                 Err(MarkError::Taken { .. }) => {
                     conflicts += 1;
                     slot.lives = false;
@@ -216,7 +311,14 @@ impl<K: KeyPart> Replay<K> {
                 }
             }
         }
-        Merge { log: self, live: L::default(), taken, conflicts, out_of_range, sums }
+        Merge {
+            log: self,
+            live: L::default(),
+            taken,
+            conflicts,
+            out_of_range,
+            sums: Sums::default(),
+        }
     }
 }
 
@@ -227,7 +329,7 @@ impl<K: KeyPart, L: Gather<K>> Merge<K, L> {
         while at != 0 {
             // What a conflict took still outdates what was there before.
             let later = self.log.slots.get(at);
-            if outdates(&later.record, &record) {
+            if outdates(later.said.about(), about(&record)) {
                 return;
             }
             at = later.next;
@@ -249,10 +351,6 @@ impl<K: KeyPart, L: Gather<K>> Merge<K, L> {
         self.live.take(record);
     }
 
-    pub(crate) fn sums(&self) -> Sums {
-        self.sums
-    }
-
     pub(crate) fn conflicts(&self) -> u64 {
         self.conflicts
     }
@@ -261,16 +359,18 @@ impl<K: KeyPart, L: Gather<K>> Merge<K, L> {
         self.out_of_range
     }
 
-    /// What lives, and its units: the log's records follow those of the checkpoint.
-    pub(crate) fn live(self) -> (L, Allocator) {
-        let mut live = self.live;
+    /// What lives, its sums, and its units: the log's records follow those of the checkpoint.
+    pub(crate) fn live(self) -> (L, Sums, Allocator) {
+        let Merge { mut live, mut sums, .. } = self;
         // Piece by piece, so that the log and what is made of it never are there both.
         for slot in self.log.slots.pieces.into_iter().flatten() {
-            if slot.lives && !matches!(slot.record, Record::Remove { .. }) {
-                live.take(slot.record);
+            if slot.lives && !matches!(slot.said, Said::Remove { .. }) {
+                let record = slot.said.record();
+                sums.add(&record);
+                live.take(record);
             }
         }
-        (live, self.taken)
+        (live, sums, self.taken)
     }
 }
 
