@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::checkpoint::read::{LoadError, Reading, Source, read_area};
 use crate::crc::{Pieces, crc32c};
-use crate::ids::{UNIT, UnitRange};
+use crate::ids::{KeyBytes, UNIT, UnitRange};
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::record::Record;
@@ -44,7 +44,7 @@ pub async fn read_contents(
     superblock: &Superblock,
 ) -> Result<Contents, OpenError> {
     let means = Means { queue, pool, local, superblock };
-    let outcome = recover(&means, Reading::Whole).await?;
+    let outcome = recover::<KeyBytes, Vec<Record>>(&means, Reading::Whole).await?;
     let area = 1 - superblock.active;
     let source = Source {
         queue,

@@ -30,7 +30,7 @@ use crate::log::{Bounds, Log, Mark, Refusal};
 use crate::membership::Membership;
 use crate::quorum::write_superblock;
 use crate::record::{KeyLen, Record};
-use crate::recovery::{Means, OpenError, RecoveryReport, recover};
+use crate::recovery::{Gather, Means, OpenError, Outcome, RecoveryReport, recover};
 use crate::superblock::{STARTS_MAX, Start, Superblock};
 use crate::trim::Trim;
 
@@ -62,10 +62,11 @@ pub enum JournalError {
 
 /// What is found on a drive when its journal is opened.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Recovered {
+pub struct Recovered<L = Vec<Record<KeyLen>>> {
     /// What lives: Puts, Heads and Parts, never a Remove. No two name the same unit, and all are on
-    /// the drive; whoever keeps one [marks](Journal::mark) its units. Keys stay on the drive.
-    pub live: Vec<Record<KeyLen>>,
+    /// the drive. Their units are taken; whoever does not keep one [disowns](Journal::disown) them.
+    /// Keys stay on the drive.
+    pub live: L,
     /// The journal was closed in order over verified blocks, and nothing was appended since.
     pub clean: bool,
     /// No generation above this one was recorded. After an unclean start generations above it may
@@ -75,6 +76,14 @@ pub struct Recovered {
     pub clock_high: u64,
     /// What reading met.
     pub report: RecoveryReport,
+}
+
+impl<L> Recovered<L> {
+    /// The same, with something else made of what lives.
+    pub fn map<M>(self, make: impl FnOnce(L) -> M) -> Recovered<M> {
+        let Recovered { live, clean, generation_high, clock_high, report } = self;
+        Recovered { live: make(live), clean, generation_high, clock_high, report }
+    }
 }
 
 /// Where a checkpoint begins; from [`Journal::begin_checkpoint`].
@@ -207,14 +216,14 @@ pub struct Journal {
 /// Opens a drive's journal: reads the checkpoint and the log after it, then, before anything can be
 /// appended, raises the incarnation and clears `clean` in the superblock. Big logs and checkpoints
 /// are read piece by piece; other tasks run in between.
-pub async fn open(
+pub async fn open<L: Gather>(
     queue: Rc<dyn BlockQueue>,
     local: &Local,
     pool: Pool,
     superblock: Superblock,
-) -> Result<(Rc<Journal>, Recovered), OpenError> {
+) -> Result<(Rc<Journal>, Recovered<L>), OpenError> {
     let means = Means { queue: &*queue, pool: &pool, local, superblock: &superblock };
-    let outcome = recover(&means, Reading::WithoutKeys).await?;
+    let outcome = recover::<KeyLen, L>(&means, Reading::WithoutKeys).await?;
     let active = superblock.checkpoints[outcome.area];
     let head = Mark { sequence: outcome.end.sequence, position: outcome.end.position };
     let clean = superblock.clean
@@ -251,7 +260,7 @@ pub async fn open(
         failure: RefCell::new(None),
         stats: Cell::new(JournalStats::default()),
         clock_high: Cell::new(outcome.clock_high),
-        allocator: RefCell::new(Allocator::new(layout.units)),
+        allocator: RefCell::new(outcome.units),
         trim: RefCell::default(),
         trimmed: Event::new(),
         superblock: RefCell::new(superblock),
@@ -274,11 +283,7 @@ pub async fn open(
 
 /// The superblock of a journal that has just started: the next incarnation, owner of every frame
 /// from `first_sequence` on.
-fn started(
-    mut superblock: Superblock,
-    outcome: &crate::recovery::Outcome<KeyLen>,
-    first_sequence: u64,
-) -> Superblock {
+fn started<L>(mut superblock: Superblock, outcome: &Outcome<L>, first_sequence: u64) -> Superblock {
     superblock.revision += 1;
     superblock.incarnation += 1;
     superblock.clean = false;
@@ -332,7 +337,13 @@ impl Journal {
         self.shared.trim.borrow_mut().freed(range, &self.shared.local);
     }
 
-    /// Takes the units that a recovered record names.
+    /// Gives back the units of a recovered record that is not kept. Nobody has read or written them
+    /// in this run, and the device is not told: the record is there until it is removed.
+    pub fn disown(&self, range: UnitRange) {
+        self.shared.allocator.borrow_mut().release(range);
+    }
+
+    /// Takes units of a recovered record that were disowned.
     pub fn mark(&self, range: UnitRange) -> Result<(), MarkError> {
         self.shared.allocator.borrow_mut().mark(range)
     }

@@ -65,6 +65,6 @@ pub use layout::{
 pub use membership::{Membership, MembershipError, Standing};
 pub use quorum::{ReadError, erase_superblock, read_copies, read_superblock};
 pub use record::{KeyLen, KeyPart, Kind, PartRef, RECORD_MAX, Record, RecordError, Usage, View};
-pub use recovery::{OpenError, RecoveryReport, Unusable};
+pub use recovery::{Gather, OpenError, RecoveryReport, Unusable};
 pub use superblock::{Identity, MEMBERS_MAX, Superblock, SuperblockError};
 pub use trim::{TrimConfig, TrimStats};

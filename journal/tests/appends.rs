@@ -7,7 +7,9 @@ use std::rc::Rc;
 
 use common::*;
 use memkv_block::{BlockQueue, Op};
-use memkv_journal::{FormatOptions, JournalError, KeyBytes, Record, SUPERBLOCK_STRIDE, UnitRange};
+use memkv_journal::{
+    FormatOptions, JournalError, KeyBytes, Record, Recovered, SUPERBLOCK_STRIDE, UnitRange,
+};
 
 const RING: usize = 4 * SUPERBLOCK_STRIDE as usize;
 
@@ -351,9 +353,9 @@ fn on_the_memory_device_the_journal_is_that_of_any_drive() {
             let superblock =
                 memkv_journal::read_superblock(&*queue, &geometry, &pool).await.unwrap();
             let opened = memkv_journal::open(queue.clone(), &local, pool.clone(), superblock);
-            let (journal, recovered) = opened.await.unwrap();
+            let (journal, recovered): (_, Recovered) = opened.await.unwrap();
             assert_eq!(recovered.live.len() as u64, 2 * round);
-            mark_all(&journal, &recovered.live);
+            all_taken(&journal, &recovered.live);
             for hash in [2 * round, 2 * round + 1] {
                 let extent = journal.allocate(3).unwrap();
                 assert_eq!(journal.data_offset(extent.start) % 16384, 0);
@@ -364,7 +366,9 @@ fn on_the_memory_device_the_journal_is_that_of_any_drive() {
             assert_eq!(free, 6 * (round + 1));
         }
         let superblock = memkv_journal::read_superblock(&*queue, &geometry, &pool).await.unwrap();
-        memkv_journal::open(queue, &local, pool, superblock).await.unwrap().1.live
+        let opened = memkv_journal::open(queue, &local, pool, superblock).await;
+        let (_, Recovered { live, .. }): (_, Recovered) = opened.unwrap();
+        live
     });
     assert_eq!(live.len(), 6);
 }

@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
     fn restart(&mut self) {
         let (journal, recovered) = self.bench.open(&self.disk);
         assert_eq!(Model::of(&recovered.live), self.live);
-        mark_all(&journal, &recovered.live);
+        all_taken(&journal, &recovered.live);
         self.journal = journal;
         // Opening flushes after it has read the whole log.
         self.all_durable();
@@ -248,13 +248,13 @@ fn model_of(calls: &[Call]) -> Model {
 /// use.
 fn open_twice(bench: &mut Bench, disk: &Disk) -> Model {
     let (journal, recovered) = bench.open(disk);
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     let (first, damaged) = (Model::of(&recovered.live), recovered.report.damaged_frames);
     let records = vec![put(900_001, journal.allocate(1).expect("a unit is free"))];
     bench.append(&journal, records.clone());
     drop(journal);
     let (journal, recovered) = bench.open(disk);
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     let mut second = first.clone();
     second.apply(&records);
     assert_eq!(Model::of(&recovered.live), second, "the drive did not keep what it showed");

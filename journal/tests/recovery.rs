@@ -45,7 +45,7 @@ fn what_was_acknowledged_is_found_again_and_an_orderly_stop_is_clean() {
     let expected = RecoveryReport { frames: 5, records: 5, visits, ..RecoveryReport::default() };
     assert_eq!(recovered.report, expected);
 
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     let (first, second) = (journal.allocate(1).unwrap(), journal.allocate(1).unwrap());
     let records = in_parts(9, first, second);
     model.apply(&records);
@@ -98,7 +98,7 @@ fn a_damaged_last_frame_ends_the_log() {
         assert!(recovered.report.torn_tail && recovered.report.damaged_frames == 0);
         // The next frame takes its place.
         assert_eq!(journal.next_sequence(), 4);
-        mark_all(&journal, &recovered.live);
+        all_taken(&journal, &recovered.live);
         let records = vec![put(50, journal.allocate(1).unwrap())];
         model.apply(&records);
         bench.append(&journal, records);
@@ -119,7 +119,7 @@ fn a_lost_remove_never_gives_two_blocks_the_same_unit() {
     let (journal, recovered) = bench.open(&disk);
     assert_eq!(recovered.live, [put(2, extent)], "the later one stands");
     assert_eq!((recovered.report.damaged_frames, recovered.report.conflicts), (1, 1));
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn frames_an_earlier_incarnation_left_never_come_back() {
     let (journal, recovered) = bench.open(&disk);
     (3..=6).for_each(|hash| model.apply(&[remove(hash)]));
     assert_eq!(Model::of(&recovered.live), model);
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     let records = vec![put(70, journal.allocate(1).unwrap())];
     bench.append(&journal, records.clone());
     // They reappear, as from a cache: frame 3 is the second start's, those after it are not.
@@ -233,7 +233,7 @@ fn a_ring_is_lapped_many_times_and_nothing_is_lost() {
             assert_eq!(Model::of(&reopened.1.live), model, "round {round}");
             assert_eq!(reopened.1.report.damaged_frames, 0);
             journal = reopened.0;
-            mark_all(&journal, &reopened.1.live);
+            all_taken(&journal, &reopened.1.live);
         }
     }
     assert!(fillers > 10, "laps ended in {fillers} fillers");
@@ -255,7 +255,7 @@ fn many_starts_without_a_checkpoint_are_survived() {
     for hash in 1..=22 {
         let (journal, recovered) = bench.open(&disk);
         assert_eq!(Model::of(&recovered.live), model);
-        mark_all(&journal, &recovered.live);
+        all_taken(&journal, &recovered.live);
         if journal.wants_checkpoint() {
             wanted = wanted.or(Some(hash));
         }
@@ -292,7 +292,7 @@ fn starts_that_wrote_nothing_are_forgotten() {
 fn with_checkpoints(bench: &mut Bench) -> (Disk, Model, memkv_journal::Superblock) {
     let (disk, mut model) = with_puts(bench, 3);
     let (journal, recovered) = bench.open(&disk);
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     for hash in 10..14 {
         let records = vec![put(hash, journal.allocate(1).unwrap()), remove(hash - 9)];
         model.apply(&records);
@@ -316,7 +316,7 @@ fn a_damaged_checkpoint_falls_back_to_the_other_while_the_log_reaches() {
         assert!(recovered.report.fell_back && !recovered.clean);
         assert_eq!(Model::of(&recovered.live), model);
         // The drive goes on from there.
-        mark_all(&journal, &recovered.live);
+        all_taken(&journal, &recovered.live);
         bench.checkpoint(&journal, model.records(), false);
         let (_, recovered) = bench.open(&disk);
         assert!(!recovered.report.fell_back);
@@ -337,7 +337,7 @@ fn two_damaged_checkpoints_or_a_lapped_log_are_an_error() {
 
     let (disk, mut model, _) = with_checkpoints(&mut bench);
     let (journal, recovered) = bench.open(&disk);
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     for _ in 0..2 {
         bench.checkpoint(&journal, model.records(), false);
         (0..18).for_each(|_| bench.append(&journal, vec![remove(1)]));
@@ -494,7 +494,7 @@ fn a_failed_write_takes_the_journal_offline_and_loses_nothing_acknowledged() {
     let mut bench = Bench::new();
     let (disk, model) = with_puts(&mut bench, 3);
     let (journal, recovered) = bench.open(&disk);
-    mark_all(&journal, &recovered.live);
+    all_taken(&journal, &recovered.live);
     disk.0.borrow_mut().writes_left = Some(0);
     let calls: Vec<_> = (40..45)
         .map(|hash| journal.append(vec![put(hash, journal.allocate(1).unwrap())]))

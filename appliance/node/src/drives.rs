@@ -14,11 +14,11 @@ use memkv_block::{BlockDevice, BlockQueue, Geometry, IoError, OpenError, OpenOpt
 use memkv_dma::{Class, Pool};
 use memkv_journal::{
     FormatError, FormatOptions, Identity, Layout, MembershipError, NodeUuid,
-    OpenError as JournalError, ReadError, Superblock, TrimConfig, membership,
+    OpenError as JournalError, ReadError, Recovered, Superblock, TrimConfig, membership,
 };
 use memkv_poller::Local;
 use memkv_store::{
-    EvictionConfig, Policy, RecoverError, RecoveredDrive, ScrubConfig, Store, StoreConfig,
+    EvictionConfig, Found, Policy, RecoverError, RecoveredDrive, ScrubConfig, Store, StoreConfig,
 };
 use uuid::Uuid;
 
@@ -275,13 +275,13 @@ pub async fn open_store(
     let node = opened[0].1.identity.node.0;
     for (drive, superblock) in opened {
         let began = Instant::now();
-        let (journal, recovered) =
+        let (journal, recovered): (_, Recovered<Found>) =
             memkv_journal::open(drive.queue.clone(), &local, pool.clone(), superblock)
                 .await
                 .map_err(|source| DrivesError::Recover { name: drive.name.clone(), source })?;
         let recovery = Recovery {
             clean: recovered.clean,
-            records: recovered.live.len() as u64,
+            records: recovered.live.records(),
             report: recovered.report.clone(),
             took: began.elapsed(),
         };

@@ -23,11 +23,13 @@ mod tests;
 
 use memkv_journal::BlockId;
 
+use entry::Row;
 pub use entry::{ENTRY_BYTES, EXPIRES_MAX, Entry, GENERATION_MAX, Span};
 pub(crate) use pieces::Pieces;
 pub use slab::{Slab, Spans};
 pub(crate) use table::Table;
 
+use crate::DriveId;
 use crate::block::{Block, KeyHash, Slot};
 
 /// See the module.
@@ -37,31 +39,104 @@ pub struct Index {
     table: Table,
 }
 
-/// Many blocks on their way into an index.
+/// Many blocks on their way into an index. Their slots count from 1, in the order in which they were
+/// taken in.
 #[derive(Default)]
-pub struct Filling(Slab);
+pub struct Filling {
+    slab: Slab,
+    order: Order,
+}
+
+/// Whether generations only rose.
+#[derive(Default)]
+struct Order {
+    first: Option<u64>,
+    last: Option<u64>,
+    broken: bool,
+}
+
+impl Order {
+    fn add(&mut self, generation: u64) {
+        let next = Some(generation);
+        self.append(Self { first: next, last: next, broken: false });
+    }
+
+    fn append(&mut self, other: Self) {
+        if other.first.is_some() {
+            self.broken |= other.broken || other.first <= self.last;
+            self.first = self.first.or(other.first);
+            self.last = other.last;
+        }
+    }
+}
 
 impl Filling {
-    /// Takes in a block, whose slot has the next number, from 1.
-    pub fn add(&mut self, block: &Block) {
-        self.0.insert(block);
-    }
-
-    /// Takes in a block that has one plain extent, no flags, and bytes that are not known to be
-    /// wrong.
+    /// Takes in a block that has no flags, and bytes that are not known to be wrong, in one plain
+    /// extent.
     pub fn add_plain(&mut self, id: BlockId, span: Span, expires: u64, verified: bool) {
         assert!(span.is_plain(), "the units of a plain extent follow from its length");
-        self.0.insert_plain(Entry::plain(id, span, expires, verified));
+        self.order.add(id.generation);
+        self.slab.insert_plain(Entry::plain(id, span, expires, verified));
     }
 
-    /// Publishes all of them but those of whose key another one was taken in before: their slots
-    /// are empty. Answers those, in order.
-    pub fn publish(self) -> (Index, Vec<Slot>) {
-        let Self(mut slab) = self;
-        let (table, again) = Table::of(slab.last(), |number| slab.hash_at(number));
-        let again: Vec<Slot> = again.into_iter().filter_map(Slot::of).collect();
-        again.iter().for_each(|&slot| slab.remove(slot));
-        (Index { slab, table }, again)
+    /// Takes in any block: with one bit of `verified` for each extent.
+    pub fn add(
+        &mut self,
+        id: BlockId,
+        spans: Box<[Span]>,
+        expires: u64,
+        flags: u16,
+        verified: u16,
+    ) {
+        if let [span] = *spans
+            && span.is_plain()
+            && flags == 0
+        {
+            return self.add_plain(id, span, expires, verified & 1 == 1);
+        }
+        self.order.add(id.generation);
+        let length = spans.iter().map(|span| u64::from(span.length)).sum();
+        let row = Row::new(spans, verified, flags);
+        self.slab.insert_with(row, |row| Entry::with_row(id, length, expires, row));
+    }
+
+    /// All blocks are on this drive, and unless `verified` none is known to be what was stored.
+    pub fn settle(&mut self, drive: DriveId, verified: bool) {
+        self.slab.settle(drive, verified);
+    }
+
+    /// Takes in all blocks of another one after its own.
+    pub fn append(&mut self, other: Filling) {
+        self.slab.append(other.slab);
+        self.order.append(other.order);
+    }
+
+    /// How many blocks there are.
+    pub fn len(&self) -> u32 {
+        self.slab.last()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether they came in the order of their generations.
+    pub fn is_ordered(&self) -> bool {
+        !self.order.broken
+    }
+
+    /// Publishes of every key the block of the highest generation, of equal ones the first. Tells
+    /// of the others before it forgets them: their slots are empty.
+    pub fn publish(self, mut older: impl FnMut(&Slab, Slot)) -> Index {
+        let Self { mut slab, .. } = self;
+        let is_newer = |number, there| slab.generation_at(number) > slab.generation_at(there);
+        let (table, again) = Table::of(slab.last(), |number| slab.hash_at(number), is_newer);
+        for slot in again.into_iter().filter_map(Slot::of) {
+            older(&slab, slot);
+            slab.remove(slot);
+        }
+        Index { slab, table }
     }
 }
 

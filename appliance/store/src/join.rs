@@ -17,10 +17,11 @@ use memkv_block::{BlockQueue, Geometry};
 use memkv_dma::Pool;
 use memkv_journal::{
     DriveUuid, FormatError, FormatOptions, Identity, Journal, MEMBERS_MAX, OpenError, Past,
-    Prepared, Superblock,
+    Prepared, Recovered, Superblock,
 };
 
 use crate::drives::{DRIVES_MAX, Drive};
+use crate::found::Found;
 use crate::{DriveId, Store};
 
 /// A drive that is to join; everything on it is lost.
@@ -144,7 +145,7 @@ impl Store {
         // More generations are given out while it is written: that is why it is not clean.
         let past = Past { generation_high: self.generation.get(), clean: false };
         let superblock = prepared.enter(&*queue, &pool, identity, past).await?;
-        let (journal, _): (Rc<Journal>, _) =
+        let (journal, _): (Rc<Journal>, Recovered<Found>) =
             memkv_journal::open(queue, &self.local, pool, superblock).await?;
         // 4.
         let id = DriveId(self.drives.len() as u16);

@@ -91,10 +91,10 @@ pub trait EvictionPolicy {
     /// A block was published.
     fn inserted(&mut self, slot: Slot, key: KeyHash);
 
-    /// A block was found at a start, when nothing was asked for yet. Those that were found later are
+    /// Blocks were found at a start, when nothing was asked for yet. Those that are told later are
     /// newer. There may be millions, and there is nothing to be learned from them.
-    fn restored(&mut self, slot: Slot, key: KeyHash) {
-        self.inserted(slot, key);
+    fn restored(&mut self, blocks: &[(Slot, KeyHash)]) {
+        blocks.iter().for_each(|&(slot, key)| self.inserted(slot, key));
     }
 
     /// A block was read.

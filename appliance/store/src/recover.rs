@@ -17,20 +17,22 @@
 //! without it is its removal.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use memkv_journal::{
-    BlockId, DriveUuid, Journal, JournalError, KeyLen, Membership, MembershipError, PartRef,
-    Record, Recovered, Standing, UnitRange, membership,
+    BlockId, DriveUuid, Journal, JournalError, Membership, MembershipError, Record, Recovered,
+    Standing, membership,
 };
 use memkv_poller::local::Event;
 use memkv_poller::{Local, channel};
 
-use crate::block::{Block, Slot, UNVERIFIED};
+use crate::block::{Slot, UNVERIFIED};
 use crate::drives::{Drive, Drives};
+use crate::found::{Found, FoundHead, FoundPart, PartKey};
 use crate::gone::Gone;
-use crate::index::{EXPIRES_MAX, Filling, GENERATION_MAX, Span};
+use crate::index::{EXPIRES_MAX, Entry, Filling, GENERATION_MAX, Index, Span};
 use crate::membership::Members;
 use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
@@ -42,7 +44,7 @@ pub struct RecoveredDrive {
     /// Its journal, open for appends.
     pub journal: Rc<Journal>,
     /// What it remembered.
-    pub recovered: Recovered,
+    pub recovered: Recovered<Found>,
 }
 
 /// Drives that cannot form one node, or that failed while they were joined.
@@ -88,59 +90,26 @@ pub enum RecoverError {
 /// that were handed out already, and a generation never names two values.
 const GENERATION_JUMP: u64 = 1 << 20;
 
+/// Blocks that the policy is told of at a time.
+const TOLD: usize = 256;
+
 /// Removals per frame while leftovers are cleaned up.
 const CLEAN_STEP: usize = 64;
 
-struct Candidate {
-    id: BlockId,
-    length: u64,
-    expires: u64,
-    flags: u16,
-    spans: Spans,
-    verified: bool,
+/// A block of several parts that were all found.
+struct Whole {
+    head: FoundHead,
+    spans: Vec<Span>,
 }
 
-/// Where a block is. There may be millions, and nearly all have one extent.
-enum Spans {
-    One(Span),
-    More(Vec<Span>),
-}
-
-impl std::ops::Deref for Spans {
-    type Target = [Span];
-
-    fn deref(&self) -> &[Span] {
-        match self {
-            Spans::One(span) => std::slice::from_ref(span),
-            Spans::More(spans) => spans,
-        }
-    }
-}
-
-/// A part is named by its block, its drive and its index.
-type PartKey = (BlockKey, DriveUuid, u16);
-type BlockKey = (u128, u64);
-
-struct FoundPart {
-    range: UnitRange,
-    length: u32,
-    crc: u32,
-    used: bool,
-}
-
-struct FoundHead {
-    id: BlockId,
-    length: u64,
-    expires: u64,
-    flags: u16,
-    parts: Vec<PartRef>,
-}
-
+/// What all drives remember.
 #[derive(Default)]
 struct Findings {
-    candidates: Vec<Candidate>,
+    /// Blocks of one extent, whose units are taken.
+    blocks: Filling,
     heads: Vec<(DriveId, FoundHead)>,
-    parts: BTreeMap<PartKey, FoundPart>,
+    /// Whose units are free.
+    parts: BTreeMap<(DriveUuid, PartKey), FoundPart>,
     dropped: Vec<(DriveId, BlockId)>,
     /// Drives on which records named the same units.
     conflicts: Vec<DriveId>,
@@ -167,9 +136,9 @@ impl Store {
         if findings.generation > GENERATION_MAX {
             return Err(RecoverError::Generation { generation: findings.generation });
         }
-        join_heads(&drives, &mut findings);
+        let whole = join_heads(&drives, &mut findings);
         let store = Rc::new(Self::empty(local, config, policy, drives, members, &findings));
-        store.fill(&mut findings);
+        store.fill(&mut findings, whole);
         store.tell_start().await?;
         // The checkpointers first: cleaning up may need room in a ring.
         for drive in store.drives.iter() {
@@ -248,64 +217,77 @@ impl Store {
         Ok(())
     }
 
-    /// Publishes the newest block of every key. Newest first, so that of two blocks that share a
-    /// unit the one written last wins; the policy hears of them oldest first, which is the order in
-    /// which they are evicted.
-    fn fill(&self, findings: &mut Findings) {
-        let candidates = std::mem::take(&mut findings.candidates);
-        let order = newest_first(&candidates);
-        let newest_first = || order.iter().map(|&at| &candidates[at as usize]);
-        let mut filling = Filling::default();
-        newest_first().for_each(|c| self.add(&mut filling, c));
-        let (mut blocks, older) = filling.publish();
-        let (mut slots, mut bytes) = (Vec::with_capacity(candidates.len()), 0);
-        let mut older = older.into_iter().peekable();
-        for (slot, c) in (1..).filter_map(Slot::of).zip(newest_first()) {
-            let is_newest = older.next_if_eq(&slot).is_none();
-            if is_newest && self.mark_units(&c.spans) {
-                bytes += c.length;
-                slots.push(slot);
-                continue;
-            }
-            if is_newest {
-                blocks.unpublish(slot);
-                blocks.remove(slot);
-            }
-            findings.dropped.extend(c.spans.iter().map(|span| (span.drive, c.id)));
+    /// Publishes the newest block of every key. The policy hears of them oldest first, which is the
+    /// order in which they are evicted.
+    fn fill(&self, findings: &mut Findings, whole: Vec<Whole>) {
+        let mut filling = std::mem::take(&mut findings.blocks);
+        let (single, clean) = (filling.len(), findings.clean);
+        for Whole { head, spans } in &whole {
+            let (flags, spans) = (head.flags & !UNVERIFIED, spans.as_slice().into());
+            let verified = if clean && head.flags & UNVERIFIED == 0 { u16::MAX } else { 0 };
+            filling.add(head.id, spans, head.expires.min(EXPIRES_MAX), flags, verified);
         }
-        self.counters.blocks.add(slots.len() as u64);
-        self.counters.bytes.add(bytes);
-        drop(candidates);
-        let mut policy = self.policy.borrow_mut();
-        for slot in slots.into_iter().rev() {
-            policy.restored(slot, blocks.get(slot).hash());
+        let ordered = filling.is_ordered();
+        let dropped = &mut findings.dropped;
+        let mut blocks = filling.publish(|older, slot| {
+            let id = older.get(slot).id();
+            for span in older.spans(slot) {
+                dropped.push((span.drive, id));
+                if slot.number() <= single {
+                    self.drive(span.drive).journal.disown(span.range);
+                }
+            }
+        });
+        self.mark_parts(&mut blocks, single, dropped);
+        self.counters.blocks.add(blocks.len() as u64);
+        if ordered {
+            self.restore(blocks.iter(1..=blocks.last()));
+        } else {
+            self.restore(by_generation(&blocks).map(|slot| (slot, blocks.get(slot))));
         }
         *self.blocks.borrow_mut() = blocks;
     }
 
-    fn add(&self, filling: &mut Filling, c: &Candidate) {
-        let (id, expires) = (c.id, c.expires.min(EXPIRES_MAX));
-        if let Spans::One(span) = c.spans
-            && span.is_plain()
-            && c.flags == 0
-        {
-            return filling.add_plain(id, span, expires, c.verified);
+    /// Tells the policy of all blocks, the oldest first.
+    fn restore<'a>(&self, blocks: impl Iterator<Item = (Slot, &'a Entry)>) {
+        let mut policy = self.policy.borrow_mut();
+        let (mut told, mut bytes) = (Vec::with_capacity(TOLD), 0);
+        for (slot, entry) in blocks {
+            bytes += entry.length();
+            told.push((slot, entry.hash()));
+            if told.len() == TOLD {
+                policy.restored(&told);
+                told.clear();
+            }
         }
-        filling.add(&Block {
-            id,
-            length: c.length,
-            expires,
-            flags: c.flags,
-            extents: c.spans.iter().map(|span| self.extent(*span)).collect(),
-            verified: if c.verified { u16::MAX } else { 0 },
-            corrupt: false,
-        });
+        policy.restored(&told);
+        self.counters.bytes.add(bytes);
+    }
+
+    /// Takes the units of blocks of several parts, those with slots after `single`. Newest first,
+    /// so that of two blocks that share a unit the one written last wins.
+    fn mark_parts(&self, blocks: &mut Index, single: u32, dropped: &mut Vec<(DriveId, BlockId)>) {
+        let there = blocks.iter(single + 1..=blocks.last());
+        let mut slots: Vec<_> =
+            there.map(|(slot, entry)| (Reverse(entry.generation()), slot)).collect();
+        slots.sort_unstable();
+        for (_, slot) in slots {
+            let spans: Vec<Span> = blocks.spans(slot).collect();
+            if !self.mark_units(&spans) {
+                let id = blocks.get(slot).id();
+                dropped.extend(spans.iter().map(|span| (span.drive, id)));
+                blocks.unpublish(slot);
+                blocks.remove(slot);
+            }
+        }
     }
 
     fn mark_units(&self, spans: &[Span]) -> bool {
         for (i, span) in spans.iter().enumerate() {
             if self.drive(span.drive).journal.mark(span.range).is_err() {
-                spans[..i].iter().for_each(|span| self.release_span(*span));
+                spans[..i]
+                    .iter()
+                    .for_each(|span| self.drive(span.drive).journal.disown(span.range));
                 return false;
             }
         }
@@ -335,17 +317,13 @@ impl Store {
     }
 }
 
-/// The places of all, by generation; those of one generation in the order in which they were found.
-fn newest_first(candidates: &[Candidate]) -> Vec<u32> {
-    let count = u32::try_from(candidates.len()).expect("fewer blocks than slots");
-    // A log names them nearly in this order already, and so does a checkpoint of it.
-    if candidates.is_sorted_by(|a, b| a.id.generation < b.id.generation) {
-        return (0..count).rev().collect();
-    }
-    let mut order: Vec<(u64, u32)> =
-        candidates.iter().zip(0..count).map(|(c, at)| (!c.id.generation, at)).collect();
+/// All blocks, the oldest first; of those of one generation the one that was found last.
+fn by_generation(blocks: &Index) -> impl Iterator<Item = Slot> {
+    let all = blocks.iter(1..=blocks.last());
+    let mut order: Vec<(u64, Reverse<Slot>)> =
+        all.map(|(slot, entry)| (entry.generation(), Reverse(slot))).collect();
     order.sort_unstable();
-    order.into_iter().map(|(_, at)| at).collect()
+    order.into_iter().map(|(_, Reverse(slot))| slot)
 }
 
 fn check_members(opened: &[RecoveredDrive]) -> Result<Membership, RecoverError> {
@@ -360,7 +338,7 @@ fn check_members(opened: &[RecoveredDrive]) -> Result<Membership, RecoverError> 
     Ok(resolved.membership)
 }
 
-fn split(opened: Vec<RecoveredDrive>) -> (Vec<Drive>, Vec<Recovered>) {
+fn split(opened: Vec<RecoveredDrive>) -> (Vec<Drive>, Vec<Recovered<Found>>) {
     let drive = |(index, RecoveredDrive { journal, recovered })| {
         let drive = Drive::new(DriveId(index as u16), journal);
         drive.open.set(true);
@@ -369,98 +347,66 @@ fn split(opened: Vec<RecoveredDrive>) -> (Vec<Drive>, Vec<Recovered>) {
     opened.into_iter().enumerate().map(drive).unzip()
 }
 
-fn read_findings(drives: &[Drive], recovered: Vec<Recovered>) -> Findings {
+fn read_findings(drives: &[Drive], recovered: Vec<Recovered<Found>>) -> Findings {
     let mut findings = Findings { clean: true, ..Findings::default() };
     findings.clean = recovered.iter().all(|r| r.clean);
-    let clean = findings.clean;
     for (drive, recovered) in drives.iter().zip(recovered) {
         findings.generation = findings.generation.max(recovered.generation_high);
         findings.clock = findings.clock.max(recovered.clock_high);
         if recovered.report.conflicts > 0 {
             findings.conflicts.push(drive.id);
         }
-        // In the memory that the records have: there may be millions.
-        let whole = recovered.live.into_iter();
-        let whole: Vec<_> =
-            whole.filter_map(|record| findings.take(drive, record, clean)).collect();
-        match findings.candidates.is_empty() {
-            true => findings.candidates = whole,
-            false => findings.candidates.extend(whole),
-        }
+        findings.take(drive, recovered.live);
     }
-    if !clean {
+    if !findings.clean {
         findings.generation = findings.generation.saturating_add(GENERATION_JUMP);
     }
     findings
 }
 
 impl Findings {
-    /// Takes a record; one that is a whole block is a candidate.
-    fn take(&mut self, drive: &Drive, record: Record<KeyLen>, clean: bool) -> Option<Candidate> {
-        match record {
-            Record::Put { block, extent, length, crc, expires, flags, .. } => {
-                self.generation = self.generation.max(block.generation);
-                let span = Span { drive: drive.id, range: extent, length, crc };
-                return Some(Candidate {
-                    id: block,
-                    length: u64::from(length),
-                    expires,
-                    flags: flags & !UNVERIFIED,
-                    spans: Spans::One(span),
-                    verified: clean && flags & UNVERIFIED == 0,
-                });
-            }
-            Record::Part { block, index, extent, length, crc } => {
-                self.generation = self.generation.max(block.generation);
-                let name = ((block.hash, block.generation), drive.uuid, index);
-                let part = FoundPart { range: extent, length, crc, used: false };
-                self.parts.insert(name, part);
-            }
-            Record::Head { block, length, expires, flags, parts, .. } => {
-                self.generation = self.generation.max(block.generation);
-                let head = FoundHead { id: block, length, expires, flags, parts };
-                self.heads.push((drive.id, head));
-            }
-            Record::Remove { .. } => unreachable!("a removal is never live"),
+    /// Takes what a drive remembers.
+    fn take(&mut self, drive: &Drive, found: Found) {
+        let Found { mut blocks, heads, parts, generation, .. } = found;
+        self.generation = self.generation.max(generation);
+        blocks.settle(drive.id, self.clean);
+        self.blocks.append(blocks);
+        self.heads.extend(heads.into_iter().map(|head| (drive.id, head)));
+        for (name, part) in parts {
+            // Until it is known of which block it is, if of any.
+            drive.journal.disown(part.range);
+            self.parts.insert((drive.uuid, name), part);
         }
-        None
     }
 }
 
 /// Finds the parts of every head; what does not fit together is dropped.
-fn join_heads(drives: &[Drive], findings: &mut Findings) {
-    let clean = findings.clean;
+fn join_heads(drives: &[Drive], findings: &mut Findings) -> Vec<Whole> {
+    let mut whole = Vec::new();
     for (drive, head) in std::mem::take(&mut findings.heads) {
         match spans_of(drives, &mut findings.parts, &head) {
-            Some(spans) => findings.candidates.push(Candidate {
-                id: head.id,
-                length: head.length,
-                expires: head.expires,
-                flags: head.flags & !UNVERIFIED,
-                spans: Spans::More(spans),
-                verified: clean && head.flags & UNVERIFIED == 0,
-            }),
+            Some(spans) => whole.push(Whole { head, spans }),
             None => findings.dropped.push((drive, head.id)),
         }
     }
-    for ((block, uuid, _), part) in &findings.parts {
+    for ((uuid, (hash, generation, _)), part) in &findings.parts {
         if !part.used
             && let Some(drive) = drives.iter().find(|d| d.uuid == *uuid)
         {
-            let id = BlockId { hash: block.0, generation: block.1 };
-            findings.dropped.push((drive.id, id));
+            findings.dropped.push((drive.id, BlockId { hash: *hash, generation: *generation }));
         }
     }
+    whole
 }
 
 fn spans_of(
     drives: &[Drive],
-    parts: &mut BTreeMap<PartKey, FoundPart>,
+    parts: &mut BTreeMap<(DriveUuid, PartKey), FoundPart>,
     head: &FoundHead,
 ) -> Option<Vec<Span>> {
     let mut spans = Vec::with_capacity(head.parts.len());
     for (index, part) in head.parts.iter().enumerate() {
-        let name = ((head.id.hash, head.id.generation), part.drive, index as u16);
+        let name = (part.drive, (head.id.hash, head.id.generation, index as u16));
         let found = parts.get(&name)?;
         if found.length != part.length || found.crc != part.crc {
             return None;
@@ -474,7 +420,7 @@ fn spans_of(
         return None;
     }
     for (index, part) in head.parts.iter().enumerate() {
-        let name = ((head.id.hash, head.id.generation), part.drive, index as u16);
+        let name = (part.drive, (head.id.hash, head.id.generation, index as u16));
         parts.get_mut(&name).expect("found above").used = true;
     }
     Some(spans)

@@ -19,9 +19,11 @@ use memkv_dma::Pool;
 use memkv_poller::Local;
 use thiserror::Error;
 
+use crate::allocator::Allocator;
 use crate::checkpoint::read::{Area, LoadError, Reading, Source, read_area};
-use crate::record::{KeyPart, Record, Usage, View};
+use crate::record::{KeyPart, Usage, View};
 use crate::superblock::{COUNTER_MAX, Superblock};
+pub use replay::Gather;
 use replay::Replay;
 use scan::{LogEnd, Scan, scan};
 
@@ -86,8 +88,10 @@ pub struct RecoveryReport {
 }
 
 /// What recovery hands to whoever opens the journal.
-pub(crate) struct Outcome<K> {
-    pub(crate) live: Vec<Record<K>>,
+pub(crate) struct Outcome<L> {
+    pub(crate) live: L,
+    /// The units of what lives are taken.
+    pub(crate) units: Allocator,
     /// What they take in a checkpoint.
     pub(crate) usage: Usage,
     pub(crate) end: LogEnd,
@@ -109,17 +113,17 @@ pub(crate) struct Means<'a> {
 
 /// Brings back what lives on the drive. A key that is damaged in the checkpoint is noticed where
 /// keys are read.
-pub(crate) async fn recover<K: KeyPart>(
+pub(crate) async fn recover<K: KeyPart, L: Gather<K>>(
     means: &Means<'_>,
     reading: Reading,
-) -> Result<Outcome<K>, OpenError> {
+) -> Result<Outcome<L>, OpenError> {
     let superblock = means.superblock;
-    let active = match attempt(means, reading, superblock.active).await? {
+    let active = match attempt::<K, L>(means, reading, superblock.active).await? {
         Ok(outcome) => return Ok(outcome),
         Err(unusable) => unusable,
     };
     tracing::warn!(reason = %active, "the checkpoint in force is of no use; trying the other");
-    let other = match attempt(means, reading, 1 - superblock.active).await? {
+    let other = match attempt::<K, L>(means, reading, 1 - superblock.active).await? {
         // The frames up to the start of the checkpoint in force were durable when it was written:
         // only a log that still holds them all leads to the same state.
         Ok(outcome) => {
@@ -136,17 +140,17 @@ pub(crate) async fn recover<K: KeyPart>(
     Err(OpenError::CheckpointsDamaged { active, other })
 }
 
-async fn attempt<K: KeyPart>(
+async fn attempt<K: KeyPart, L: Gather<K>>(
     means: &Means<'_>,
     reading: Reading,
     area: usize,
-) -> Result<Result<Outcome<K>, Unusable>, IoError> {
+) -> Result<Result<Outcome<L>, Unusable>, IoError> {
     let superblock = means.superblock;
     let expected = superblock.checkpoints[area];
-    let mut replay = Replay::new(superblock.layout.units);
+    let mut replay = Replay::<K>::new(superblock.layout.units);
     let Scan { end, report: mut met, .. } =
         scan(means, expected, |record| replay.apply(record.to_record())).await?;
-    let mut replay = replay.log_done();
+    let mut replay = replay.log_done::<L>();
     let source = Source {
         queue: means.queue,
         pool: means.pool,
@@ -170,9 +174,10 @@ async fn attempt<K: KeyPart>(
     met.checkpoint = expected.number;
     met.conflicts = replay.conflicts();
     met.out_of_range = replay.out_of_range();
-    let sums = replay.sums();
+    let (live, sums, units) = replay.live();
     Ok(Ok(Outcome {
-        live: replay.live(),
+        live,
+        units,
         usage: sums.usage,
         end,
         area,

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::allocator::{Allocator, MarkError};
-use crate::record::{KeyPart, Record, Usage};
+use crate::ids::{BlockId, UnitRange};
+use crate::record::{KeyLen, KeyPart, Kind, Record, Usage};
 
 /// Generations of one piece.
 const PIECE: u64 = 16;
@@ -72,18 +73,167 @@ impl Generations {
     }
 }
 
-/// A record of the log.
+/// Takes in what lives on a drive, one by one: a checkpoint's records in their order, then those of
+/// the log in theirs. There may be millions, so whoever opens a journal says what is kept of them.
+pub trait Gather<K = KeyLen>: Default {
+    /// Takes a Put, a Head or a Part.
+    fn take(&mut self, record: Record<K>);
+}
+
+impl<K> Gather<K> for Vec<Record<K>> {
+    fn take(&mut self, record: Record<K>) {
+        self.push(record);
+    }
+}
+
+/// Slots of one piece: less than what has a mapping of its own, so that the memory of a piece that
+/// is done with is there for what is made of it.
+const SLOTS: usize = 1024;
+
+/// The records of the log, numbered from 1.
+struct Slots<K> {
+    pieces: Vec<Vec<Slot<K>>>,
+}
+
+impl<K> Slots<K> {
+    /// Adds one, and answers its number.
+    fn push(&mut self, slot: Slot<K>) -> u32 {
+        if self.pieces.last().is_none_or(|last| last.len() == SLOTS) {
+            self.pieces.push(Vec::with_capacity(SLOTS));
+        }
+        let before = (self.pieces.len() - 1) * SLOTS;
+        let last = self.pieces.last_mut().expect("just seen to");
+        last.push(slot);
+        u32::try_from(before + last.len()).expect("a log has fewer than 2^32 records")
+    }
+
+    fn get(&self, number: u32) -> &Slot<K> {
+        let at = number as usize - 1;
+        &self.pieces[at / SLOTS][at % SLOTS]
+    }
+
+    fn get_mut(&mut self, number: u32) -> &mut Slot<K> {
+        let at = number as usize - 1;
+        &mut self.pieces[at / SLOTS][at % SLOTS]
+    }
+}
+
+/// A record of the log: 64 bytes, but for Heads, which are few.
 struct Slot<K> {
-    record: Record<K>,
+    said: Said<K>,
     /// The slot of another one whose block has the same generation, counted from 1; 0 for none.
     next: u32,
     /// It stands: no later one has outdated it or names its units.
     lives: bool,
 }
 
+const _: () = assert!(size_of::<Slot<KeyLen>>() == 64);
+
+/// What a record says, in little space: a log may have millions.
+enum Said<K> {
+    Put {
+        hash: [u64; 2],
+        generation: u64,
+        expires: u64,
+        start: u32,
+        length: u32,
+        crc: u32,
+        count: u16,
+        flags: u16,
+        key: K,
+    },
+    Part {
+        hash: [u64; 2],
+        generation: u64,
+        start: u32,
+        length: u32,
+        crc: u32,
+        count: u16,
+        index: u16,
+    },
+    Head(Box<Record<K>>),
+    Remove {
+        hash: [u64; 2],
+        generation: u64,
+    },
+}
+
+fn halves(hash: u128) -> [u64; 2] {
+    [hash as u64, (hash >> 64) as u64]
+}
+
+fn whole([low, high]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
+}
+
+impl<K: KeyPart> Said<K> {
+    fn by(record: Record<K>) -> Said<K> {
+        let BlockId { hash, generation } = record.block();
+        let hash = halves(hash);
+        match record {
+            Record::Put { key, extent, length, crc, expires, flags, .. } => {
+                let UnitRange { start, count } = extent;
+                Said::Put { hash, generation, expires, start, length, crc, count, flags, key }
+            }
+            Record::Part { index, extent, length, crc, .. } => {
+                let UnitRange { start, count } = extent;
+                Said::Part { hash, generation, start, length, crc, count, index }
+            }
+            Record::Remove { .. } => Said::Remove { hash, generation },
+            head @ Record::Head { .. } => Said::Head(Box::new(head)),
+        }
+    }
+
+    fn record(self) -> Record<K> {
+        let block = self.about().0;
+        match self {
+            Said::Put { expires, start, length, crc, count, flags, key, .. } => {
+                let extent = UnitRange { start, count };
+                Record::Put { block, key, extent, length, crc, expires, flags }
+            }
+            Said::Part { start, length, crc, count, index, .. } => {
+                let extent = UnitRange { start, count };
+                Record::Part { block, index, extent, length, crc }
+            }
+            Said::Head(record) => *record,
+            Said::Remove { .. } => Record::Remove { block },
+        }
+    }
+
+    /// Of which block it says what.
+    fn about(&self) -> (BlockId, Kind) {
+        let (hash, generation, kind) = match *self {
+            Said::Put { hash, generation, .. } => (hash, generation, Kind::Put),
+            Said::Part { hash, generation, index, .. } => (hash, generation, Kind::Part(index)),
+            Said::Remove { hash, generation } => (hash, generation, Kind::Remove),
+            Said::Head(ref record) => return about(record),
+        };
+        (BlockId { hash: whole(hash), generation }, kind)
+    }
+
+    fn extent(&self) -> Option<UnitRange> {
+        match *self {
+            Said::Put { start, count, .. } | Said::Part { start, count, .. } => {
+                Some(UnitRange { start, count })
+            }
+            Said::Head(_) | Said::Remove { .. } => None,
+        }
+    }
+}
+
+/// Of which block a record says what.
+fn about<K>(record: &Record<K>) -> (BlockId, Kind) {
+    match *record {
+        Record::Put { block, .. } => (block, Kind::Put),
+        Record::Part { block, index, .. } => (block, Kind::Part(index)),
+        Record::Head { block, .. } => (block, Kind::Head),
+        Record::Remove { block } => (block, Kind::Remove),
+    }
+}
+
 /// First half: the log. Records come in the order they were appended.
 pub(crate) struct Replay<K> {
-    slots: Vec<Slot<K>>,
+    slots: Slots<K>,
     /// The slot of a record, and from there on all that outdate a record of the checkpoint: the
     /// Remove among them, and those that only a conflict took.
     generations: Generations,
@@ -91,9 +241,9 @@ pub(crate) struct Replay<K> {
 }
 
 /// Second half: the checkpoint's records, which the log may have outdated.
-pub(crate) struct Merge<K> {
+pub(crate) struct Merge<K, L> {
     log: Replay<K>,
-    base: Vec<Record<K>>,
+    live: L,
     taken: Allocator,
     conflicts: u64,
     out_of_range: u64,
@@ -117,31 +267,22 @@ impl Sums {
 
 /// Whether a record takes the place of an earlier one: it says the same of the same block, or that
 /// the block is gone.
-fn outdates<K: KeyPart>(later: &Record<K>, earlier: &Record<K>) -> bool {
-    if later.block() != earlier.block() {
-        return false;
-    }
-    match (later, earlier) {
-        (Record::Remove { .. }, _)
-        | (Record::Put { .. }, Record::Put { .. })
-        | (Record::Head { .. }, Record::Head { .. }) => true,
-        (Record::Part { index: a, .. }, Record::Part { index: b, .. }) => a == b,
-        _ => false,
-    }
+fn outdates(later: (BlockId, Kind), earlier: (BlockId, Kind)) -> bool {
+    later.0 == earlier.0 && (later.1 == Kind::Remove || later.1 == earlier.1)
 }
 
 impl<K: KeyPart> Replay<K> {
     pub(crate) fn new(units: u32) -> Replay<K> {
-        Replay { slots: Vec::new(), generations: Generations::default(), units }
+        Replay { slots: Slots { pieces: Vec::new() }, generations: Generations::default(), units }
     }
 
     pub(crate) fn apply(&mut self, record: Record<K>) {
         let last = self.generations.slot(record.block().generation);
         let (mut at, mut others) = (*last, 0);
         while at != 0 {
-            let slot = &mut self.slots[at as usize - 1];
+            let slot = self.slots.get_mut(at);
             let (place, next) = (at, slot.next);
-            if outdates(&record, &slot.record) {
+            if outdates(about(&record), slot.said.about()) {
                 slot.lives = false;
             } else {
                 slot.next = others;
@@ -149,18 +290,17 @@ impl<K: KeyPart> Replay<K> {
             }
             at = next;
         }
-        self.slots.push(Slot { record, next: others, lives: true });
-        *last = u32::try_from(self.slots.len()).expect("a log has fewer than 2^32 records");
+        *last = self.slots.push(Slot { said: Said::by(record), next: others, lives: true });
     }
 
     /// The log is at its end: of records that name the same units, the later ones stand.
-    pub(crate) fn log_done(mut self) -> Merge<K> {
+    pub(crate) fn log_done<L: Gather<K>>(mut self) -> Merge<K, L> {
         let mut taken = Allocator::new(self.units);
-        let (mut conflicts, mut out_of_range, mut sums) = (0, 0, Sums::default());
-        for slot in self.slots.iter_mut().filter(|slot| slot.lives).rev() {
-            match slot.record.extent().map_or(Ok(()), |extent| taken.mark(extent)) {
-                Ok(()) if matches!(slot.record, Record::Remove { .. }) => {}
-                Ok(()) => sums.add(&slot.record),
+        let (mut conflicts, mut out_of_range) = (0, 0);
+        let slots = self.slots.pieces.iter_mut().flatten();
+        for slot in slots.rev().filter(|slot| slot.lives) {
+            match slot.said.extent().map_or(Ok(()), |extent| taken.mark(extent)) {
+                Ok(()) => {}
                 Err(MarkError::Taken { .. }) => {
                     conflicts += 1;
                     slot.lives = false;
@@ -171,18 +311,25 @@ impl<K: KeyPart> Replay<K> {
                 }
             }
         }
-        Merge { log: self, base: Vec::new(), taken, conflicts, out_of_range, sums }
+        Merge {
+            log: self,
+            live: L::default(),
+            taken,
+            conflicts,
+            out_of_range,
+            sums: Sums::default(),
+        }
     }
 }
 
-impl<K: KeyPart> Merge<K> {
+impl<K: KeyPart, L: Gather<K>> Merge<K, L> {
     /// Takes one record of the checkpoint.
     pub(crate) fn base(&mut self, record: Record<K>) {
         let mut at = self.log.generations.find(record.block().generation);
         while at != 0 {
             // What a conflict took still outdates what was there before.
-            let later = &self.log.slots[at as usize - 1];
-            if outdates(&later.record, &record) {
+            let later = self.log.slots.get(at);
+            if outdates(later.said.about(), about(&record)) {
                 return;
             }
             at = later.next;
@@ -201,11 +348,7 @@ impl<K: KeyPart> Merge<K> {
             }
         }
         self.sums.add(&record);
-        self.base.push(record);
-    }
-
-    pub(crate) fn sums(&self) -> Sums {
-        self.sums
+        self.live.take(record);
     }
 
     pub(crate) fn conflicts(&self) -> u64 {
@@ -216,18 +359,18 @@ impl<K: KeyPart> Merge<K> {
         self.out_of_range
     }
 
-    /// What lives: the checkpoint's records in their order, then the log's in theirs.
-    pub(crate) fn live(self) -> Vec<Record<K>> {
-        let stands = |slot: &Slot<K>| slot.lives && !matches!(slot.record, Record::Remove { .. });
-        // In the memory that the slots have: there may be millions.
-        let log: Vec<_> = self.log.slots.into_iter().filter(stands).map(|s| s.record).collect();
-        match self.base {
-            base if base.is_empty() => log,
-            mut live => {
-                live.extend(log);
-                live
+    /// What lives, its sums, and its units: the log's records follow those of the checkpoint.
+    pub(crate) fn live(self) -> (L, Sums, Allocator) {
+        let Merge { mut live, mut sums, .. } = self;
+        // Piece by piece, so that the log and what is made of it never are there both.
+        for slot in self.log.slots.pieces.into_iter().flatten() {
+            if slot.lives && !matches!(slot.said, Said::Remove { .. }) {
+                let record = slot.said.record();
+                sums.add(&record);
+                live.take(record);
             }
         }
+        (live, sums, self.taken)
     }
 }
 
@@ -259,7 +402,7 @@ mod tests {
         Record::Part { block: id(hash), index, extent, length: 1, crc: 0 }
     }
 
-    fn recover(base: &[Record], log: &[Record]) -> Merge<KeyBytes> {
+    fn recover(base: &[Record], log: &[Record]) -> Merge<KeyBytes, Vec<Record>> {
         let mut replay = Replay::new(1000);
         log.iter().cloned().for_each(|record| replay.apply(record));
         let mut merge = replay.log_done();
@@ -272,14 +415,14 @@ mod tests {
         let remove = Record::Remove { block: id(1) };
         let base = [part(1, 0, 0), part(2, 0, 9)];
         let log = [part(1, 1, 1), remove, part(1, 2, 2)];
-        assert_eq!(recover(&base, &log).live(), [part(2, 0, 9), part(1, 2, 2)]);
+        assert_eq!(recover(&base, &log).live().0, [part(2, 0, 9), part(1, 2, 2)]);
     }
 
     #[test]
     fn replaying_what_the_snapshot_knew_changes_nothing() {
         let base = [put(1, 0, 7), part(2, 0, 1), part(2, 1, 2)];
         let log = [put(1, 0, 7), part(2, 1, 2)];
-        let mut live = recover(&base, &log).live();
+        let mut live = recover(&base, &log).live().0;
         live.sort_by_key(|record| record.extent().map(|extent| extent.start));
         assert_eq!(live, base);
     }
@@ -289,9 +432,9 @@ mod tests {
         let merge =
             recover(&[put(1, 5, 0), put(2, 6, 0)], &[put(3, 6, 0), put(4, 8, 0), put(5, 8, 0)]);
         assert_eq!(merge.conflicts(), 2);
-        assert_eq!(merge.live(), [put(1, 5, 0), put(3, 6, 0), put(5, 8, 0)]);
+        assert_eq!(merge.live().0, [put(1, 5, 0), put(3, 6, 0), put(5, 8, 0)]);
         let merge = recover(&[put(1, 1000, 0)], &[put(2, 4000, 0)]);
-        assert_eq!((merge.out_of_range(), merge.live()), (2, vec![]));
+        assert_eq!((merge.out_of_range(), merge.live().0), (2, vec![]));
     }
 
     proptest! {
@@ -323,7 +466,7 @@ mod tests {
             let start = start.index(history.len() + 1);
             let snapshot = start + snapshot.index(history.len() + 1 - start);
             let base: Vec<Record> = state(snapshot).into_values().collect();
-            let mut live = recover(&base, &history[start..]).live();
+            let mut live = recover(&base, &history[start..]).live().0;
             live.sort_by_key(Record::block);
             prop_assert_eq!(live, state(history.len()).into_values().collect::<Vec<_>>());
         }

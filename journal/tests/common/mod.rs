@@ -389,9 +389,14 @@ impl Model {
     }
 }
 
-/// Marks everything that lives; no two may share a unit.
-pub fn mark_all<K: KeyPart>(journal: &Journal, live: &[Record<K>]) {
-    for extent in live.iter().filter_map(Record::extent) {
+/// What lives has its units and nothing else has any; no two records share one.
+pub fn all_taken<K: KeyPart>(journal: &Journal, live: &[Record<K>]) {
+    let extents = || live.iter().filter_map(Record::extent);
+    let units: u32 = extents().map(|extent| u32::from(extent.count)).sum();
+    assert_eq!(journal.total_units() - journal.free_units(), units);
+    extents().for_each(|extent| journal.disown(extent));
+    assert_eq!(journal.total_units(), journal.free_units());
+    for extent in extents() {
         journal.mark(extent).expect("live records never share a unit");
     }
 }

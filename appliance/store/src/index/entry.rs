@@ -99,8 +99,11 @@ impl Row {
             return None;
         }
         let spans = block.extents.iter().map(|extent| extent.span()).collect();
-        let Block { verified, flags, .. } = *block;
-        Some(Self { spans, verified, flags, next: 0 })
+        Some(Self::new(spans, block.verified, block.flags))
+    }
+
+    pub fn new(spans: Box<[Span]>, verified: u16, flags: u16) -> Self {
+        Self { spans, verified, flags, next: 0 }
     }
 }
 
@@ -134,12 +137,7 @@ impl Entry {
                 let first = block.extents[0].span();
                 Self::plain(block.id, first, block.expires, block.verified & 1 == 1)
             }
-            row => {
-                let mut entry = Self::new(block.id, block.length, block.expires);
-                entry.set(START, row);
-                entry.set_flag(ROW, true);
-                entry
-            }
+            row => Self::with_row(block.id, block.length, block.expires, row),
         };
         entry.set_flag(CORRUPT, block.corrupt);
         entry
@@ -148,11 +146,17 @@ impl Entry {
     /// The entry of a block that is published and needs no row.
     pub(super) fn plain(id: BlockId, span: Span, expires: u64, verified: bool) -> Self {
         let mut entry = Self::new(id, u64::from(span.length), expires);
-        entry.0[DRIVE] =
-            u8::try_from(span.drive.0).expect("there are as many drives as a byte can tell apart");
+        entry.set_drive(span.drive);
         entry.set(START, span.range.start);
         entry.set(CRC, span.crc);
         entry.set_flag(VERIFIED, verified);
+        entry
+    }
+
+    /// The entry of a block that is published and has the row of this number.
+    pub(super) fn with_row(id: BlockId, length: u64, expires: u64, row: u32) -> Self {
+        let mut entry = Self::new(id, length, expires);
+        entry.set_row(row);
         entry
     }
 
@@ -248,8 +252,19 @@ impl Entry {
         self.flag(VERIFIED)
     }
 
-    pub(super) fn set_verified(&mut self) {
-        self.set_flag(VERIFIED, true);
+    pub(super) fn set_verified(&mut self, to: bool) {
+        self.set_flag(VERIFIED, to);
+    }
+
+    /// Its one extent is on this drive.
+    pub(super) fn set_drive(&mut self, drive: DriveId) {
+        self.0[DRIVE] =
+            u8::try_from(drive.0).expect("there are as many drives as a byte can tell apart");
+    }
+
+    pub(super) fn set_row(&mut self, row: u32) {
+        self.set(START, row);
+        self.set_flag(ROW, true);
     }
 
     /// The number of its row, if it has one.

@@ -35,6 +35,16 @@ impl<T: Default> Pieces<T> {
         number
     }
 
+    /// All items in their order. The memory of a piece is given back once it is done with.
+    pub fn drain(self) -> impl Iterator<Item = T> {
+        self.pieces.into_iter().flatten().take(self.len)
+    }
+
+    /// All items, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.pieces.iter_mut().flatten().take(self.len)
+    }
+
     /// How many items there are.
     pub fn len(&self) -> usize {
         self.len
@@ -100,6 +110,16 @@ impl<T: Idle> Pool<T> {
     pub fn remove(&mut self, number: u32) -> T {
         let idle = T::idle(std::mem::replace(&mut self.idle, number));
         std::mem::replace(&mut self[number], idle)
+    }
+
+    /// All items in the order of their numbers; those that are not in use, too.
+    pub fn drain(self) -> impl Iterator<Item = T> {
+        self.items.drain()
+    }
+
+    /// The same, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.items.iter_mut()
     }
 
     /// The highest number given out so far.

@@ -58,6 +58,41 @@ impl Slab {
         Slot::of(self.entries.insert(entry)).expect("slots count from one")
     }
 
+    /// Takes in a block with a row of its own; `entry` makes its entry from the row's number.
+    pub(super) fn insert_with(&mut self, row: Row, entry: impl FnOnce(u32) -> Entry) -> Slot {
+        let row = self.rows.insert(row);
+        self.insert_plain(entry(row))
+    }
+
+    /// Takes in all blocks of another slab, none of which was removed, after its own.
+    pub(super) fn append(&mut self, other: Slab) {
+        if self.last() == 0 {
+            *self = other;
+            return;
+        }
+        let Slab { entries, mut rows, .. } = other;
+        for mut entry in entries.drain() {
+            if let Some(row) = entry.row() {
+                entry.set_row(self.rows.insert(rows.remove(row)));
+            }
+            self.entries.insert(entry);
+        }
+    }
+
+    /// All blocks are on this drive, and unless `verified` none is known to be what was stored.
+    pub(super) fn settle(&mut self, drive: DriveId, verified: bool) {
+        for entry in self.entries.iter_mut() {
+            if entry.row().is_none() {
+                entry.set_drive(drive);
+            }
+            entry.set_verified(verified && entry.is_verified());
+        }
+        for row in self.rows.iter_mut() {
+            row.spans.iter_mut().for_each(|span| span.drive = drive);
+            row.verified = if verified { row.verified } else { 0 };
+        }
+    }
+
     pub(super) fn remove(&mut self, slot: Slot) {
         let entry = self.get(slot);
         assert!(!entry.is_pinned(), "units are freed when nobody reads them");
@@ -78,6 +113,10 @@ impl Slab {
     /// be another question to memory.
     pub(super) fn hash_at(&self, number: u32) -> KeyHash {
         self.entries[number].hash()
+    }
+
+    pub(super) fn generation_at(&self, number: u32) -> u64 {
+        self.entries[number].generation()
     }
 
     pub(super) fn entry(&mut self, slot: Slot) -> &mut Entry {
@@ -151,7 +190,7 @@ impl Slab {
     /// Bytes of these extents were checked.
     pub fn mark_verified(&mut self, slot: Slot, extents: u16) {
         match self.get(slot).row() {
-            None if extents & 1 == 1 => self.entry(slot).set_verified(),
+            None if extents & 1 == 1 => self.entry(slot).set_verified(true),
             None => {}
             Some(row) => self.rows[row].verified |= extents,
         }

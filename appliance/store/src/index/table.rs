@@ -85,6 +85,33 @@ impl Idle for Page {
     }
 }
 
+/// The pages of a segment that is filled from the first bucket's place on: all that lies together.
+#[derive(Default)]
+struct Sheet {
+    pages: [Page; PAGES_MAX],
+    /// Numbers of each bucket.
+    lens: [[u8; BUCKETS]; PAGES_MAX],
+}
+
+impl Sheet {
+    /// Puts an item into one of its buckets, unless both are full.
+    fn put(&mut self, segment: &Segment, (x, number): Item) -> bool {
+        [x, turned(x)].into_iter().any(|x| {
+            let (at, tag) = segment.locate(x);
+            let (page, at) = (at as usize / BUCKETS, at as usize % BUCKETS);
+            let len = &mut self.lens[page][at];
+            let place = usize::from(*len);
+            if place == PLACES {
+                return false;
+            }
+            let bucket = &mut self.pages[page].0[at];
+            (bucket.tags[place], bucket.numbers[place]) = (tag, number);
+            *len += 1;
+            true
+        })
+    }
+}
+
 /// In this order, because the beginning is what most lookups need.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -145,7 +172,7 @@ pub struct Table {
 
 impl Default for Table {
     fn default() -> Self {
-        Self::of(0, |_| unreachable!("there is no number")).0
+        Self::of(0, |_| unreachable!("there is no number"), |_, _| false).0
     }
 }
 
@@ -161,23 +188,36 @@ fn name_of(hash: KeyHash) -> u32 {
     (hash.0 >> (128 - u32::BITS)) as u32
 }
 
-/// The items of one segment, and beside it the numbers whose hash a lower one has.
-fn first_of_each(
-    sorted: &[Sorted],
+/// The items of one segment, and beside it the numbers of whose hash another one is there: of two
+/// the first, unless the other `is_newer`.
+fn one_of_each(
+    sorted: &mut [Sorted],
     hash_of: impl Fn(u32) -> KeyHash,
+    is_newer: impl Fn(u32, u32) -> bool,
     items: &mut Vec<Item>,
     again: &mut Vec<u32>,
 ) {
     items.clear();
     // Which x there were: few are there twice.
     let mut seen = [0u64; (1 << X_BITS) / 64];
-    for (nth, &Sorted { name, number }) in sorted.iter().enumerate() {
+    for nth in 0..sorted.len() {
+        let Sorted { name, number } = sorted[nth];
         let x = (name >> (u32::BITS - X_BITS)) as u16;
         let (word, bit) = (usize::from(x) / 64, 1 << (x % 64));
         let is_same =
-            |other: &Sorted| other.name == name && hash_of(other.number) == hash_of(number);
-        if seen[word] & bit != 0 && sorted[..nth].iter().any(is_same) {
-            again.push(number);
+            |other: &&mut Sorted| other.name == name && hash_of(other.number) == hash_of(number);
+        if seen[word] & bit != 0
+            && let Some(there) = sorted[..nth].iter_mut().find(is_same)
+        {
+            // Who is there stays the first of its hash in this list.
+            let older = if is_newer(number, there.number) {
+                let item = items.iter_mut().find(|item| item.1 == there.number);
+                item.expect("it is there").1 = number;
+                std::mem::replace(&mut there.number, number)
+            } else {
+                number
+            };
+            again.push(older);
             continue;
         }
         seen[word] |= bit;
@@ -200,10 +240,14 @@ fn pages_for(len: usize) -> usize {
 }
 
 impl Table {
-    /// A table of the numbers from 1 to `count`, and those that are not in it because a lower one
-    /// has the same hash. Segment by segment, so that each is touched once and while it is near:
+    /// A table of the numbers from 1 to `count`, and those that are not in it because another one
+    /// has the same hash: the lowest, unless a higher one `is_newer`. Segment by segment, so that each is touched once and while it is near:
     /// tens of nanoseconds for each number, however many there are.
-    pub fn of(count: u32, hash_of: impl Fn(u32) -> KeyHash) -> (Self, Vec<u32>) {
+    pub fn of(
+        count: u32,
+        hash_of: impl Fn(u32) -> KeyHash,
+        is_newer: impl Fn(u32, u32) -> bool,
+    ) -> (Self, Vec<u32>) {
         let segments = (count as usize).div_ceil(SEGMENT).max(1);
         let mut ends = vec![0u32; segments + 1];
         for number in 1..=count {
@@ -226,7 +270,8 @@ impl Table {
             Self { pages: Pool::default(), segments: Pieces::default(), len: 0, turn: 0 };
         let (mut items, mut again, mut from) = (Vec::new(), Vec::new(), 0);
         for (at, &end) in ends[..segments].iter().enumerate() {
-            first_of_each(&sorted[from..end as usize], &hash_of, &mut items, &mut again);
+            let sorted = &mut sorted[from..end as usize];
+            one_of_each(sorted, &hash_of, &is_newer, &mut items, &mut again);
             table.segments.push(Segment::default());
             table.fill(at, pages_for(items.len()), &items);
             table.len += items.len();
@@ -373,9 +418,14 @@ impl Table {
     fn fill(&mut self, at: usize, pages: usize, items: &[Item]) {
         for pages in pages..=PAGES_MAX {
             let mut segment = Segment::new(pages, items.len());
-            segment.pages[..pages].fill_with(|| self.pages.insert(Page::default()));
+            let mut sheet = Sheet::default();
+            let homeless: Vec<Item> =
+                items.iter().filter(|&&item| !sheet.put(&segment, item)).copied().collect();
+            for (page, filled) in segment.pages[..pages].iter_mut().zip(sheet.pages) {
+                *page = self.pages.insert(filled);
+            }
             self.segments[at] = segment;
-            if items.iter().all(|&item| self.place(at, item).is_none()) {
+            if homeless.into_iter().all(|item| self.place(at, item).is_none()) {
                 return;
             }
             self.take_items(at);

@@ -306,7 +306,7 @@ fn a_number_takes_six_bytes_at_any_size_and_no_insert_sorts_more_than_a_segment(
 #[test]
 fn a_table_of_many_is_the_same_as_one_that_grew() {
     for len in [0, 1, 511, 513, 5_000, 33_000, 50_000, 131_072, 131_073] {
-        let (mut table, again) = Table::of(len, Model::hash);
+        let (mut table, again) = Table::of(len, Model::hash, |_, _| false);
         assert_eq!((table.len(), again), (len as usize, vec![]));
         let mut model = Model::default();
         (1..=len).for_each(|number| model.insert(number));
@@ -330,7 +330,7 @@ fn a_table_of_many_is_the_same_as_one_that_grew() {
 fn of_those_of_one_hash_a_table_has_the_first() {
     for (len, apart) in [(30_000, 10_000), (30_000, 29_000), (20_000, 1)] {
         let hash = |number| Model::hash((number - 1) % apart + 1);
-        let (table, again) = Table::of(len, hash);
+        let (table, again) = Table::of(len, hash, |_, _| false);
         assert_eq!(again, (apart + 1..=len).collect::<Vec<_>>());
         assert_eq!(table.len(), apart as usize);
         for number in 1..=len {
@@ -339,8 +339,33 @@ fn of_those_of_one_hash_a_table_has_the_first() {
         }
         let near =
             |number: u32| KeyHash(Model::hash(number.div_ceil(2)).0 ^ u128::from(number) << 64);
-        let (table, again) = Table::of(2 * apart, near);
+        let (table, again) = Table::of(2 * apart, near, |_, _| false);
         assert_eq!((table.len(), again), (2 * apart as usize, vec![]));
+    }
+}
+
+/// Whichever it is among those of its hash, and however many there are.
+#[test]
+fn of_those_of_one_hash_a_table_has_the_newest() {
+    for (len, apart) in [(30_000, 10_000), (30_000, 29_000), (2_000, 1)] {
+        let key = |number: u32| (number - 1) % apart + 1;
+        let age = |number: u32| number.wrapping_mul(0x9E37_79B9) % 1000;
+        let is_newer = |number, there| age(number) > age(there);
+        let (table, again) = Table::of(len, |number| Model::hash(key(number)), is_newer);
+        assert_eq!((table.len(), again.len()), (apart as usize, (len - apart) as usize));
+        assert!(again.is_sorted_by(|a, b| a < b));
+        let mut newest = vec![0; apart as usize + 1];
+        for number in 1..=len {
+            let there = &mut newest[key(number) as usize];
+            if *there == 0 || is_newer(number, *there) {
+                *there = number;
+            }
+        }
+        for &number in &newest[1..] {
+            assert!(again.binary_search(&number).is_err());
+            let found = table.get(Model::hash(key(number)), |found| key(found) == key(number));
+            assert_eq!(found, Some(number));
+        }
     }
 }
 

@@ -534,13 +534,23 @@ impl EvictionPolicy for Chain {
 
     /// Nobody remembers its chain. Whether blocks of this run come back says something of others;
     /// that those of earlier ones were not asked for so far does not.
-    fn restored(&mut self, slot: Slot, _key: KeyHash) {
-        let number = slot.number();
-        self.runs.enter(number);
-        self.blocks += 1;
+    ///
+    /// Each is settled and then named, as one that is inserted; a group takes in at once as many as
+    /// would have come to it one by one.
+    fn restored(&mut self, blocks: &[(Slot, KeyHash)]) {
         let class = odds::class(odds::turns_class(0), 1) as u8;
-        self.settle(number, About { at: self.now, length: 0, class, turns: 0 }, 0);
-        self.tick();
+        let mut rest = blocks;
+        while !rest.is_empty() {
+            let about = About { at: self.now, length: 0, class, turns: 0 };
+            let group = self.group_of(about, BODY);
+            let known = self.runs.get(group);
+            let most = known.room().min(GROUP_AGE - self.age(known.at)) as usize;
+            let (now, later) = rest.split_at(most.min(rest.len()));
+            self.runs.enter_group(group, now.iter().map(|(slot, _)| slot.number()));
+            self.blocks += now.len();
+            self.now = self.now.wrapping_add(now.len() as u32);
+            rest = later;
+        }
     }
 
     fn accessed(&mut self, slot: Slot) {

@@ -145,9 +145,9 @@ impl EvictionPolicy for Policies {
         self.now.inserted(slot, key);
     }
 
-    fn restored(&mut self, slot: Slot, key: KeyHash) {
+    fn restored(&mut self, blocks: &[(Slot, KeyHash)]) {
         assert!(self.before.is_none(), "nothing changes before the start is done");
-        self.now.restored(slot, key);
+        self.now.restored(blocks);
     }
 
     fn accessed(&mut self, slot: Slot) {

@@ -122,7 +122,12 @@ impl Run {
 
     /// Whether a group takes in more.
     pub fn has_room(self) -> bool {
-        self.span() < GROUP_MAX
+        self.room() > 0
+    }
+
+    /// How many more a group takes in.
+    pub fn room(self) -> u32 {
+        GROUP_MAX.saturating_sub(self.span())
     }
 
     /// Gives it another kind and class.
@@ -193,6 +198,19 @@ impl Runs {
     pub fn enter(&mut self, number: u32) {
         self.nodes.reach(number as usize);
         *self.nodes.get_mut(number) = Node::default();
+    }
+
+    /// Blocks' slots are in use from now on, in a group, after those that it has.
+    pub fn enter_group(&mut self, group: u32, numbers: impl Iterator<Item = u32>) {
+        assert!(self.get(group).is_group(), "in a group nobody counts places");
+        let mut live = self.get(group).live();
+        for number in numbers {
+            self.enter(number);
+            self.append(group, number);
+            self.node_mut(number).set_run(group);
+            live += 1;
+        }
+        self.get_mut(group).set_live(live);
     }
 
     /// What is known of a slot.

@@ -603,6 +603,31 @@ fn what_is_not_listed_is_not_taken_out() {
     lru.removed(slot(2), key(2), false);
 }
 
+/// In whatever pieces a policy is told of what a start has found, it is the same to it, and it goes
+/// on from there: what comes next goes last.
+#[test]
+fn what_was_restored_goes_oldest_first() {
+    const COUNT: u32 = 1000;
+    // In an order that is not that of the slots.
+    let blocks: Vec<_> = (0..COUNT).map(|n| n * 7 % COUNT + 1).collect();
+    let told: Vec<_> = blocks.iter().map(|&n| (slot(n), key(n))).collect();
+    for policy in Policy::ALL {
+        let all = [1, 7, 62, 63, 64, 65, 256, told.len()].map(|piece| {
+            let mut policy = policy.build();
+            told.chunks(piece).for_each(|piece| policy.restored(piece));
+            policy.inserted(slot(COUNT + 1), key(COUNT + 1));
+            let memory = policy.memory();
+            let order = victims(&mut *policy, 0, usize::MAX);
+            assert_eq!((order.len(), order.last()), (told.len() + 1, Some(&(COUNT + 1))));
+            policy.accessed(slot(blocks[0]));
+            policy.removed(slot(blocks[1]), key(blocks[1]), true);
+            (memory, order, victims(&mut *policy, 0, usize::MAX))
+        });
+        assert!(all.iter().all(|told| *told == all[0]), "{policy:?}");
+        assert_eq!(all[0].1[..told.len()], blocks, "{policy:?}");
+    }
+}
+
 #[test]
 fn ghosts_are_bounded() {
     let mut ghosts = ghosts::Ghosts::default();

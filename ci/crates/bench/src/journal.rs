@@ -19,7 +19,7 @@ use memkv_block::{BlockDevice, OpenOptions};
 use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
 use memkv_journal::{
     BlockId, DriveUuid, FormatOptions, Identity, Journal, JournalError, KeyBytes, NodeUuid, Record,
-    UnitRange, format,
+    Recovered, UnitRange, format,
 };
 use memkv_poller::{IdlePolicy, Reactor, ReactorConfig, Rng, SystemClock};
 use uuid::Uuid;
@@ -257,7 +257,8 @@ impl Bench {
             let superblock = made.map_err(BenchError::from)?;
             fill_end(&*queue, geometry.capacity, &pool).await?;
             let opened = memkv_journal::open(queue, &local, pool, superblock).await;
-            Ok::<_, BenchError>(opened?.0)
+            let (journal, _): (_, Recovered) = opened?;
+            Ok::<_, BenchError>(journal)
         });
         Ok(Bench { reactor, journal: opened? })
     }

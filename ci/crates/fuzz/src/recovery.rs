@@ -14,8 +14,8 @@ use memkv_block::{BlockDevice, BlockQueue};
 use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
 use memkv_journal::{
     BlockId, DriveUuid, FormatOptions, Identity, KeyBytes, NodeUuid, PartRef, RING_MIN, Record,
-    SUPERBLOCK_BYTES, SUPERBLOCK_STRIDE, UNIT, UnitRange, open, read_contents, read_copies,
-    read_superblock,
+    Recovered, SUPERBLOCK_BYTES, SUPERBLOCK_STRIDE, UNIT, UnitRange, open, read_contents,
+    read_copies, read_superblock,
 };
 use memkv_poller::{Local, Reactor, ReactorConfig, Rng, SystemClock};
 
@@ -165,9 +165,8 @@ async fn recover(
     reached.extend(facts.iter().filter(|(fact, _)| *fact).map(|(_, name)| *name));
 
     let superblock = read_superblock(&*queue, &geometry, pool).await.expect("it was just read");
-    let Ok((journal, recovered)) = open(queue, local, pool.clone(), superblock).await else {
-        panic!("it was just read");
-    };
+    let opened = open(queue, local, pool.clone(), superblock).await;
+    let (journal, recovered): (_, Recovered) = opened.expect("it was just read");
     // A start does not read the keys, whose damage made the other reading fall back.
     if !contents.report.fell_back || recovered.report == contents.report {
         assert_eq!(recovered.report, contents.report);
@@ -175,7 +174,13 @@ async fn recover(
         assert_eq!(recovered.live, live, "two readings of one drive");
     }
     for extent in recovered.live.iter().filter_map(Record::extent) {
-        journal.mark(extent).expect("no unit is named twice");
+        assert!(journal.mark(extent).is_err(), "its units are taken");
+        // No unit is named twice.
+        journal.disown(extent);
+    }
+    assert_eq!(journal.free_units(), journal.total_units(), "and no other ones");
+    for extent in recovered.live.iter().filter_map(Record::extent) {
+        journal.mark(extent).expect("they are free again");
     }
     let Some(extent) = journal.allocate(1).filter(|_| journal.room_for_put()) else {
         return reached;
@@ -255,7 +260,7 @@ fn image(reactor: &mut Reactor, pool: &Pool, steps: u64) -> Vec<u8> {
         for step in 0..steps {
             let superblock = read_superblock(&*queue, &geometry, &pool).await.expect("formatted");
             let opened = open(queue.clone(), &local, pool.clone(), superblock).await;
-            let (journal, _) = opened.expect("whole");
+            let (journal, _): (_, Recovered) = opened.expect("whole");
             let first = step * 4;
             let puts = vec![put(first + 1, unit(first)), put(first + 2, unit(first + 1))];
             let parts = in_parts(first + 3, drive, [unit(first + 2), unit(first + 3)]);
@@ -277,7 +282,7 @@ fn image(reactor: &mut Reactor, pool: &Pool, steps: u64) -> Vec<u8> {
             // Two records that name one unit, as only damage brings them about.
             let superblock = read_superblock(&*queue, &geometry, &pool).await.expect("formatted");
             let opened = open(queue.clone(), &local, pool.clone(), superblock).await;
-            let (journal, _) = opened.expect("whole");
+            let (journal, _): (_, Recovered) = opened.expect("whole");
             drop(journal.append(vec![put(50, unit(1))]).await.expect("there is room"));
         }
         read(&*queue, &pool).await

@@ -9,7 +9,7 @@ use memkv_block::OpenOptions;
 use memkv_dma::{Hugepages, Pool, PoolConfig};
 use memkv_journal::allocator::Allocator;
 use memkv_journal::{
-    DriveUuid, FormatOptions, Identity, Journal, NodeUuid, TrimConfig, UnitRange, format,
+    DriveUuid, FormatOptions, Identity, Journal, NodeUuid, Recovered, TrimConfig, UnitRange, format,
 };
 use memkv_poller::{Reactor, ReactorConfig, Rng, SystemClock};
 use uuid::Uuid;
@@ -155,8 +155,9 @@ fn journal(folder: &Path) -> Result<(Rc<Journal>, Reactor), BenchError> {
     let opened = reactor.block_on(async move {
         let options = FormatOptions { ring_bytes: Some(4 << 20), ..FormatOptions::default() };
         let superblock = format(&*queue, &geometry, &pool, identity, options).await?;
-        let opened = memkv_journal::open(queue, &local, pool, superblock).await?;
-        Ok::<_, BenchError>(opened.0)
+        let opened = memkv_journal::open(queue, &local, pool, superblock).await;
+        let (journal, _): (_, Recovered) = opened?;
+        Ok::<_, BenchError>(journal)
     });
     let journal = opened?;
     let config = TrimConfig { interval: Duration::from_secs(3600), extents: u32::MAX };

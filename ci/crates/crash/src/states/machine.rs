@@ -8,13 +8,14 @@ use std::time::Duration;
 use memkv_block::Io;
 use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
 use memkv_journal::{
-    DriveUuid, FormatOptions, Identity, KeyBytes, KeyLen, Layout, NodeUuid, Record, RecoveryReport,
-    membership,
+    DriveUuid, FormatOptions, Identity, KeyBytes, KeyLen, Layout, NodeUuid, Record, Recovered,
+    RecoveryReport, membership,
 };
 use memkv_poller::{Local, Reactor, ReactorConfig, ReactorId, Rng};
 use memkv_sim::SimClock;
 use memkv_store::{
-    Caller, EvictionConfig, KeyHash, Lru, Mode, RecoveredDrive, ReserveRequest, Store, StoreConfig,
+    Caller, EvictionConfig, Found, KeyHash, Lru, Mode, RecoveredDrive, ReserveRequest, Store,
+    StoreConfig,
 };
 use memkv_wire::crc32c;
 use uuid::Uuid;
@@ -139,9 +140,11 @@ async fn open(
     let (mut drives, mut read) = (Vec::new(), Read::default());
     for (disk, superblock) in disks.into_iter().zip(superblocks) {
         let opened = memkv_journal::open(Rc::new(disk), &local, pool.clone(), superblock).await;
-        let (journal, recovered) = opened.map_err(|error| format!("journal: {error}"))?;
+        let (journal, recovered): (_, Recovered) =
+            opened.map_err(|error| format!("journal: {error}"))?;
         read.reports.push(recovered.report.clone());
         read.live.push(recovered.live.clone());
+        let recovered = recovered.map(Found::from_iter);
         drives.push(RecoveredDrive { journal, recovered });
     }
     let config = StoreConfig {
