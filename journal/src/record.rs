@@ -621,6 +621,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::ids::{KEY_MAX, NAME_MAX};
     use proptest::prelude::*;
 
     pub(crate) fn any_block() -> impl Strategy<Value = BlockId> {
@@ -678,6 +679,24 @@ pub(crate) mod tests {
         );
         let remove = any_block().prop_map(|block| Record::Remove { block });
         prop_oneof![put, part, head, remove]
+    }
+
+    #[test]
+    fn the_longest_record_is_a_head_with_every_part_and_the_longest_key() {
+        let name = "n".repeat(NAME_MAX);
+        let part = PartRef { drive: DriveUuid(uuid::Uuid::from_u128(1)), length: 1, crc: 0 };
+        let longest: Record = Record::Head {
+            block: BlockId { hash: 1, generation: 1 },
+            key: KeyBytes::new(&name, &name, &[7; KEY_MAX]).expect("as long as it may be"),
+            length: PARTS_MAX as u64,
+            expires: 0,
+            flags: 0,
+            parts: vec![part; PARTS_MAX],
+        };
+        assert_eq!(longest.encoded_len(), RECORD_MAX);
+        let mut out = vec![0; RECORD_MAX];
+        assert_eq!(longest.encode(&mut out), RECORD_MAX);
+        assert_eq!(Record::parse(&out), Ok((longest, RECORD_MAX)));
     }
 
     proptest! {

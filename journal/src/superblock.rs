@@ -568,6 +568,20 @@ mod tests {
     }
 
     #[test]
+    fn counters_end_long_before_they_could_overflow() {
+        let parsed = |generation_high: u64| {
+            let mut out = vec![0; SUPERBLOCK_BYTES];
+            superblock(1, 0, [1; 6]).encode(0, &mut out);
+            out[240..248].copy_from_slice(&generation_high.to_le_bytes());
+            let crc = crc32c(&out[SUMMED_FROM..]);
+            out[12..16].copy_from_slice(&crc.to_le_bytes());
+            Superblock::parse(&out).map(|superblock| superblock.generation_high)
+        };
+        assert_eq!(parsed(COUNTER_MAX), Ok(COUNTER_MAX));
+        assert_eq!(parsed(COUNTER_MAX + 1), Err(SuperblockError::Field("counters")));
+    }
+
+    #[test]
     fn the_secret_is_not_shown() {
         let identity = superblock(1, 0, [1; 6]).identity;
         let shown = format!("{identity:?}");

@@ -185,9 +185,16 @@ fn with_long_keys(bench: &mut Bench) -> (Disk, Rc<Journal>, Model) {
         model.apply(&records);
         bench.append(&journal, records);
     }
-    let start = journal.begin_checkpoint();
+    let (start, before) = (journal.begin_checkpoint(), disk.log_len());
     let (merged, asked) = merge(bench, &journal, start, &model);
     assert_eq!(merged.expect("the drive works").from_log, BLOCKS);
+    let area = area(&journal);
+    let written = |entry: &Entry| match entry {
+        Entry::Write { offset, data } if area.contains(&(*offset as u64)) => data.len() as u64,
+        _ => 0,
+    };
+    let written: u64 = disk.0.borrow().log[before..].iter().map(written).sum();
+    assert_eq!(journal.stats().checkpoint_bytes, written, "what it told the drive to write");
     with_flags(&mut model, &asked.written);
     (disk, journal, model)
 }

@@ -108,3 +108,43 @@ fn a_walk_misses_nothing_when_checkpoints_move_what_it_has_not_seen() {
         }
     }
 }
+
+/// Rows that fill more than one piece: where the keys of a later piece begin was found out when the
+/// drive was opened, which reads no keys.
+#[test]
+fn a_walk_goes_on_in_a_later_piece_of_rows_with_the_right_keys() {
+    const BLOCKS: u64 = 7000;
+    let mut bench = Bench::new();
+    let disk = Disk::new(256 << 20);
+    let options = FormatOptions { block_limit: Some(2 * BLOCKS), ..tiny() };
+    bench.format(&disk, options);
+    let (journal, _) = bench.open(&disk);
+    // One in a hundred is a block of parts, with a key of another length.
+    let mut records = Vec::new();
+    for hash in 1..=BLOCKS {
+        let at = (hash * 2) as u32;
+        match hash % 100 {
+            0 => records.extend(in_parts(hash, unit(at), unit(at + 1))),
+            _ => records.push(put(hash, unit(at))),
+        }
+    }
+    bench.checkpoint(&journal, records.clone(), false);
+    let (journal, _) = bench.open(&disk);
+    let (mut all, mut place) = (Vec::new(), Some(0));
+    while let Some(from) = place {
+        let journal = Rc::clone(&journal);
+        let (seen, next) = bench.run(async move {
+            let mut seen: Vec<Record> = Vec::new();
+            let mut each = |view: &memkv_journal::View<'_>| {
+                seen.push(view.to_record());
+                ControlFlow::Continue(())
+            };
+            let next = journal.walk(from, 900, &mut each).await.expect("the drive works");
+            (seen, next)
+        });
+        all.extend(seen);
+        place = next;
+    }
+    assert_eq!(all.len(), records.len());
+    assert!(all == records, "each with its key");
+}
