@@ -86,8 +86,11 @@ impl Model {
     pub fn started(&mut self, went_back: bool) {
         self.starting = false;
         if went_back {
+            // What was begun since the crash began before that was known: it is sent anew.
+            self.life += 1;
             for key in &mut self.keys {
                 key.forget();
+                (key.open_puts, key.open_deletes) = (0, 0);
                 key.unproven |= self.power_cut;
             }
             for value in &mut self.values {
