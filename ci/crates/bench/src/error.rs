@@ -107,6 +107,9 @@ pub enum BenchError {
     /// The drive's files would lie in memory.
     #[error("{} is in memory (tmpfs); name a folder on a disk by --folder", .0.display())]
     NotOnDisk(PathBuf),
+    /// Nothing of this name is measured.
+    #[error("no row has \"{0}\" in its name")]
+    NoRow(String),
     /// The document has no place for the tables.
     #[error("{} has no lines `{begin}` and `{end}`", path.display())]
     NoPlace {

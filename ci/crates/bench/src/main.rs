@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod bars;
+mod busy;
 mod cpu;
 mod direct;
 mod document;
@@ -21,6 +23,7 @@ mod fio;
 mod journal;
 mod machine;
 mod measure;
+mod peers;
 mod plain;
 mod plan;
 mod report;
@@ -39,7 +42,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::{BenchError, doing};
-use crate::plan::Plan;
+use crate::plan::{IDLE, Plan};
 use crate::report::Report;
 use crate::run::Bench;
 use crate::section::Section;
@@ -55,11 +58,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Measures all sides in interleaved rounds
-    Run(RunArguments),
+    Run(ChosenArguments),
     /// Compares the eviction policies by their prefix hits
     Eviction(EvictionArguments),
     /// Measures drives beside fio, with and without the server
-    Direct(DirectArguments),
+    Direct(ChosenArguments),
     /// Measures the journal beside the machine's own durable writes
     Journal(RunArguments),
     /// Measures what of a drive holds values, and what writing them costs
@@ -67,7 +70,9 @@ enum Task {
     /// Measures gets beside what a node does for itself
     Background(RunArguments),
     /// Prints the hugepages of 2 MiB that a run can use
-    Hugepages,
+    Hugepages(HugepagesArguments),
+    /// Keeps a core busy until standard input ends
+    Busy,
     /// The plain server alone, until it is killed
     Plain(PlainArguments),
 }
@@ -95,11 +100,18 @@ struct RunArguments {
 }
 
 #[derive(Args)]
-struct DirectArguments {
+struct ChosenArguments {
     #[command(flatten)]
     run: RunArguments,
     /// Only the rows whose names, as the checks tell them, have this in them
     #[arg(long, conflicts_with = "write_docs")]
+    only: Option<String>,
+}
+
+#[derive(Args)]
+struct HugepagesArguments {
+    /// Only for these rows of a run
+    #[arg(long)]
     only: Option<String>,
 }
 
@@ -134,9 +146,9 @@ struct PlainArguments {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Task::Run(arguments) => run(&arguments),
+        Task::Run(ChosenArguments { run, only }) => compare(&run, only.as_deref()),
         Task::Eviction(arguments) => compare_eviction(&arguments),
-        Task::Direct(DirectArguments { run, only }) => {
+        Task::Direct(ChosenArguments { run, only }) => {
             let effort = direct::Effort::new(run.quick, run.rounds, only.as_deref());
             part(&run, &document::DIRECT, |binary, folder| direct::compare(binary, folder, effort))
         }
@@ -150,10 +162,12 @@ fn main() -> ExitCode {
             let effort = background::Effort::new(arguments.quick, arguments.rounds);
             background::measure(binary, folder, effort)
         }),
-        Task::Hugepages => {
-            println!("{}", Plan::new(false, None).hugepages().max(direct::HUGEPAGES));
+        Task::Hugepages(HugepagesArguments { only }) => {
+            let run = Plan::new(false, None, only.as_deref()).hugepages();
+            println!("{}", run.max(direct::HUGEPAGES));
             Ok(true)
         }
+        Task::Busy => busy::work().map(|()| true).map_err(doing("standard input")),
         Task::Plain(arguments) => {
             plain::serve(arguments.arena_bytes).map(|()| true).map_err(doing("the plain server"))
         }
@@ -247,10 +261,13 @@ fn part(
     Ok(section.is_good())
 }
 
-fn run(arguments: &RunArguments) -> Result<bool, BenchError> {
+fn compare(arguments: &RunArguments, only: Option<&str>) -> Result<bool, BenchError> {
+    let plan = Plan::new(arguments.quick, arguments.rounds, only);
+    if plan.rows().is_empty() && !plan.wants(IDLE) {
+        return Err(BenchError::NoRow(only.unwrap_or_default().to_owned()));
+    }
     let (folder, path) = make_folder(arguments)?;
-    let plan = Plan::new(arguments.quick, arguments.rounds);
-    let outcome = match Bench::start(&arguments.binary, &path, plan).and_then(Bench::run) {
+    let outcome = match Bench::start(&arguments.binary, &path, plan.clone()).and_then(Bench::run) {
         Ok(outcome) => outcome,
         Err(error) => {
             // Its logs say more.

@@ -1,13 +1,15 @@
 //! The floor: the least that a framed server of blocks over TCP can do.
 //!
-//! One thread per connection, blocking calls, a header of 16 bytes, the value straight into and out
+//! One thread per connection, blocking calls, a header of 64 bytes, the value straight into and out
 //! of its place in memory that was faulted in at start. No index, no MAC, no CRC, no journal, no
-//! limit. It runs in a process of its own, like the server it is compared with.
+//! limit. It runs in a process of its own, like the server it is compared with. A ping is a header
+//! each way and nothing else.
 //!
 //! ```text
-//!   0  operation u32   1 put, 2 get
+//!   0  operation u32   1 put, 2 get, 3 ping
 //!   4  slot      u32   the value's place is slot * length
-//!   8  length    u64   in a reply to a put 0
+//!   8  length    u64   in a ping and in a reply to a put 0
+//!  16  zeroes          as many bytes as a question about a key takes
 //! ```
 
 use std::io::{self, IoSlice, Read, Write};
@@ -19,9 +21,10 @@ use memkv_dma::{Arena, Hugepages};
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::SockRef;
 
-const HEADER: usize = 16;
+const HEADER: usize = 64;
 const PUT: u32 = 1;
 const GET: u32 = 2;
+const PING: u32 = 3;
 
 struct Frame {
     operation: u32,
@@ -34,7 +37,7 @@ impl Frame {
         let mut raw = [0; HEADER];
         raw[..4].copy_from_slice(&self.operation.to_le_bytes());
         raw[4..8].copy_from_slice(&self.slot.to_le_bytes());
-        raw[8..].copy_from_slice(&self.length.to_le_bytes());
+        raw[8..16].copy_from_slice(&self.length.to_le_bytes());
         raw
     }
 
@@ -81,6 +84,10 @@ fn serve_one(mut stream: TcpStream, arena: &Arena) -> io::Result<()> {
         let mut raw = [0; HEADER];
         receive(&stream, &mut raw)?;
         let frame = Frame::parse(&raw);
+        if frame.operation == PING {
+            stream.write_all(&raw)?;
+            continue;
+        }
         let place = frame.place(arena.size());
         let (at, length) = place.ok_or(io::ErrorKind::InvalidInput)?;
         match frame.operation {
@@ -136,6 +143,16 @@ impl Client {
         receive(&self.stream, into)
     }
 
+    #[cfg(test)]
+    /// Sends a header and waits for it to come back.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn ping(&mut self) -> io::Result<()> {
+        self.stream.write_all(&Frame { operation: PING, slot: 0, length: 0 }.encode())?;
+        self.reply(0, 0)
+    }
+
     fn reply(&mut self, slot: u32, length: u64) -> io::Result<()> {
         let mut raw = [0; HEADER];
         self.stream.read_exact(&mut raw)?;
@@ -148,7 +165,7 @@ impl Client {
 }
 
 /// Header and value in one call where the system takes all at once.
-fn send(stream: &mut TcpStream, header: &[u8], value: &[u8]) -> io::Result<()> {
+pub fn send(stream: &mut TcpStream, header: &[u8], value: &[u8]) -> io::Result<()> {
     let mut parts = [IoSlice::new(header), IoSlice::new(value)];
     let mut rest = &mut parts[..];
     while !rest.is_empty() {
@@ -162,7 +179,7 @@ fn send(stream: &mut TcpStream, header: &[u8], value: &[u8]) -> io::Result<()> {
 }
 
 /// Fills `into`, in one call but for signals.
-fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
+pub fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
     let mut got = 0;
     while got < into.len() {
         match recv(stream.as_raw_fd(), &mut into[got..], MsgFlags::MSG_WAITALL) {
@@ -176,7 +193,7 @@ fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
 }
 
 /// What memkv sets on both of its ends for a peer on this machine.
-fn tune(stream: &TcpStream) -> io::Result<()> {
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     if SockRef::from(stream).set_tcp_congestion(b"reno").is_err() {
@@ -218,6 +235,7 @@ mod tests {
             client.get(slot, &mut back).unwrap();
             assert_eq!(&back, value);
         }
+        client.ping().unwrap();
         let outside = client.get(4, &mut [0; 300_000]);
         assert!(outside.is_err(), "the server hangs up on a place outside of its memory");
         assert_eq!(server.join().unwrap().unwrap_err().kind(), io::ErrorKind::InvalidInput);

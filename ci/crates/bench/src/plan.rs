@@ -8,23 +8,30 @@ use std::time::Duration;
 
 use crate::machine;
 use crate::measure::{Load, Operation};
+use crate::tables::size;
 
 const MIB: u64 = 1 << 20;
 
-/// Connections of the file rows.
-pub const FILE_DEPTH: usize = 4;
-/// Bytes of the values with bars.
+/// The name of what idle nodes take, as `--only` has it.
+pub const IDLE: &str = "an idle node";
+/// Connections where there are several.
+pub const SEVERAL: usize = 4;
+/// Bytes of the values that others are held against.
 pub const LARGE: usize = 4 << 20;
-/// Bytes of the values in memory rows.
-const SIZES: [usize; 3] = [LARGE, 1 << 20, 64 << 10];
+/// Bytes of the smallest values.
+pub const SMALL: usize = 64 << 10;
+/// Bytes of the values in rows of one connection to memory.
+const SIZES: [usize; 5] = [LARGE, 1 << 20, SMALL, 8 << 20, 16 << 20];
+/// The same of the rows beside a busy thread.
+const BUSY_SIZES: [usize; 3] = [LARGE, 1 << 20, SMALL];
 /// The memory that drives and sockets of a node move bytes through.
 pub const POOL_BYTES: u64 = 256 * MIB;
 /// What a drive holds beside values: superblocks, journal, checkpoints, room for values being
 /// replaced, and the share from which on it evicts.
 const DRIVE_SPARE: u64 = 1024 * MIB;
 
-/// All sizes of a run.
-#[derive(Clone, Copy, Debug)]
+/// All sizes of a run, and which of its rows are wanted.
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Rounds.
     pub rounds: u32,
@@ -40,20 +47,49 @@ pub struct Plan {
     pub file_row_bytes: u64,
     /// How long idle nodes are watched.
     pub idle: Duration,
+    /// Only the rows whose names have this in them.
+    only: String,
 }
 
-/// One row: what is asked of its sides.
+/// One row: what is asked of its sides, and in which circumstances.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Row {
     /// What is asked.
     pub load: Load,
     /// Of a node on a file, else of one on memory.
     pub file: bool,
+    /// Threads of others that never rest meanwhile.
+    pub busy: usize,
+}
+
+impl Row {
+    /// Its name, as `--only` and the checks have it.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.load.operation.name(), self.scene())
+    }
+
+    /// Its name without the operation.
+    pub fn scene(&self) -> String {
+        let Load { value_bytes, depth, .. } = self.load;
+        let medium = if self.file { "file" } else { "memory" };
+        let connections = if depth == 1 { "connection" } else { "connections" };
+        let size = size(value_bytes);
+        format!("{size}, {medium}, {depth} {connections}, {}", regime(self.busy))
+    }
+}
+
+/// How tables name what others do to a machine.
+pub fn regime(busy: usize) -> String {
+    match busy {
+        0 => "quiet".to_owned(),
+        1 => "1 busy thread".to_owned(),
+        _ => format!("{busy} busy threads"),
+    }
 }
 
 impl Plan {
-    /// The sizes of a run.
-    pub fn new(quick: bool, rounds: Option<u32>) -> Plan {
+    /// The sizes of a run of the rows whose names have `only` in them.
+    pub fn new(quick: bool, rounds: Option<u32>, only: Option<&str>) -> Plan {
         // Larger than the caches, and not more than a small machine can spare.
         let cold = machine::cache_bytes().unwrap_or(0).next_power_of_two();
         let roomy = machine::available_bytes().is_none_or(|bytes| bytes >= 8 << 30);
@@ -67,19 +103,30 @@ impl Plan {
             row_bytes: cold * factor,
             file_row_bytes: (cold * factor).max(1024 * MIB),
             idle: Duration::from_secs(if quick { 5 } else { 10 }),
+            only: only.unwrap_or_default().to_owned(),
         }
     }
 
-    /// The rows in the order in which a round goes through them.
+    /// Whether a row of this name is asked for.
+    pub fn wants(&self, name: &str) -> bool {
+        name.contains(&self.only)
+    }
+
+    /// The wanted rows in the order in which a round goes through them.
     pub fn rows(&self) -> Vec<Row> {
-        let memory = SIZES.iter().map(|&value_bytes| (value_bytes, 1, false));
-        let all = memory.chain([(LARGE, FILE_DEPTH, true)]);
-        all.flat_map(|(value_bytes, depth, file)| {
+        let row = |value_bytes, depth, file, busy| {
             let slots = (self.stored_bytes / value_bytes as u64) as u32;
-            Operation::ALL
-                .map(|operation| Row { load: Load { operation, value_bytes, slots, depth }, file })
-        })
-        .collect()
+            Operation::ALL.map(|operation| Row {
+                load: Load { operation, value_bytes, slots, depth },
+                file,
+                busy,
+            })
+        };
+        let quiet = SIZES.map(|size| row(size, 1, false, 0));
+        let busy = BUSY_SIZES.map(|size| row(size, 1, false, 1));
+        let several = [row(LARGE, SEVERAL, false, 0), row(LARGE, SEVERAL, true, 0)];
+        let all = quiet.into_iter().chain(busy).chain(several).flatten();
+        all.filter(|row| self.wants(&row.name())).collect()
     }
 
     /// Operations of each worker in one slice of a row.
@@ -89,9 +136,14 @@ impl Plan {
         (each as u32).div_ceil(self.slices)
     }
 
-    /// Bytes of the drive in memory.
+    /// Bytes of the drive in memory: every size that is asked for, and the one that others are
+    /// held against.
     pub fn memory_drive_bytes(&self) -> u64 {
-        self.stored_bytes * SIZES.len() as u64 + DRIVE_SPARE
+        let mut sizes: Vec<_> = self.rows().iter().map(|row| row.load.value_bytes).collect();
+        sizes.push(LARGE);
+        sizes.sort_unstable();
+        sizes.dedup();
+        self.stored_bytes * sizes.len() as u64 + DRIVE_SPARE
     }
 
     /// Bytes of the drive in a file.
@@ -114,7 +166,7 @@ mod tests {
     #[test]
     fn puts_of_a_round_reach_every_slot_that_its_gets_read() {
         for quick in [true, false] {
-            let plan = Plan::new(quick, None);
+            let plan = Plan::new(quick, None, None);
             for row in plan.rows() {
                 let reached = plan.operations(&row) * plan.slices * row.load.depth as u32;
                 assert!(reached >= row.load.slots, "{row:?}");
@@ -125,10 +177,35 @@ mod tests {
 
     #[test]
     fn values_fit_onto_their_drives_below_the_mark_of_eviction() {
-        let plan = Plan::new(true, Some(1));
-        let values = 3 * plan.stored_bytes;
+        let plan = Plan::new(true, Some(1), None);
+        let values = SIZES.len() as u64 * plan.stored_bytes;
         // The ring of a small drive is an eighth of it, or 256 MiB.
         let ring = (plan.memory_drive_bytes() / 8).max(256 * MIB);
         assert!(values * 100 < (plan.memory_drive_bytes() - ring) * 93);
+    }
+
+    #[test]
+    fn rows_are_chosen_by_words_of_their_names() {
+        let names = |only| {
+            let rows = Plan::new(true, None, only).rows();
+            rows.iter().map(Row::name).collect::<Vec<_>>()
+        };
+        let all = names(None);
+        assert_eq!(all.len(), 2 * (SIZES.len() + BUSY_SIZES.len() + 2));
+        let wanted =
+            ["PUT 4 MiB, memory, 1 connection, quiet", "GET 4 MiB, memory, 1 connection, quiet"];
+        assert_eq!(names(Some(" 4 MiB, memory, 1 connection, quiet")), wanted);
+        assert!(names(Some("no such row")).is_empty());
+        let mut once = all.clone();
+        once.sort();
+        once.dedup();
+        assert_eq!(once.len(), all.len(), "no two rows have the same name");
+    }
+
+    #[test]
+    fn a_chosen_row_needs_less_memory() {
+        let all = Plan::new(true, None, None);
+        let some = Plan::new(true, None, Some(" 4 MiB, memory"));
+        assert!(some.hugepages() < all.hugepages());
     }
 }

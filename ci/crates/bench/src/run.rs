@@ -1,31 +1,37 @@
 //! One run of the bench: sides, rounds, figures.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
 use memkv_client::Client;
 use memkv_dma::{Arena, Hugepages};
 
+use crate::busy::Busy;
 use crate::cpu::{self, CpuClock};
 use crate::error::{BenchError, doing};
 use crate::fio::Fio;
-use crate::measure::{MemkvWorker, Operation, Party, Progress, Sample, Worker, stretch};
+use crate::measure::{Load, MemkvWorker, Operation, Party, Progress, Sample, Worker};
+use crate::peers::{Side, Slices};
 use crate::plain;
-use crate::plan::{FILE_DEPTH, LARGE, POOL_BYTES, Plan, Row};
+use crate::plan::{IDLE, LARGE, POOL_BYTES, Plan, Row, SEVERAL};
 use crate::ring::{self, Ring};
 use crate::servers::{Counters, Medium, Node, PlainServer};
 
-/// What was measured of one row, a sample per round.
+/// What was measured of one row.
 #[derive(Default)]
 pub struct RowSamples {
-    /// The plain server.
-    pub plain: Vec<Sample>,
-    /// The plain server once more, where noise is measured.
-    pub again: Vec<Sample>,
-    /// memkv.
-    pub memkv: Vec<Sample>,
+    /// Of each side a sample per round.
+    pub sides: BTreeMap<Side, Vec<Sample>>,
     /// GiB per second of the disk.
     pub disk: Vec<f64>,
+}
+
+impl RowSamples {
+    /// The samples of one side; none where it does not take part.
+    pub fn of(&self, side: Side) -> &[Sample] {
+        self.sides.get(&side).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// How a node idles: its name and the share of one core that it took.
@@ -58,60 +64,93 @@ pub struct Outcome {
 pub struct Bench {
     plan: Plan,
     plain: Party,
-    nodes: [Member; 2],
+    nodes: Vec<Member>,
     fio: Result<Fio, String>,
     /// The rings of one worker, and of several.
     single: Vec<Ring>,
     several: Vec<Ring>,
     backing: Vec<(&'static str, String)>,
+    /// Which sizes of values each side holds.
+    held: BTreeSet<(Holder, usize)>,
+    /// How far each side has come in each row.
+    progress: BTreeMap<(String, Side), Progress>,
     _server: PlainServer,
+}
+
+/// What holds values; several sides of a row may share one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Holder {
+    Plain,
+    Memory,
+    File,
+}
+
+impl Holder {
+    fn of(row: &Row, side: Side) -> Holder {
+        match side {
+            Side::Plain | Side::Again => Holder::Plain,
+            Side::Reference => Holder::Memory,
+            Side::Memkv if row.file => Holder::File,
+            Side::Memkv => Holder::Memory,
+        }
+    }
 }
 
 /// A node and how to ask it.
 struct Member {
-    name: &'static str,
+    file: bool,
     node: Node,
-    party: Party,
+    single: Party,
+    several: Party,
     asking: Client,
 }
 
 impl Member {
-    fn start(
-        binary: &Path,
-        name: &'static str,
-        folder: &Path,
-        medium: &Medium,
-        depth: usize,
-    ) -> Result<Member, BenchError> {
-        let node = Node::start(binary, name, folder, POOL_BYTES, medium)?;
-        let client = node.client(depth)?;
-        let worker = |_| Box::new(MemkvWorker(client.clone())) as Box<dyn Worker>;
-        let party = Party { server: node.clock()?, workers: (0..depth).map(worker).collect() };
-        let asking = node.client(1)?;
-        Ok(Member { name, node, party, asking })
+    fn start(binary: &Path, folder: &Path, file: bool, plan: &Plan) -> Result<Member, BenchError> {
+        let medium = match file {
+            true => Medium::File(plan.file_drive_bytes()),
+            false => Medium::Memory(plan.memory_drive_bytes()),
+        };
+        let node = Node::start(binary, Member::name(file), folder, POOL_BYTES, &medium)?;
+        let party = |depth| {
+            let client = node.client(depth)?;
+            let worker = |_| Box::new(MemkvWorker(client.clone())) as Box<dyn Worker>;
+            let workers = (0..depth).map(worker).collect();
+            Ok::<_, BenchError>(Party { server: node.clock()?, workers })
+        };
+        let (single, several, asking) = (party(1)?, party(SEVERAL)?, node.client(1)?);
+        Ok(Member { file, node, single, several, asking })
+    }
+
+    fn name(file: bool) -> &'static str {
+        if file { "file" } else { "memory" }
     }
 
     fn counters(&self) -> Result<Counters, BenchError> {
         self.node.counters(&self.asking)
     }
+
+    fn clock(&self) -> CpuClock {
+        self.single.server
+    }
 }
 
 impl Bench {
-    /// Starts all sides on new files in `folder`.
+    /// Starts all sides that the plan's rows need, on new files in `folder`.
     ///
     /// # Errors
     /// When one does not get ready.
     pub fn start(binary: &Path, folder: &Path, plan: Plan) -> Result<Bench, BenchError> {
-        let memory = Medium::Memory(plan.memory_drive_bytes());
-        let file = Medium::File(plan.file_drive_bytes());
-        let nodes = [
-            Member::start(binary, "memory", folder, &memory, 1)?,
-            Member::start(binary, "file", folder, &file, FILE_DEPTH)?,
-        ];
+        let rows = plan.rows();
+        let mut nodes = vec![Member::start(binary, folder, false, &plan)?];
+        let to_file = rows.iter().any(|row| row.file);
+        if to_file || plan.wants(IDLE) {
+            nodes.push(Member::start(binary, folder, true, &plan)?);
+        }
         let server = PlainServer::start(folder, plan.stored_bytes)?;
         let mut workers: Vec<Box<dyn Worker>> = Vec::new();
         let mut congestion = None;
-        for _ in 0..FILE_DEPTH {
+        for _ in 0..SEVERAL {
             let client = plain::Client::connect(server.port).map_err(doing("the plain server"))?;
             congestion = client.congestion_control();
             workers.push(Box::new(client));
@@ -120,17 +159,34 @@ impl Bench {
         let region = Arena::new(plan.ring_bytes, Hugepages::Prefer)?;
         ring::fill(&region);
         let noise = region.lend_mut(0, LARGE);
-        let fio = Fio::prepare(folder, plan.stored_bytes, plan.file_row_bytes, &noise)?;
+        let fio = match to_file {
+            true => Fio::prepare(folder, plan.stored_bytes, plan.file_row_bytes, &noise)?,
+            false => Err("no row of files is asked for".to_owned()),
+        };
         drop(noise);
-        let backing = vec![
+        let mut backing = vec![
             ("client's buffers", region.backing().to_string()),
             ("plain server", server.backing.clone()),
-            ("memkv, memory", nodes[0].node.describe()?),
-            ("memkv, file", nodes[1].node.describe()?),
             ("congestion control", congestion.unwrap_or("the system's default".to_owned())),
         ];
-        let (single, several) = (Ring::cut(&region, 1), Ring::cut(&region, FILE_DEPTH));
-        Ok(Bench { plan, plain, nodes, fio, single, several, backing, _server: server })
+        for Member { file, node, .. } in &nodes {
+            let name = if *file { "memkv, file" } else { "memkv, memory" };
+            backing.push((name, node.describe()?));
+        }
+        let (single, several) = (Ring::cut(&region, 1), Ring::cut(&region, SEVERAL));
+        let (held, progress) = (BTreeSet::new(), BTreeMap::new());
+        Ok(Bench {
+            plan,
+            plain,
+            nodes,
+            fio,
+            single,
+            several,
+            backing,
+            held,
+            progress,
+            _server: server,
+        })
     }
 
     /// Goes through all rounds, then watches the nodes do nothing, then stops them.
@@ -140,17 +196,24 @@ impl Bench {
     pub fn run(mut self) -> Result<Outcome, BenchError> {
         let mut rows: Vec<_> =
             self.plan.rows().into_iter().map(|row| (row, RowSamples::default())).collect();
-        self.warm_up(&rows)?;
+        eprintln!("bench: storing every value once");
+        for (row, _) in &rows {
+            self.hold(row)?;
+        }
         let (mut miscounts, mut counted) = (Vec::new(), 0);
         let (begun, load) = (Instant::now(), self.load()?);
         for round in 0..self.plan.rounds {
             eprintln!("bench: round {} of {}", round + 1, self.plan.rounds);
             for (row, samples) in &mut rows {
-                let counters = self.nodes[usize::from(row.file)].counters()?;
+                self.hold(row)?;
+                let counters = self.counters()?;
                 self.row(row, samples, round)?;
-                let done = samples.memkv.last().expect("the row was just measured").operations;
-                let rose = self.nodes[usize::from(row.file)].counters()?.since(counters);
+                let done = [Side::Memkv, Side::Reference]
+                    .map(|side| samples.of(side).last().map_or(0, |sample| sample.operations))
+                    .into_iter()
+                    .sum();
                 counted += done;
+                let rose = self.counters()?.since(counters);
                 miscounts.extend(miscount(row.load.operation, done, rose));
             }
         }
@@ -158,59 +221,83 @@ impl Bench {
             .load()?
             .zip(load)
             .map(|(after, before)| (after - before).max(0.0) / begun.elapsed().as_secs_f64());
-        let idle = self.watch_idle()?;
+        let idle = if self.plan.wants(IDLE) { self.watch_idle()? } else { Vec::new() };
         let no_disk = self.fio.err();
         for member in self.nodes {
-            drop((member.party, member.asking));
+            drop((member.single, member.several, member.asking));
             member.node.stop()?;
         }
         let backing = self.backing;
         Ok(Outcome { rows, idle, backing, no_disk, miscounts, counted, others })
     }
 
-    /// Stores every value once on every side, so that nothing is touched for the first time later.
-    fn warm_up(&mut self, rows: &[(Row, RowSamples)]) -> Result<(), BenchError> {
-        eprintln!("bench: storing every value once");
-        for (row, _) in rows.iter().filter(|(row, _)| row.load.operation == Operation::Put) {
-            let operations = row.load.slots / row.load.depth as u32;
-            for memkv in [false, true] {
-                let (party, rings) = self.side(row, memkv);
-                stretch(party, rings, row.load, &mut Progress::default(), operations)?;
+    /// What all nodes together have counted.
+    fn counters(&self) -> Result<Counters, BenchError> {
+        let mut sum = Counters::default();
+        for member in &self.nodes {
+            sum = sum.and(member.counters()?);
+        }
+        Ok(sum)
+    }
+
+    /// Sees to it that all sides of a row hold all of its values: nothing is touched for the first
+    /// time in a measurement. The plain server's slots of one size lie over those of the others.
+    fn hold(&mut self, row: &Row) -> Result<(), BenchError> {
+        for side in sides(row) {
+            let (holder, load) = (Holder::of(row, side), asked(row, side));
+            let is_new = self.held.insert((holder, load.value_bytes));
+            if holder == Holder::Plain {
+                self.held.retain(|held| held.0 != holder || held.1 == load.value_bytes);
+            }
+            if is_new {
+                let put = Load { operation: Operation::Put, ..load };
+                let operations = load.slots / load.depth as u32;
+                let (slices, rings) = self.side(row, side);
+                slices.slice(rings, put, &mut Progress::default(), operations)?;
             }
         }
         Ok(())
     }
 
     /// One side of a row and the rings it uses.
-    fn side(&mut self, row: &Row, memkv: bool) -> (&mut Party, &mut [Ring]) {
-        let rings = if row.load.depth == 1 { &mut self.single } else { &mut self.several };
-        let party = match memkv {
-            true => &mut self.nodes[usize::from(row.file)].party,
-            false => &mut self.plain,
+    fn side(&mut self, row: &Row, side: Side) -> (&mut dyn Slices, &mut [Ring]) {
+        let single = row.load.depth == 1;
+        let rings = if single { &mut self.single } else { &mut self.several };
+        let holder = Holder::of(row, side);
+        let party = match holder {
+            Holder::Plain => &mut self.plain,
+            Holder::Memory | Holder::File => {
+                let file = holder == Holder::File;
+                let member = self.nodes.iter_mut().find(|member| member.file == file);
+                let member = member.expect("the nodes of all wanted rows run");
+                if single { &mut member.single } else { &mut member.several }
+            }
         };
         (party, rings)
     }
 
-    /// One round of one row: slices of all sides in turn.
+    /// One round of one row: slices of all sides in turn. Each goes on where it stopped in its last
+    /// slice.
     fn row(&mut self, row: &Row, into: &mut RowSamples, round: u32) -> Result<(), BenchError> {
-        let operations = self.plan.operations(row);
-        // Is it memkv's turn, and where do the figures go: plain, plain again, memkv. Each goes on
-        // where it stopped in its last slice.
-        let sides = if is_noise_row(row) { 3 } else { 2 };
-        let mut sums = vec![Sample::default(); sides];
-        let mut progress = [Progress::default(), Progress::default()];
+        let _busy = Busy::start(row.busy)?;
+        let sides = sides(row);
+        let mut sums = vec![Sample::default(); sides.len()];
         for slice in 0..self.plan.slices {
-            for turn in 0..sides {
-                let at = (turn + (slice + round) as usize) % sides;
-                let memkv = at + 1 == sides;
-                let (party, rings) = self.side(row, memkv);
-                let progress = &mut progress[usize::from(memkv)];
-                sums[at].absorb(&stretch(party, rings, row.load, progress, operations)?);
+            for turn in 0..sides.len() {
+                let at = (turn + (slice + round) as usize) % sides.len();
+                let load = asked(row, sides[at]);
+                let operations = self.plan.operations(&Row { load, ..*row });
+                let key = (row.name(), sides[at]);
+                let mut progress = self.progress.remove(&key).unwrap_or_default();
+                let (slices, rings) = self.side(row, sides[at]);
+                let sample = slices.slice(rings, load, &mut progress, operations)?;
+                self.progress.insert(key, progress);
+                sums[at].absorb(&sample);
             }
         }
-        into.memkv.extend(sums.pop());
-        into.again.extend(sums.drain(1..));
-        into.plain.extend(sums.pop());
+        for (side, sum) in sides.into_iter().zip(sums) {
+            into.sides.entry(side).or_default().push(sum);
+        }
         if row.file
             && let Ok(fio) = &self.fio
         {
@@ -222,38 +309,57 @@ impl Bench {
         Ok(())
     }
 
-    /// Both nodes at once, their clients connected.
+    /// All nodes at once, their clients connected.
     fn watch_idle(&self) -> Result<Vec<Idle>, BenchError> {
         eprintln!("bench: watching idle nodes for {} s", self.plan.idle.as_secs());
-        let clock = |member: &Member| member.party.server.read().map_err(doing("a CPU clock"));
+        let clock = |member: &Member| member.clock().read().map_err(doing("a CPU clock"));
         let before = self.nodes.iter().map(clock).collect::<Result<Vec<_>, _>>()?;
         let begun = Instant::now();
         std::thread::sleep(self.plan.idle);
         let took = begun.elapsed().as_secs_f64();
         let after = self.nodes.iter().map(clock).collect::<Result<Vec<_>, _>>()?;
         let spent = after.into_iter().zip(before).map(|(after, before)| after - before);
-        let idle = self.nodes.iter().zip(spent);
-        Ok(idle
-            .map(|(member, spent)| Idle { name: member.name, share: spent.as_secs_f64() / took })
-            .collect())
+        let idle = self.nodes.iter().zip(spent).map(|(member, spent)| Idle {
+            name: Member::name(member.file),
+            share: spent.as_secs_f64() / took,
+        });
+        Ok(idle.collect())
     }
 
     /// CPU seconds that the machine has spent on others than us.
     fn load(&self) -> Result<Option<f64>, BenchError> {
         let Some(all) = cpu::of_machine() else { return Ok(None) };
-        let [memory, file] = &self.nodes;
-        let servers = [memory.party.server, file.party.server, self.plain.server, CpuClock::OWN];
+        let servers = self.nodes.iter().map(Member::clock);
         let mut own = cpu::of_children();
-        for clock in servers {
+        for clock in servers.chain([self.plain.server, CpuClock::OWN]) {
             own += clock.read().map_err(doing("a CPU clock"))?;
         }
         Ok(Some(all.as_secs_f64() - own.as_secs_f64()))
     }
 }
 
-/// The rows in which the plain server is measured twice.
-fn is_noise_row(row: &Row) -> bool {
-    row.load.value_bytes == LARGE && !row.file
+/// Who takes part in a row.
+fn sides(row: &Row) -> Vec<Side> {
+    let Load { value_bytes, depth, .. } = row.load;
+    let mut sides = vec![Side::Plain];
+    if value_bytes == LARGE && depth == 1 && row.busy == 0 {
+        sides.push(Side::Again);
+    }
+    if row.file || value_bytes > LARGE {
+        sides.push(Side::Reference);
+    }
+    sides.push(Side::Memkv);
+    sides
+}
+
+/// What is asked of a side: of the reference no more than values of 4 MiB.
+fn asked(row: &Row, side: Side) -> Load {
+    let value_bytes = match side {
+        Side::Reference => row.load.value_bytes.min(LARGE),
+        _ => row.load.value_bytes,
+    };
+    let slots = row.load.slots * (row.load.value_bytes / value_bytes) as u32;
+    Load { value_bytes, slots, ..row.load }
 }
 
 /// Every put enters the index and the journal, every get takes a lease: the bench measures the

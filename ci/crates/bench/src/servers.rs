@@ -159,6 +159,18 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Those of two nodes together.
+    pub fn and(self, other: Counters) -> Counters {
+        Counters {
+            inserts: self.inserts + other.inserts,
+            leases: self.leases + other.leases,
+            appends: self.appends + other.appends,
+            wire_puts: self.wire_puts + other.wire_puts,
+            wire_hits: self.wire_hits + other.wire_hits,
+            wire_appends: self.wire_appends + other.wire_appends,
+        }
+    }
+
     /// How much each has risen since `before`.
     pub fn since(self, before: Counters) -> Counters {
         Counters {

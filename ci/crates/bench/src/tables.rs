@@ -2,8 +2,9 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use crate::measure::Operation;
-use crate::report::{IDLE_BAR, Report, RowReport, Spread, TOLERANCE, Verdict};
+use crate::bars::Bar;
+use crate::peers::Side;
+use crate::report::{IDLE_BAR, Report, RowReport, SideReport, Spread, TOLERANCE, Verdict};
 
 /// Where tables are shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,28 +17,26 @@ pub enum Style {
 
 /// All tables, with the machine in front and the noise behind.
 pub fn all(report: &Report, style: Style) -> String {
-    let mut parts = vec![
-        head(report, style),
-        "CPU seconds per GiB, client and server together; memkv on a drive in memory, one \
-         connection, one operation at a time:"
-            .to_owned(),
-        cpu(report, style).to_string(),
-        "GiB per second, and microseconds of an operation, of the same rows:".to_owned(),
-        speed(report, style).to_string(),
-        "Values of 4 MiB on a drive in a file, four connections; GiB per second:".to_owned(),
-        files(report, style).to_string(),
-    ];
-    parts.extend(report.rows.iter().filter_map(loudly_skipped));
+    let mut parts = vec![head(report, style)];
+    let mut scenes: Vec<_> = report.rows.iter().map(|row| row.scene.as_str()).collect();
+    scenes.dedup();
+    for scene in scenes {
+        let rows: Vec<_> = report.rows.iter().filter(|row| row.scene == scene).collect();
+        parts.push(format!("Values of {scene}:"));
+        parts.push(costs(&rows, style).to_string());
+    }
+    if report.rows.iter().any(|row| !row.bars.is_empty()) {
+        parts.push("Bars:".to_owned());
+        parts.push(bars(report, style).to_string());
+    }
+    parts.extend(report.rows.iter().flat_map(|row| &row.bars).filter_map(loudly_skipped));
     parts.push(foot(report));
     parts.join("\n\n") + "\n"
 }
 
-fn loudly_skipped(row: &RowReport) -> Option<String> {
-    match &row.verdict {
-        Some(Verdict::Skipped(reason)) => {
-            let name = row.operation.name();
-            Some(format!("SKIPPED: {name} to a file beside the disk's own speed: {reason}"))
-        }
+fn loudly_skipped(bar: &Bar) -> Option<String> {
+    match &bar.verdict {
+        Verdict::Skipped(reason) => Some(format!("SKIPPED: {}, {}: {reason}", bar.row, bar.what)),
         _ => None,
     }
 }
@@ -69,9 +68,9 @@ fn foot(report: &Report) -> String {
         ));
     }
     for row in &report.rows {
-        if let Some(noise) = row.noise {
-            let name = row.operation.name();
-            lines.push(format!("Noise: plain TCP beside itself, {name}: {}.", ratio(noise)));
+        if let Some(again) = row.side(Side::Again) {
+            let noise = ratio(again.cpu_ratio);
+            lines.push(format!("Noise: plain TCP beside itself, {}: {noise}.", row.name));
         }
     }
     if let Some(load) = report.other_load {
@@ -87,61 +86,46 @@ fn foot(report: &Report) -> String {
     lines.join("\n\n")
 }
 
-fn cpu(report: &Report, style: Style) -> Table {
+/// The rows of one scene: each operation, and each side of it, limits first.
+fn costs(rows: &[&RowReport], style: Style) -> Table {
     let head =
-        ["", "value", "plain TCP", "memkv", "client + server", "memkv / plain", "bar", "verdict"];
+        ["", "side", "CPU s/GiB", "client + server", "beside plain TCP", "GiB/s", "p50 / p99 µs"];
     let mut table = table(style, &head);
-    for row in report.rows.iter().filter(|row| !row.file) {
-        let memkv = &row.memkv;
-        table.add_row([
-            row.operation.name().to_owned(),
-            size(row.value_bytes),
-            spread(row.plain.cpu_per_gib, 3),
-            spread(memkv.cpu_per_gib, 3),
-            format!("{:.3} + {:.3}", memkv.client_cpu_per_gib, memkv.server_cpu_per_gib),
-            ratio(row.cpu_ratio),
-            row.bar.map_or(String::new(), |bar| format!("≤ {bar:.2}×")),
-            row.verdict.as_ref().map_or(String::new(), |verdict| verdict.word().to_owned()),
-        ]);
+    for row in rows {
+        let operation = row.operation.name();
+        let mut disk = row.disk;
+        for SideReport { side, figures, cpu_ratio } in &row.sides {
+            if *side > Side::Again
+                && let Some(speed) = disk.take()
+            {
+                let [none, speed] = ["-".to_owned(), spread(speed, 2)];
+                let name = "disk (fio)".to_owned();
+                let cells = [name, none.clone(), none.clone(), none.clone(), speed, none];
+                table.add_row(std::iter::once(operation.to_owned()).chain(cells));
+            }
+            table.add_row([
+                operation.to_owned(),
+                side.name().to_owned(),
+                spread(figures.cpu_per_gib, 3),
+                format!("{:.3} + {:.3}", figures.client_cpu_per_gib, figures.server_cpu_per_gib),
+                ratio(*cpu_ratio),
+                spread(figures.gib_per_second, 2),
+                format!("{:.0} / {:.0}", figures.p50_us, figures.p99_us),
+            ]);
+        }
     }
     table
 }
 
-fn speed(report: &Report, style: Style) -> Table {
-    let head = ["", "value", "plain TCP", "memkv", "plain p50 / p99", "memkv p50 / p99"];
-    let mut table = table(style, &head);
-    for row in report.rows.iter().filter(|row| !row.file) {
-        let latency = |p50: f64, p99: f64| format!("{p50:.0} / {p99:.0} µs");
+fn bars(report: &Report, style: Style) -> Table {
+    let mut table = table(style, &["row", "what", "found", "bar", "verdict"]);
+    for bar in report.rows.iter().flat_map(|row| &row.bars) {
         table.add_row([
-            row.operation.name().to_owned(),
-            size(row.value_bytes),
-            spread(row.plain.gib_per_second, 2),
-            spread(row.memkv.gib_per_second, 2),
-            latency(row.plain.p50_us, row.plain.p99_us),
-            latency(row.memkv.p50_us, row.memkv.p99_us),
-        ]);
-    }
-    table
-}
-
-fn files(report: &Report, style: Style) -> Table {
-    let head =
-        ["", "plain TCP", "disk (fio)", "memkv", "memkv / slower", "bar", "verdict", "CPU s/GiB"];
-    let mut table = table(style, &head);
-    for row in report.rows.iter().filter(|row| row.file) {
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        table.add_row([
-            match row.operation {
-                Operation::Put => "PUT, write".to_owned(),
-                Operation::Get => "GET, read".to_owned(),
-            },
-            spread(row.plain.gib_per_second, 2),
-            or_none(row.disk.map(|disk| spread(disk, 2))),
-            spread(row.memkv.gib_per_second, 2),
-            or_none(row.speed_ratio.map(ratio)),
-            or_none(row.bar.map(|bar| format!("≥ {bar:.1}×"))),
-            or_none(row.verdict.as_ref().map(|verdict| verdict.word().to_owned())),
-            format!("{:.3}", row.memkv.cpu_per_gib.median),
+            bar.row.clone(),
+            bar.what.clone(),
+            bar.found.map_or("-".to_owned(), ratio),
+            bar.words(),
+            bar.verdict.word().to_owned(),
         ]);
     }
     table

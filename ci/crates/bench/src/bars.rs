@@ -1,0 +1,192 @@
+//! What a row must reach, and whether it does.
+//!
+//! All bars are ratios of one run, and most are of one round each: memkv over a side that did the
+//! same in the same seconds.
+
+use serde::Serialize;
+
+use crate::measure::{Operation, Sample};
+use crate::peers::Side;
+use crate::plan::{LARGE, Row, SMALL};
+use crate::report::{Check, Spread, Verdict, ratios};
+use crate::run::RowSamples;
+use crate::tables::size;
+
+/// CPU seconds per GiB of values of 1 and of 4 MiB beside plain TCP, at most.
+const PUT_COST: f64 = 1.05;
+const GET_COST: f64 = 1.00;
+/// The same of values of 64 KiB, on a quiet machine and beside a busy thread.
+const SMALL_COST: f64 = 0.75;
+const SMALL_COST_BUSY: f64 = 1.10;
+/// GiB per second of several connections beside plain TCP, at least.
+const SEVERAL_SPEED: f64 = 0.95;
+/// GiB per second of larger values beside those of 4 MiB, at least.
+const LARGER_SPEED: f64 = 0.98;
+/// GiB per second of a file beside the smaller of plain TCP and the disk, at least.
+const FILE_SPEED: f64 = 0.9;
+/// CPU seconds per GiB that a file may take more than memory.
+const FILE_COST: f64 = 0.03;
+
+/// A bar and what was found.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Bar {
+    /// Of which row.
+    pub row: String,
+    /// What is compared.
+    pub what: String,
+    /// The ratio; none where it could not be measured.
+    pub found: Option<Spread>,
+    /// The bar.
+    pub bar: f64,
+    /// Whether the ratio is to be at least this, else at most.
+    pub at_least: bool,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+impl Bar {
+    /// Held when the median is not above the bar.
+    pub fn at_most(row: String, what: String, found: Spread, bar: f64) -> Bar {
+        let verdict = Verdict::at_most(found.median, bar);
+        Bar { row, what, found: Some(found), bar, at_least: false, verdict }
+    }
+
+    /// Held when the median is not below the bar.
+    pub fn at_least(row: String, what: String, found: Spread, bar: f64) -> Bar {
+        let verdict = Verdict::at_least(found.median, bar);
+        Bar { row, what, found: Some(found), bar, at_least: true, verdict }
+    }
+
+    /// The bar in words.
+    pub fn words(&self) -> String {
+        format!("{} {:.2}×", if self.at_least { '≥' } else { '≤' }, self.bar)
+    }
+
+    /// As the list of checks has it.
+    pub fn check(&self) -> Check {
+        let bound = if self.at_least { "least" } else { "most" };
+        let name = format!("{}: {}, {:.2} at {bound}", self.row, self.what, self.bar);
+        Check { name, outcome: self.verdict.outcome() }
+    }
+}
+
+/// The bars of a row.
+pub fn of(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar> {
+    match (row.file, row.load.depth, row.load.value_bytes) {
+        (true, ..) => of_file(row, samples, no_disk),
+        (false, 1, bytes) if bytes > LARGE => of_larger(row, samples),
+        (false, 1, _) => of_cost(row, samples),
+        _ => of_several(row, samples),
+    }
+}
+
+fn of_cost(row: &Row, samples: &RowSamples) -> Vec<Bar> {
+    let bar = match (row.load.value_bytes, row.busy, row.load.operation) {
+        (SMALL, 0, _) => SMALL_COST,
+        (SMALL, ..) => SMALL_COST_BUSY,
+        (.., Operation::Put) => PUT_COST,
+        (.., Operation::Get) => GET_COST,
+    };
+    let found = ratios(samples.of(Side::Memkv), samples.of(Side::Plain), Sample::cost);
+    let what = "CPU beside plain TCP".to_owned();
+    found.map(|found| Bar::at_most(row.name(), what, found, bar)).into_iter().collect()
+}
+
+fn of_larger(row: &Row, samples: &RowSamples) -> Vec<Bar> {
+    let found = ratios(samples.of(Side::Memkv), samples.of(Side::Reference), Sample::speed);
+    let what = format!("GiB/s beside values of {}", size(LARGE));
+    found.map(|found| Bar::at_least(row.name(), what, found, LARGER_SPEED)).into_iter().collect()
+}
+
+fn of_several(row: &Row, samples: &RowSamples) -> Vec<Bar> {
+    let found = ratios(samples.of(Side::Memkv), samples.of(Side::Plain), Sample::speed);
+    let what = "GiB/s beside plain TCP".to_owned();
+    found.map(|found| Bar::at_least(row.name(), what, found, SEVERAL_SPEED)).into_iter().collect()
+}
+
+fn of_file(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar> {
+    let plain = samples.of(Side::Plain);
+    let slower = samples.disk.iter().zip(plain).map(|(disk, plain)| disk.min(plain.speed()));
+    let memkv = samples.of(Side::Memkv);
+    let speeds = memkv.iter().zip(slower).map(|(memkv, slower)| memkv.speed() / slower);
+    let what = "GiB/s beside the slower of plain TCP and disk".to_owned();
+    let speed = match (no_disk, Spread::of(speeds)) {
+        (None, Some(found)) => Bar::at_least(row.name(), what, found, FILE_SPEED),
+        (reason, _) => Bar {
+            row: row.name(),
+            what,
+            found: None,
+            bar: FILE_SPEED,
+            at_least: true,
+            verdict: Verdict::Skipped(reason.unwrap_or("no disk").to_owned()),
+        },
+    };
+    let allowed = samples.of(Side::Reference).iter().map(|memory| memory.cost() + FILE_COST);
+    let costs = memkv.iter().zip(allowed).map(|(memkv, allowed)| memkv.cost() / allowed);
+    let what = format!("CPU beside memory and {FILE_COST} s/GiB");
+    let cost = Spread::of(costs).map(|found| Bar::at_most(row.name(), what, found, 1.0));
+    std::iter::once(speed).chain(cost).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::measure::Load;
+
+    fn sample(cpu_ms: u64, wall_ms: u64) -> Sample {
+        let (client, wall) = (Duration::from_millis(cpu_ms), Duration::from_millis(wall_ms));
+        Sample { operations: 1, bytes: 1 << 30, wall, client, ..Sample::default() }
+    }
+
+    fn row(value_bytes: usize, depth: usize, file: bool, busy: usize) -> Row {
+        let load = Load { operation: Operation::Get, value_bytes, slots: 64, depth };
+        Row { load, file, busy }
+    }
+
+    fn samples<const N: usize>(sides: [(Side, Vec<Sample>); N], disk: Vec<f64>) -> RowSamples {
+        RowSamples { sides: sides.into_iter().collect(), disk }
+    }
+
+    #[test]
+    fn files_are_held_against_the_slower_of_network_and_disk_and_against_memory() {
+        let sides = [
+            (Side::Plain, vec![sample(100, 500), sample(100, 100)]),
+            (Side::Memkv, vec![sample(100, 500), sample(200, 500)]),
+            (Side::Reference, vec![sample(70, 500), sample(170, 500)]),
+        ];
+        let samples = samples(sides, vec![10.0, 4.0]);
+        let file = row(LARGE, 4, true, 0);
+        let [speed, cost] = &of(&file, &samples, None)[..] else { panic!("two bars") };
+        let found = speed.found.unwrap();
+        assert_eq!((found.max, found.min, &speed.verdict), (1.0, 0.5, &Verdict::Miss));
+        let found = cost.found.unwrap();
+        assert!((found.median - 1.0).abs() < 1e-9 && cost.verdict == Verdict::Pass, "{found:?}");
+        let without = &of(&file, &samples, Some("no fio"))[0];
+        assert_eq!(without.verdict, Verdict::Skipped("no fio".to_owned()));
+        assert_eq!(without.check().outcome, "skipped: no fio");
+    }
+
+    #[test]
+    fn small_values_have_another_bar_beside_a_busy_thread() {
+        let sides = [(Side::Plain, vec![sample(100, 100)]), (Side::Memkv, vec![sample(108, 100)])];
+        let samples = samples(sides, Vec::new());
+        let verdict = |row| of(&row, &samples, None)[0].verdict.clone();
+        assert_eq!(verdict(row(SMALL, 1, false, 0)), Verdict::Miss);
+        assert_eq!(verdict(row(SMALL, 1, false, 1)), Verdict::Pass);
+        assert_eq!(verdict(row(LARGE, 1, false, 1)), Verdict::Miss);
+        assert_eq!(verdict(row(LARGE, 4, false, 0)), Verdict::Pass, "as fast as plain TCP");
+    }
+
+    #[test]
+    fn larger_values_are_held_against_the_reference() {
+        let sides = [
+            (Side::Plain, vec![sample(100, 10)]),
+            (Side::Reference, vec![sample(100, 100)]),
+            (Side::Memkv, vec![sample(100, 101)]),
+        ];
+        let bars = of(&row(16 << 20, 1, false, 0), &samples(sides, Vec::new()), None);
+        assert_eq!((bars.len(), &bars[0].verdict), (1, &Verdict::Pass));
+    }
+}
