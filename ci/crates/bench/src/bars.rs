@@ -6,11 +6,11 @@
 use serde::Serialize;
 
 use crate::measure::{Operation, Sample};
-use crate::peers::Side;
+use crate::peers::{Absent, Side};
 use crate::plan::{LARGE, Row, SMALL};
 use crate::report::{Check, Spread, Verdict, ratios};
-use crate::run::RowSamples;
-use crate::tables::size;
+use crate::run::{self, RowSamples};
+use crate::tables::{ratio, size, spread};
 
 /// CPU seconds per GiB of values of 1 and of 4 MiB beside plain TCP, at most.
 const PUT_COST: f64 = 1.05;
@@ -18,6 +18,8 @@ const GET_COST: f64 = 1.00;
 /// The same of values of 64 KiB, on a quiet machine and beside a busy thread.
 const SMALL_COST: f64 = 0.75;
 const SMALL_COST_BUSY: f64 = 1.10;
+/// CPU seconds per GiB beside a peer, at most.
+const PEER_COST: f64 = 1.00;
 /// GiB per second of several connections beside plain TCP, at least.
 const SEVERAL_SPEED: f64 = 0.95;
 /// GiB per second of larger values beside those of 4 MiB, at least.
@@ -27,6 +29,16 @@ const FILE_SPEED: f64 = 0.9;
 /// CPU seconds per GiB that a file may take more than memory.
 const FILE_COST: f64 = 0.03;
 
+/// What a bar is counted in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// A ratio.
+    Times,
+    /// Microseconds.
+    Microseconds,
+}
+
 /// A bar and what was found.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Bar {
@@ -34,11 +46,13 @@ pub struct Bar {
     pub row: String,
     /// What is compared.
     pub what: String,
-    /// The ratio; none where it could not be measured.
+    /// The figure; none where it could not be measured.
     pub found: Option<Spread>,
     /// The bar.
     pub bar: f64,
-    /// Whether the ratio is to be at least this, else at most.
+    /// What both are counted in.
+    pub unit: Unit,
+    /// Whether the figure is to be at least this, else at most.
     pub at_least: bool,
     /// What became of it.
     pub verdict: Verdict,
@@ -48,30 +62,89 @@ impl Bar {
     /// Held when the median is not above the bar.
     pub fn at_most(row: String, what: String, found: Spread, bar: f64) -> Bar {
         let verdict = Verdict::at_most(found.median, bar);
-        Bar { row, what, found: Some(found), bar, at_least: false, verdict }
+        let (found, unit) = (Some(found), Unit::Times);
+        Bar { row, what, found, bar, unit, at_least: false, verdict }
     }
 
     /// Held when the median is not below the bar.
     pub fn at_least(row: String, what: String, found: Spread, bar: f64) -> Bar {
         let verdict = Verdict::at_least(found.median, bar);
-        Bar { row, what, found: Some(found), bar, at_least: true, verdict }
+        let (found, unit) = (Some(found), Unit::Times);
+        Bar { row, what, found, bar, unit, at_least: true, verdict }
+    }
+
+    /// It could not be measured here, and why.
+    pub fn skipped(row: String, what: String, bar: f64, reason: &str) -> Bar {
+        let verdict = Verdict::Skipped(reason.to_owned());
+        Bar { row, what, found: None, bar, unit: Unit::Times, at_least: false, verdict }
+    }
+
+    /// The same, counted in microseconds.
+    pub fn in_microseconds(self) -> Bar {
+        Bar { unit: Unit::Microseconds, ..self }
     }
 
     /// The bar in words.
     pub fn words(&self) -> String {
-        format!("{} {:.2}×", if self.at_least { '≥' } else { '≤' }, self.bar)
+        let sign = if self.at_least { '≥' } else { '≤' };
+        match self.unit {
+            Unit::Times => format!("{sign} {:.2}×", self.bar),
+            Unit::Microseconds => format!("{sign} {:.0} µs", self.bar),
+        }
+    }
+
+    /// What was found in words.
+    pub fn found_words(&self) -> String {
+        match (self.found, self.unit) {
+            (None, _) => "-".to_owned(),
+            (Some(found), Unit::Times) => ratio(found),
+            (Some(found), Unit::Microseconds) => format!("{} µs", spread(found, 1)),
+        }
     }
 
     /// As the list of checks has it.
     pub fn check(&self) -> Check {
         let bound = if self.at_least { "least" } else { "most" };
-        let name = format!("{}: {}, {:.2} at {bound}", self.row, self.what, self.bar);
+        let unit = if self.unit == Unit::Microseconds { " µs" } else { "" };
+        let name = format!("{}: {}, {:.2}{unit} at {bound}", self.row, self.what, self.bar);
         Check { name, outcome: self.verdict.outcome() }
     }
 }
 
+/// What could not be measured, and why.
+#[derive(Default)]
+pub struct Missing {
+    /// The disk's own speed.
+    pub disk: Option<String>,
+    /// Peers.
+    pub peers: Vec<(Side, Absent)>,
+}
+
 /// The bars of a row.
-pub fn of(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar> {
+pub fn of(row: &Row, samples: &RowSamples, missing: &Missing) -> Vec<Bar> {
+    let mut bars = of_limits(row, samples, missing.disk.as_deref());
+    bars.extend(of_peers(row, samples, missing));
+    bars
+}
+
+/// No peer takes less than memkv, each where it takes part.
+fn of_peers(row: &Row, samples: &RowSamples, missing: &Missing) -> Vec<Bar> {
+    let peers = run::sides(row).into_iter().filter(|side| Side::PEERS.contains(side));
+    let bar = |side: Side| {
+        let what = format!("CPU beside {}", side.name());
+        match ratios(samples.of(Side::Memkv), samples.of(side), Sample::cost) {
+            Some(found) => Bar::at_most(row.name(), what, found, PEER_COST),
+            None => {
+                let reason = missing.peers.iter().find(|(absent, _)| *absent == side);
+                let reason = reason.map_or("it was left out", |(_, absent)| &absent.0);
+                Bar::skipped(row.name(), what, PEER_COST, reason)
+            }
+        }
+    };
+    peers.map(bar).collect()
+}
+
+fn of_limits(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar> {
     match (row.file, row.load.depth, row.load.value_bytes) {
         (true, ..) => of_file(row, samples, no_disk),
         (false, 1, bytes) if bytes > LARGE => of_larger(row, samples),
@@ -112,14 +185,10 @@ fn of_file(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar> {
     let what = "GiB/s beside the slower of plain TCP and disk".to_owned();
     let speed = match (no_disk, Spread::of(speeds)) {
         (None, Some(found)) => Bar::at_least(row.name(), what, found, FILE_SPEED),
-        (reason, _) => Bar {
-            row: row.name(),
-            what,
-            found: None,
-            bar: FILE_SPEED,
-            at_least: true,
-            verdict: Verdict::Skipped(reason.unwrap_or("no disk").to_owned()),
-        },
+        (reason, _) => {
+            let skipped = Bar::skipped(row.name(), what, FILE_SPEED, reason.unwrap_or("no disk"));
+            Bar { at_least: true, ..skipped }
+        }
     };
     let allowed = samples.of(Side::Reference).iter().map(|memory| memory.cost() + FILE_COST);
     let costs = memkv.iter().zip(allowed).map(|(memkv, allowed)| memkv.cost() / allowed);
@@ -158,12 +227,15 @@ mod tests {
         ];
         let samples = samples(sides, vec![10.0, 4.0]);
         let file = row(LARGE, 4, true, 0);
-        let [speed, cost] = &of(&file, &samples, None)[..] else { panic!("two bars") };
+        let [speed, cost] = &of(&file, &samples, &Missing::default())[..] else {
+            panic!("two bars")
+        };
         let found = speed.found.unwrap();
         assert_eq!((found.max, found.min, &speed.verdict), (1.0, 0.5, &Verdict::Miss));
         let found = cost.found.unwrap();
         assert!((found.median - 1.0).abs() < 1e-9 && cost.verdict == Verdict::Pass, "{found:?}");
-        let without = &of(&file, &samples, Some("no fio"))[0];
+        let missing = Missing { disk: Some("no fio".to_owned()), ..Missing::default() };
+        let without = &of(&file, &samples, &missing)[0];
         assert_eq!(without.verdict, Verdict::Skipped("no fio".to_owned()));
         assert_eq!(without.check().outcome, "skipped: no fio");
     }
@@ -172,7 +244,7 @@ mod tests {
     fn small_values_have_another_bar_beside_a_busy_thread() {
         let sides = [(Side::Plain, vec![sample(100, 100)]), (Side::Memkv, vec![sample(108, 100)])];
         let samples = samples(sides, Vec::new());
-        let verdict = |row| of(&row, &samples, None)[0].verdict.clone();
+        let verdict = |row| of(&row, &samples, &Missing::default())[0].verdict.clone();
         assert_eq!(verdict(row(SMALL, 1, false, 0)), Verdict::Miss);
         assert_eq!(verdict(row(SMALL, 1, false, 1)), Verdict::Pass);
         assert_eq!(verdict(row(LARGE, 1, false, 1)), Verdict::Miss);
@@ -186,7 +258,25 @@ mod tests {
             (Side::Reference, vec![sample(100, 100)]),
             (Side::Memkv, vec![sample(100, 101)]),
         ];
-        let bars = of(&row(16 << 20, 1, false, 0), &samples(sides, Vec::new()), None);
+        let bars =
+            of(&row(16 << 20, 1, false, 0), &samples(sides, Vec::new()), &Missing::default());
         assert_eq!((bars.len(), &bars[0].verdict), (1, &Verdict::Pass));
+    }
+
+    #[test]
+    fn no_peer_may_be_ahead_and_one_that_is_not_there_is_told() {
+        let sides = [
+            (Side::Plain, vec![sample(100, 100)]),
+            (Side::Memcached, vec![sample(98, 100)]),
+            (Side::Memkv, vec![sample(104, 100)]),
+        ];
+        let samples = samples(sides, Vec::new());
+        let peers = vec![(Side::Redis, Absent("it is NOT INSTALLED".to_owned()))];
+        let missing = Missing { peers, disk: None };
+        let bars = of(&row(LARGE, 1, false, 0), &samples, &missing);
+        let verdict = |what: &str| &bars.iter().find(|bar| bar.what == what).unwrap().verdict;
+        assert_eq!(verdict("CPU beside memcached"), &Verdict::Miss);
+        assert_eq!(verdict("CPU beside Redis").outcome(), "skipped: it is NOT INSTALLED");
+        assert!(of_peers(&row(SMALL, 1, false, 0), &samples, &missing).is_empty());
     }
 }

@@ -19,6 +19,7 @@ mod direct;
 mod document;
 mod error;
 mod eviction;
+mod exists;
 mod fio;
 mod journal;
 mod machine;
@@ -26,12 +27,14 @@ mod measure;
 mod peers;
 mod plain;
 mod plan;
+mod process;
 mod report;
 mod ring;
 mod run;
 mod section;
 mod servers;
 mod space;
+mod stream;
 mod tables;
 
 use std::error::Error;
@@ -263,7 +266,7 @@ fn part(
 
 fn compare(arguments: &RunArguments, only: Option<&str>) -> Result<bool, BenchError> {
     let plan = Plan::new(arguments.quick, arguments.rounds, only);
-    if plan.rows().is_empty() && !plan.wants(IDLE) {
+    if plan.rows().is_empty() && !plan.wants(IDLE) && !exists::is_wanted(&plan) {
         return Err(BenchError::NoRow(only.unwrap_or_default().to_owned()));
     }
     let (folder, path) = make_folder(arguments)?;

@@ -50,6 +50,58 @@ pub trait Worker: Send {
     fn get(&mut self, slot: u32, into: &mut [u8]) -> Result<(), BenchError>;
 }
 
+/// One connection that can ask whether a block is there.
+pub trait Asker: Send {
+    /// Asks after one that never was.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is there.
+    fn ask(&mut self) -> Result<(), BenchError>;
+}
+
+impl Asker for plain::Client {
+    /// A ping: the least that a question and its answer can cost.
+    fn ask(&mut self) -> Result<(), BenchError> {
+        self.ping().map_err(doing("the plain server"))
+    }
+}
+
+impl Asker for MemkvWorker {
+    fn ask(&mut self) -> Result<(), BenchError> {
+        match self.0.exists(&[NEVER.as_bytes()])?[..] {
+            [false] => Ok(()),
+            _ => Err(BenchError::Answer { what: "an answer to Exists", source: None }),
+        }
+    }
+}
+
+/// Asks until `most` questions are answered, or for as long as `patience`.
+///
+/// # Errors
+/// The first failure.
+pub fn questions(
+    asker: &mut dyn Asker,
+    server: CpuClock,
+    most: u32,
+    patience: Duration,
+) -> Result<Sample, BenchError> {
+    let clock = |clock: CpuClock| clock.read().map_err(doing("a CPU clock"));
+    let mut sample = Sample::default();
+    let (client, before, begun) = (clock(CpuClock::OWN)?, clock(server)?, Instant::now());
+    let mut last = begun;
+    while sample.operations < u64::from(most) && last - begun < patience {
+        asker.ask()?;
+        let now = Instant::now();
+        sample.latency.record(now - last);
+        sample.operations += 1;
+        last = now;
+    }
+    sample.wall = last - begun;
+    sample.client = clock(CpuClock::OWN)? - client;
+    sample.server = clock(server)? - before;
+    Ok(sample)
+}
+
 impl Worker for plain::Client {
     fn put(&mut self, slot: u32, value: &[u8]) -> Result<(), BenchError> {
         plain::Client::put(self, slot, value).map_err(doing("the plain server"))
@@ -63,8 +115,11 @@ impl Worker for plain::Client {
 /// memkv's client; clones share its connections.
 pub struct MemkvWorker(pub Client);
 
+/// A key under which nothing is ever stored.
+pub const NEVER: &str = "0/never";
+
 /// The key of a slot; values of another length are other blocks.
-fn key(slot: u32, len: usize) -> String {
+pub fn key(slot: u32, len: usize) -> String {
     format!("{len}/{slot}")
 }
 
@@ -86,8 +141,8 @@ impl Worker for MemkvWorker {
 
 /// A server and the connections to it.
 pub struct Party {
-    /// The server's CPU time.
-    pub server: CpuClock,
+    /// The server's CPU time, where there is a server.
+    pub server: Option<CpuClock>,
     /// One per connection.
     pub workers: Vec<Box<dyn Worker>>,
 }
@@ -156,6 +211,21 @@ impl Sample {
         self.client_cost() + self.server_cost()
     }
 
+    /// Microseconds of CPU of both for one operation.
+    pub fn operation_cost_us(&self) -> f64 {
+        (self.client + self.server).as_secs_f64() * 1e6 / self.operations as f64
+    }
+
+    /// Microseconds that half of the operations stayed below.
+    pub fn p50_us(&self) -> f64 {
+        self.latency.summary().p50_us
+    }
+
+    /// Microseconds that 99 of 100 operations stayed below.
+    pub fn p99_us(&self) -> f64 {
+        self.latency.summary().p99_us
+    }
+
     /// GiB per second.
     pub fn speed(&self) -> f64 {
         self.gib() / self.wall.as_secs_f64()
@@ -178,7 +248,8 @@ pub fn stretch(
     progress.0.resize(depth, 0);
     let share = load.slots / depth as u32;
     let clock = |clock: CpuClock| clock.read().map_err(doing("a CPU clock"));
-    let (client, server) = (clock(CpuClock::OWN)?, clock(party.server)?);
+    let server = |party: &Party| party.server.map_or(Ok(Duration::ZERO), clock);
+    let (client, before) = (clock(CpuClock::OWN)?, server(party)?);
     let begun = Instant::now();
     let workers = party.workers.iter_mut().zip(rings).zip(&mut progress.0).zip(0..);
     let tasks = workers.map(|(((worker, ring), next), number)| Task {
@@ -196,7 +267,7 @@ pub fn stretch(
         bytes: operations * load.value_bytes as u64,
         wall,
         client: clock(CpuClock::OWN)? - client,
-        server: clock(party.server)? - server,
+        server: server(party)? - before,
         latency,
     })
 }
@@ -278,7 +349,7 @@ mod tests {
 
     fn party(fake: &Fake) -> Party {
         let worker = || Box::new(fake.clone()) as Box<dyn Worker>;
-        Party { server: CpuClock::OWN, workers: vec![worker(), worker()] }
+        Party { server: Some(CpuClock::OWN), workers: vec![worker(), worker()] }
     }
 
     #[test]

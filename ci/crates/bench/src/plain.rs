@@ -14,12 +14,10 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::thread;
 
+use crate::stream::{congestion_control, receive, send, tune};
 use memkv_dma::{Arena, Hugepages};
-use nix::sys::socket::{MsgFlags, recv};
-use socket2::SockRef;
 
 const HEADER: usize = 64;
 const PUT: u32 = 1;
@@ -95,7 +93,10 @@ fn serve_one(mut stream: TcpStream, arena: &Arena) -> io::Result<()> {
                 receive(&stream, arena.lend_mut(at, length).as_mut_slice())?;
                 stream.write_all(&Frame { length: 0, ..frame }.encode())?;
             }
-            GET => send(&mut stream, &raw, arena.lend(at, length).as_slice())?,
+            GET => {
+                let value = arena.lend(at, length);
+                send(&mut stream, &mut [IoSlice::new(&raw), IoSlice::new(value.as_slice())])?;
+            }
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -128,7 +129,8 @@ impl Client {
     /// As the system says.
     pub fn put(&mut self, slot: u32, value: &[u8]) -> io::Result<()> {
         let frame = Frame { operation: PUT, slot, length: value.len() as u64 };
-        send(&mut self.stream, &frame.encode(), value)?;
+        let header = frame.encode();
+        send(&mut self.stream, &mut [IoSlice::new(&header), IoSlice::new(value)])?;
         self.reply(slot, 0)
     }
 
@@ -143,7 +145,6 @@ impl Client {
         receive(&self.stream, into)
     }
 
-    #[cfg(test)]
     /// Sends a header and waits for it to come back.
     ///
     /// # Errors
@@ -162,57 +163,6 @@ impl Client {
             false => Err(io::ErrorKind::InvalidData.into()),
         }
     }
-}
-
-/// Header and value in one call where the system takes all at once.
-pub fn send(stream: &mut TcpStream, header: &[u8], value: &[u8]) -> io::Result<()> {
-    let mut parts = [IoSlice::new(header), IoSlice::new(value)];
-    let mut rest = &mut parts[..];
-    while !rest.is_empty() {
-        match stream.write_vectored(rest) {
-            Ok(count) => IoSlice::advance_slices(&mut rest, count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Fills `into`, in one call but for signals.
-pub fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
-    let mut got = 0;
-    while got < into.len() {
-        match recv(stream.as_raw_fd(), &mut into[got..], MsgFlags::MSG_WAITALL) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => got += count,
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-/// What memkv sets on both of its ends for a peer on this machine.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    if SockRef::from(stream).set_tcp_congestion(b"reno").is_err() {
-        // Neither may be allowed here: then both sides have the machine's default.
-        let _ = SockRef::from(stream).set_tcp_congestion(b"cubic");
-    }
-    Ok(())
-}
-
-#[cfg(target_os = "linux")]
-fn congestion_control(stream: &TcpStream) -> Option<String> {
-    let name = SockRef::from(stream).tcp_congestion().ok()?;
-    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    Some(String::from_utf8_lossy(&name[..end]).into_owned())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn congestion_control(_stream: &TcpStream) -> Option<String> {
-    None
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::exists;
 use crate::machine;
 use crate::measure::{Load, Operation};
 use crate::tables::size;
@@ -18,12 +19,14 @@ pub const IDLE: &str = "an idle node";
 pub const SEVERAL: usize = 4;
 /// Bytes of the values that others are held against.
 pub const LARGE: usize = 4 << 20;
+/// Bytes of the smallest values that peers have to take, too.
+pub const MIDDLE: usize = 1 << 20;
 /// Bytes of the smallest values.
 pub const SMALL: usize = 64 << 10;
 /// Bytes of the values in rows of one connection to memory.
-const SIZES: [usize; 5] = [LARGE, 1 << 20, SMALL, 8 << 20, 16 << 20];
+const SIZES: [usize; 5] = [LARGE, MIDDLE, SMALL, 8 << 20, 16 << 20];
 /// The same of the rows beside a busy thread.
-const BUSY_SIZES: [usize; 3] = [LARGE, 1 << 20, SMALL];
+const BUSY_SIZES: [usize; 3] = [LARGE, MIDDLE, SMALL];
 /// The memory that drives and sockets of a node move bytes through.
 pub const POOL_BYTES: u64 = 256 * MIB;
 /// What a drive holds beside values: superblocks, journal, checkpoints, room for values being
@@ -153,9 +156,11 @@ impl Plan {
 
     /// Hugepages of 2 MiB that all sides together can use, fio and the rounding included.
     pub fn hugepages(&self) -> u64 {
-        let plain = self.stored_bytes;
+        // What plain server and copier hold.
+        let limits = 2 * self.stored_bytes;
         let nodes = 2 * POOL_BYTES + self.memory_drive_bytes();
-        (self.ring_bytes + plain + nodes) / (2 * MIB) + 64
+        let asked = if exists::is_wanted(self) { exists::HUGEPAGES } else { 0 };
+        (self.ring_bytes + limits + nodes) / (2 * MIB) + asked + 64
     }
 }
 

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::bars::{self, Bar};
+use crate::bars::{self, Bar, Missing};
+use crate::exists::ExistsReport;
 use crate::measure::{Operation, Sample};
 use crate::peers::Side;
 use crate::plan::{IDLE, Plan, Row};
@@ -160,7 +161,7 @@ pub struct RowReport {
 }
 
 impl RowReport {
-    fn of(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> RowReport {
+    fn of(row: &Row, samples: &RowSamples, missing: &Missing) -> RowReport {
         let plain = samples.of(Side::Plain);
         let sides = samples.sides.iter().map(|(&side, own)| SideReport {
             side,
@@ -173,8 +174,8 @@ impl RowReport {
             operation: row.load.operation,
             file: row.file,
             sides: sides.collect(),
-            disk: Spread::of(samples.disk.iter().copied()).filter(|_| no_disk.is_none()),
-            bars: bars::of(row, samples, no_disk),
+            disk: Spread::of(samples.disk.iter().copied()).filter(|_| missing.disk.is_none()),
+            bars: bars::of(row, samples, missing),
         }
     }
 
@@ -224,6 +225,8 @@ pub struct Report {
     pub other_load: Option<f64>,
     /// The rows.
     pub rows: Vec<RowReport>,
+    /// Questions whether a block is there.
+    pub exists: Vec<ExistsReport>,
     /// What idle nodes took.
     pub idle: Vec<IdleReport>,
     /// Where counters did not rise as they should have.
@@ -237,14 +240,15 @@ pub struct Report {
 impl Report {
     /// Draws the conclusions.
     pub fn of(machine: String, plan: &Plan, outcome: Outcome) -> Report {
-        let no_disk = outcome.no_disk.as_deref();
+        let missing = &outcome.missing;
         let rows: Vec<_> = outcome
             .rows
             .iter()
-            .map(|(row, samples)| RowReport::of(row, samples, no_disk))
+            .map(|(row, samples)| RowReport::of(row, samples, missing))
             .collect();
         let verdict = |good: bool| if good { Verdict::Pass } else { Verdict::Miss }.outcome();
         let bars = rows.iter().flat_map(|row| &row.bars);
+        let bars = bars.chain(outcome.exists.iter().flat_map(|scene| &scene.bars));
         let mut checks: Vec<_> = bars.map(Bar::check).collect();
         if plan.wants(IDLE) {
             let good = outcome.idle.iter().all(|idle| idle.share < IDLE_BAR);
@@ -265,12 +269,19 @@ impl Report {
             cold_bytes: plan.ring_bytes,
             circumstances: outcome.backing,
             other_load: outcome.others,
+            exists: outcome.exists,
             idle: idle.collect(),
             rows,
             miscounts: outcome.miscounts,
             counted: outcome.counted,
             checks,
         }
+    }
+
+    /// All bars.
+    pub fn bars(&self) -> impl Iterator<Item = &Bar> {
+        let rows = self.rows.iter().flat_map(|row| &row.bars);
+        rows.chain(self.exists.iter().flat_map(|scene| &scene.bars))
     }
 
     /// Whether no check has failed.

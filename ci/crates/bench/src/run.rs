@@ -7,14 +7,16 @@ use std::time::Instant;
 use memkv_client::Client;
 use memkv_dma::{Arena, Hugepages};
 
+use crate::bars::Missing;
 use crate::busy::Busy;
 use crate::cpu::{self, CpuClock};
 use crate::error::{BenchError, doing};
+use crate::exists::{Exists, ExistsReport};
 use crate::fio::Fio;
 use crate::measure::{Load, MemkvWorker, Operation, Party, Progress, Sample, Worker};
-use crate::peers::{Side, Slices};
+use crate::peers::{Copier, Peer, Side, Slices};
 use crate::plain;
-use crate::plan::{IDLE, LARGE, POOL_BYTES, Plan, Row, SEVERAL};
+use crate::plan::{IDLE, LARGE, MIDDLE, POOL_BYTES, Plan, Row, SEVERAL};
 use crate::ring::{self, Ring};
 use crate::servers::{Counters, Medium, Node, PlainServer};
 
@@ -50,8 +52,10 @@ pub struct Outcome {
     pub idle: Vec<Idle>,
     /// What each side's memory is made of, and other circumstances.
     pub backing: Vec<(&'static str, String)>,
-    /// Why there is no speed of the disk.
-    pub no_disk: Option<String>,
+    /// What could not be measured.
+    pub missing: Missing,
+    /// Questions whether a block is there.
+    pub exists: Vec<ExistsReport>,
     /// Where counters did not rise as they should have.
     pub miscounts: Vec<String>,
     /// Operations whose counters were compared.
@@ -63,8 +67,12 @@ pub struct Outcome {
 /// The servers and the memory of a run.
 pub struct Bench {
     plan: Plan,
+    copier: Option<Party>,
     plain: Party,
+    peers: Vec<(Peer, Party)>,
+    missing: Missing,
     nodes: Vec<Member>,
+    exists: Exists,
     fio: Result<Fio, String>,
     /// The rings of one worker, and of several.
     single: Vec<Ring>,
@@ -80,15 +88,24 @@ pub struct Bench {
 /// What holds values; several sides of a row may share one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Holder {
+    Copier,
     Plain,
+    Peer(Side),
     Memory,
     File,
 }
 
 impl Holder {
+    /// Its values have places by their slots alone: those of one size lie over those of others.
+    fn overlays(self) -> bool {
+        matches!(self, Holder::Copier | Holder::Plain)
+    }
+
     fn of(row: &Row, side: Side) -> Holder {
         match side {
+            Side::Copy => Holder::Copier,
             Side::Plain | Side::Again => Holder::Plain,
+            Side::Memcached | Side::Redis => Holder::Peer(side),
             Side::Reference => Holder::Memory,
             Side::Memkv if row.file => Holder::File,
             Side::Memkv => Holder::Memory,
@@ -100,6 +117,7 @@ impl Holder {
 struct Member {
     file: bool,
     node: Node,
+    clock: CpuClock,
     single: Party,
     several: Party,
     asking: Client,
@@ -116,10 +134,10 @@ impl Member {
             let client = node.client(depth)?;
             let worker = |_| Box::new(MemkvWorker(client.clone())) as Box<dyn Worker>;
             let workers = (0..depth).map(worker).collect();
-            Ok::<_, BenchError>(Party { server: node.clock()?, workers })
+            Ok::<_, BenchError>(Party { server: Some(node.clock()?), workers })
         };
         let (single, several, asking) = (party(1)?, party(SEVERAL)?, node.client(1)?);
-        Ok(Member { file, node, single, several, asking })
+        Ok(Member { file, clock: node.clock()?, node, single, several, asking })
     }
 
     fn name(file: bool) -> &'static str {
@@ -131,7 +149,7 @@ impl Member {
     }
 
     fn clock(&self) -> CpuClock {
-        self.single.server
+        self.clock
     }
 }
 
@@ -142,20 +160,16 @@ impl Bench {
     /// When one does not get ready.
     pub fn start(binary: &Path, folder: &Path, plan: Plan) -> Result<Bench, BenchError> {
         let rows = plan.rows();
-        let mut nodes = vec![Member::start(binary, folder, false, &plan)?];
+        let mut nodes = Vec::new();
+        if !rows.is_empty() || plan.wants(IDLE) {
+            nodes.push(Member::start(binary, folder, false, &plan)?);
+        }
+        let takes_part = |side| rows.iter().any(|row| sides(row).contains(&side));
         let to_file = rows.iter().any(|row| row.file);
         if to_file || plan.wants(IDLE) {
             nodes.push(Member::start(binary, folder, true, &plan)?);
         }
-        let server = PlainServer::start(folder, plan.stored_bytes)?;
-        let mut workers: Vec<Box<dyn Worker>> = Vec::new();
-        let mut congestion = None;
-        for _ in 0..SEVERAL {
-            let client = plain::Client::connect(server.port).map_err(doing("the plain server"))?;
-            congestion = client.congestion_control();
-            workers.push(Box::new(client));
-        }
-        let plain = Party { server: server.clock()?, workers };
+        let (server, plain, congestion) = start_plain(folder, plan.stored_bytes)?;
         let region = Arena::new(plan.ring_bytes, Hugepages::Prefer)?;
         ring::fill(&region);
         let noise = region.lend_mut(0, LARGE);
@@ -164,21 +178,49 @@ impl Bench {
             false => Err("no row of files is asked for".to_owned()),
         };
         drop(noise);
+        let copier = match takes_part(Side::Copy) {
+            true => Some(Arena::new(plan.stored_bytes, Hugepages::Prefer)?),
+            false => None,
+        };
+        let worker = |arena| Box::new(Copier(arena)) as Box<dyn Worker>;
+        let copier = copier.map(|arena| Party { server: None, workers: vec![worker(arena)] });
         let mut backing = vec![
             ("client's buffers", region.backing().to_string()),
             ("plain server", server.backing.clone()),
-            ("congestion control", congestion.unwrap_or("the system's default".to_owned())),
+            (
+                "congestion control of memkv and plain server",
+                congestion.unwrap_or("the system's default".to_owned()),
+            ),
         ];
         for Member { file, node, .. } in &nodes {
             let name = if *file { "memkv, file" } else { "memkv, memory" };
             backing.push((name, node.describe()?));
         }
+        let (mut peers, mut missing) = (Vec::new(), Missing::default());
+        for side in Side::PEERS.into_iter().filter(|side| takes_part(*side)) {
+            match Peer::start(side, folder)? {
+                Ok(peer) => {
+                    backing.push((side.name(), peer.told().to_owned()));
+                    let party = peer.party(SEVERAL)?;
+                    peers.push((peer, party));
+                }
+                Err(absent) => {
+                    backing.push((side.name(), absent.0.clone()));
+                    missing.peers.push((side, absent));
+                }
+            }
+        }
+        let exists = Exists::start(binary, folder, &plan)?;
         let (single, several) = (Ring::cut(&region, 1), Ring::cut(&region, SEVERAL));
         let (held, progress) = (BTreeSet::new(), BTreeMap::new());
         Ok(Bench {
             plan,
+            copier,
             plain,
+            peers,
+            missing,
             nodes,
+            exists,
             fio,
             single,
             several,
@@ -216,19 +258,22 @@ impl Bench {
                 let rose = self.counters()?.since(counters);
                 miscounts.extend(miscount(row.load.operation, done, rose));
             }
+            self.exists.round(round)?;
         }
         let others = self
             .load()?
             .zip(load)
             .map(|(after, before)| (after - before).max(0.0) / begun.elapsed().as_secs_f64());
         let idle = if self.plan.wants(IDLE) { self.watch_idle()? } else { Vec::new() };
-        let no_disk = self.fio.err();
+        let exists = self.exists.report();
+        drop(self.exists);
+        let missing = Missing { disk: self.fio.err(), ..self.missing };
         for member in self.nodes {
             drop((member.single, member.several, member.asking));
             member.node.stop()?;
         }
         let backing = self.backing;
-        Ok(Outcome { rows, idle, backing, no_disk, miscounts, counted, others })
+        Ok(Outcome { rows, idle, backing, missing, exists, miscounts, counted, others })
     }
 
     /// What all nodes together have counted.
@@ -241,12 +286,12 @@ impl Bench {
     }
 
     /// Sees to it that all sides of a row hold all of its values: nothing is touched for the first
-    /// time in a measurement. The plain server's slots of one size lie over those of the others.
+    /// time in a measurement.
     fn hold(&mut self, row: &Row) -> Result<(), BenchError> {
-        for side in sides(row) {
+        for side in self.present(row) {
             let (holder, load) = (Holder::of(row, side), asked(row, side));
             let is_new = self.held.insert((holder, load.value_bytes));
-            if holder == Holder::Plain {
+            if holder.overlays() {
                 self.held.retain(|held| held.0 != holder || held.1 == load.value_bytes);
             }
             if is_new {
@@ -259,13 +304,24 @@ impl Bench {
         Ok(())
     }
 
+    /// Who takes part in a row.
+    fn present(&self, row: &Row) -> Vec<Side> {
+        let is_absent = |side: &Side| self.missing.peers.iter().any(|(absent, _)| absent == side);
+        sides(row).into_iter().filter(|side| !is_absent(side)).collect()
+    }
+
     /// One side of a row and the rings it uses.
     fn side(&mut self, row: &Row, side: Side) -> (&mut dyn Slices, &mut [Ring]) {
         let single = row.load.depth == 1;
         let rings = if single { &mut self.single } else { &mut self.several };
         let holder = Holder::of(row, side);
         let party = match holder {
+            Holder::Copier => self.copier.as_mut().expect("there is memory to copy to"),
             Holder::Plain => &mut self.plain,
+            Holder::Peer(side) => {
+                let peer = self.peers.iter_mut().find(|(peer, _)| peer.side() == side);
+                &mut peer.expect("only peers that run take part").1
+            }
             Holder::Memory | Holder::File => {
                 let file = holder == Holder::File;
                 let member = self.nodes.iter_mut().find(|member| member.file == file);
@@ -280,13 +336,14 @@ impl Bench {
     /// slice.
     fn row(&mut self, row: &Row, into: &mut RowSamples, round: u32) -> Result<(), BenchError> {
         let _busy = Busy::start(row.busy)?;
-        let sides = sides(row);
+        let sides = self.present(row);
         let mut sums = vec![Sample::default(); sides.len()];
         for slice in 0..self.plan.slices {
             for turn in 0..sides.len() {
                 let at = (turn + (slice + round) as usize) % sides.len();
                 let load = asked(row, sides[at]);
                 let operations = self.plan.operations(&Row { load, ..*row });
+                let operations = operations.div_ceil(sides[at].thrift());
                 let key = (row.name(), sides[at]);
                 let mut progress = self.progress.remove(&key).unwrap_or_default();
                 let (slices, rings) = self.side(row, sides[at]);
@@ -329,21 +386,47 @@ impl Bench {
     /// CPU seconds that the machine has spent on others than us.
     fn load(&self) -> Result<Option<f64>, BenchError> {
         let Some(all) = cpu::of_machine() else { return Ok(None) };
-        let servers = self.nodes.iter().map(Member::clock);
+        let nodes = self.nodes.iter().map(Member::clock);
+        let peers = self.peers.iter().filter_map(|(_, party)| party.server);
+        let plain = self.plain.server.into_iter().chain([CpuClock::OWN]);
         let mut own = cpu::of_children();
-        for clock in servers.chain([self.plain.server, CpuClock::OWN]) {
+        for clock in nodes.chain(peers).chain(plain).chain(self.exists.clocks()) {
             own += clock.read().map_err(doing("a CPU clock"))?;
         }
         Ok(Some(all.as_secs_f64() - own.as_secs_f64()))
     }
 }
 
-/// Who takes part in a row.
-fn sides(row: &Row) -> Vec<Side> {
+/// The plain server, as many connections to it, and what its congestion control is.
+fn start_plain(
+    folder: &Path,
+    bytes: u64,
+) -> Result<(PlainServer, Party, Option<String>), BenchError> {
+    let server = PlainServer::start(folder, bytes)?;
+    let mut workers: Vec<Box<dyn Worker>> = Vec::new();
+    let mut congestion = None;
+    for _ in 0..SEVERAL {
+        let client = plain::Client::connect(server.port).map_err(doing("the plain server"))?;
+        congestion = client.congestion_control();
+        workers.push(Box::new(client));
+    }
+    let party = Party { server: Some(server.clock()?), workers };
+    Ok((server, party, congestion))
+}
+
+/// Who takes part in a row, where it is there.
+pub fn sides(row: &Row) -> Vec<Side> {
     let Load { value_bytes, depth, .. } = row.load;
+    let is_middling = (MIDDLE..=LARGE).contains(&value_bytes) && depth == 1;
     let mut sides = vec![Side::Plain];
+    if is_middling && row.busy == 0 {
+        sides.push(Side::Copy);
+    }
     if value_bytes == LARGE && depth == 1 && row.busy == 0 {
         sides.push(Side::Again);
+    }
+    if is_middling {
+        sides.extend(Side::PEERS);
     }
     if row.file || value_bytes > LARGE {
         sides.push(Side::Reference);

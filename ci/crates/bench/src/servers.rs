@@ -1,10 +1,10 @@
 //! The servers as processes: the plain one and memkv nodes, started, asked, ended.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,60 +16,10 @@ use serde_json::Value;
 
 use crate::cpu::CpuClock;
 use crate::error::{BenchError, doing};
+use crate::process::{PATIENCE, Process, free_address};
 
 /// The key of nodes and clients: this is a bench, it is no secret.
 const AUTH_KEY: &str = "be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c4be2c";
-
-/// How long a server may take from its start until it answers, or from a signal to its end.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A child that is killed when nobody needs it any more.
-struct Process {
-    child: Child,
-    name: &'static str,
-    log: PathBuf,
-}
-
-impl Process {
-    fn start(
-        mut command: Command,
-        name: &'static str,
-        folder: &Path,
-    ) -> Result<Process, BenchError> {
-        let log = folder.join(format!("{name}.log"));
-        let errors = File::create(&log).map_err(doing("a server's log"))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stderr(errors)
-            .spawn()
-            .map_err(doing("a server cannot be started"))?;
-        Ok(Process { child, name, log })
-    }
-
-    fn clock(&self) -> Result<CpuClock, BenchError> {
-        CpuClock::of(self.child.id()).map_err(doing("the CPU clock of a server"))
-    }
-
-    /// An error when it has ended.
-    fn check(&mut self) -> Result<(), BenchError> {
-        match self.child.try_wait().map_err(doing("a server"))? {
-            Some(_) => Err(BenchError::Ended { name: self.name, log: self.log.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    fn silent(&self) -> BenchError {
-        BenchError::Silent { name: self.name, log: self.log.clone() }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Nothing more can be done when this fails, and it is fine when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// The plain server.
 pub struct PlainServer {
@@ -89,7 +39,8 @@ impl PlainServer {
     pub fn start(folder: &Path, bytes: u64) -> Result<PlainServer, BenchError> {
         let own = std::env::current_exe().map_err(doing("the path of this binary"))?;
         let mut command = Command::new(own);
-        command.args(["plain", "--arena-bytes", &bytes.to_string()]).stdout(Stdio::piped());
+        command.args(["plain", "--arena-bytes", &bytes.to_string()]).stdin(Stdio::null());
+        command.stdout(Stdio::piped());
         let mut process = Process::start(command, "plain", folder)?;
         let output = process.child.stdout.take().expect("its output is a pipe");
         let mut output = BufReader::new(output);
@@ -256,7 +207,7 @@ impl Node {
         );
         let file = folder.join(format!("{name}.yaml"));
         fs::write(&file, config).map_err(doing("a node's configuration"))?;
-        command.args(["start", "--config"]).arg(file).stdout(Stdio::null());
+        command.args(["start", "--config"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null());
         let mut node = Node { process: Process::start(command, name, folder)?, address };
         node.wait_until_ready()?;
         Ok(node)
@@ -454,20 +405,4 @@ fn format_device(binary: &Path, path: &Path) -> Result<(), BenchError> {
             said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         }),
     }
-}
-
-/// A loopback address whose port and the next one are free now.
-fn free_address() -> Result<SocketAddr, BenchError> {
-    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut last = None;
-    for _ in 0..100 {
-        let data = TcpListener::bind(local(0)).map_err(doing("a free port"))?;
-        let address = data.local_addr().map_err(doing("a free port"))?;
-        match address.port().checked_add(1).map(|port| TcpListener::bind(local(port))) {
-            Some(Ok(_)) => return Ok(address),
-            Some(Err(error)) => last = Some(error),
-            None => {}
-        }
-    }
-    Err(doing("a free pair of ports")(last.expect("a hundred attempts have failed")))
 }

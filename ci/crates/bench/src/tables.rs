@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::bars::Bar;
+use crate::exists::ExistsReport;
 use crate::peers::Side;
 use crate::report::{IDLE_BAR, Report, RowReport, SideReport, Spread, TOLERANCE, Verdict};
 
@@ -25,11 +26,15 @@ pub fn all(report: &Report, style: Style) -> String {
         parts.push(format!("Values of {scene}:"));
         parts.push(costs(&rows, style).to_string());
     }
-    if report.rows.iter().any(|row| !row.bars.is_empty()) {
+    for scene in &report.exists {
+        parts.push(format!("{}:", scene.name));
+        parts.push(answers(scene, style).to_string());
+    }
+    if report.bars().next().is_some() {
         parts.push("Bars:".to_owned());
         parts.push(bars(report, style).to_string());
     }
-    parts.extend(report.rows.iter().flat_map(|row| &row.bars).filter_map(loudly_skipped));
+    parts.extend(report.bars().filter_map(loudly_skipped));
     parts.push(foot(report));
     parts.join("\n\n") + "\n"
 }
@@ -95,7 +100,7 @@ fn costs(rows: &[&RowReport], style: Style) -> Table {
         let operation = row.operation.name();
         let mut disk = row.disk;
         for SideReport { side, figures, cpu_ratio } in &row.sides {
-            if *side > Side::Again
+            if !side.is_limit()
                 && let Some(speed) = disk.take()
             {
                 let [none, speed] = ["-".to_owned(), spread(speed, 2)];
@@ -117,13 +122,33 @@ fn costs(rows: &[&RowReport], style: Style) -> Table {
     table
 }
 
+/// Questions whether a block is there, limits first.
+fn answers(scene: &ExistsReport, style: Style) -> Table {
+    let head = ["", "p50 µs", "p99 µs", "p50 beside plain TCP", "CPU µs"];
+    let mut table = table(style, &head);
+    for told in &scene.sides {
+        let name = match told.side {
+            Side::Plain => "plain TCP, ping of 64 bytes",
+            side => side.name(),
+        };
+        table.add_row([
+            name.to_owned(),
+            spread(told.p50_us, 1),
+            spread(told.p99_us, 1),
+            ratio(told.p50_ratio),
+            format!("{:.1}", told.cpu_us),
+        ]);
+    }
+    table
+}
+
 fn bars(report: &Report, style: Style) -> Table {
     let mut table = table(style, &["row", "what", "found", "bar", "verdict"]);
-    for bar in report.rows.iter().flat_map(|row| &row.bars) {
+    for bar in report.bars() {
         table.add_row([
             bar.row.clone(),
             bar.what.clone(),
-            bar.found.map_or("-".to_owned(), ratio),
+            bar.found_words(),
             bar.words(),
             bar.verdict.word().to_owned(),
         ]);

@@ -253,14 +253,14 @@ impl Sides {
         let most = *DEPTHS.last().expect("there are depths");
         let client = node.client(most)?;
         let worker = |_| Box::new(MemkvWorker(client.clone())) as Box<dyn Worker>;
-        let memkv = Party { server: node.clock()?, workers: (0..most).map(worker).collect() };
+        let memkv = Party { server: Some(node.clock()?), workers: (0..most).map(worker).collect() };
         let server = PlainServer::start(folder, STORED)?;
         let mut workers: Vec<Box<dyn Worker>> = Vec::new();
         for _ in 0..most {
             let client = plain::Client::connect(server.port).map_err(doing("the plain server"))?;
             workers.push(Box::new(client));
         }
-        let plain = Party { server: server.clock()?, workers };
+        let plain = Party { server: Some(server.clock()?), workers };
         let region = Arena::new(REGION, Hugepages::Prefer)?;
         ring::fill(&region);
         Ok(Sides { memkv, plain, region, plain_has: 0, _server: server })

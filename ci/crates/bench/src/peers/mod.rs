@@ -1,19 +1,36 @@
-//! The sides of a row: what is measured in turns.
+//! The sides of a row: what is measured in turns, and the peers among them.
 
+mod lines;
+mod memcached;
+mod redis;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use memkv_dma::Arena;
 use serde::Serialize;
 
+use crate::cpu::CpuClock;
 use crate::error::BenchError;
-use crate::measure::{Load, Party, Progress, Sample, stretch};
+use crate::measure::{Asker, Load, Party, Progress, Sample, Worker, stretch};
+use crate::process::Process;
 use crate::ring::Ring;
 
 /// Who does a row's work.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
+    /// Copying within one process: no server at all.
+    Copy,
     /// The plain server.
     Plain,
     /// The plain server once more: what differs is noise.
     Again,
+    /// memcached.
+    Memcached,
+    /// Redis or Valkey.
+    Redis,
     /// A memkv node on memory, with the load that this row is held against.
     Reference,
     /// memkv, on what the row says.
@@ -21,14 +38,30 @@ pub enum Side {
 }
 
 impl Side {
+    /// The other stores.
+    pub const PEERS: [Side; 2] = [Side::Memcached, Side::Redis];
+
     /// As tables name it.
     pub fn name(self) -> &'static str {
         match self {
+            Side::Copy => "memcpy",
+            Side::Memcached => "memcached",
+            Side::Redis => "Redis",
             Side::Plain => "plain TCP",
             Side::Again => "plain TCP again",
             Side::Reference => "memkv, reference",
             Side::Memkv => "memkv",
         }
+    }
+
+    /// Whether it is a limit and no store.
+    pub fn is_limit(self) -> bool {
+        matches!(self, Side::Copy | Side::Plain | Side::Again)
+    }
+
+    /// A slow side does so many times less in a round.
+    pub fn thrift(self) -> u32 {
+        if self == Side::Redis { 2 } else { 1 }
     }
 }
 
@@ -56,5 +89,114 @@ impl Slices for Party {
         operations: u32,
     ) -> Result<Sample, BenchError> {
         stretch(self, rings, load, progress, operations)
+    }
+}
+
+/// Why a peer is not there, in words.
+#[derive(Clone, Debug)]
+pub struct Absent(pub String);
+
+impl Absent {
+    fn not_installed(program: &str) -> Absent {
+        Absent(format!("{program} is NOT INSTALLED"))
+    }
+}
+
+/// A peer's server.
+pub struct Server {
+    process: Process,
+    address: SocketAddr,
+    /// Its version and options.
+    told: String,
+}
+
+/// A peer that runs.
+pub struct Peer {
+    side: Side,
+    server: Server,
+}
+
+impl Peer {
+    /// Starts it, where it is installed.
+    ///
+    /// # Errors
+    /// When it is installed and does not get ready.
+    pub fn start(side: Side, folder: &Path) -> Result<Result<Peer, Absent>, BenchError> {
+        let started = match side {
+            Side::Memcached => memcached::start(folder)?,
+            Side::Redis => redis::start(folder)?,
+            _ => panic!("{side:?} is no peer"),
+        };
+        Ok(started.map(|server| Peer { side, server }))
+    }
+
+    /// Which it is.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Its version and options.
+    pub fn told(&self) -> &str {
+        &self.server.told
+    }
+
+    /// Its CPU time.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn clock(&self) -> Result<CpuClock, BenchError> {
+        self.server.process.clock()
+    }
+
+    /// So many connections to it.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn party(&self, connections: usize) -> Result<Party, BenchError> {
+        let address = self.server.address;
+        let connect = |_| -> Result<Box<dyn Worker>, BenchError> {
+            Ok(match self.side {
+                Side::Memcached => Box::new(memcached::Client::connect(address)?),
+                _ => Box::new(redis::Client::connect(address)?),
+            })
+        };
+        let workers = (0..connections).map(connect).collect::<Result<_, _>>()?;
+        Ok(Party { server: Some(self.clock()?), workers })
+    }
+
+    /// A connection that asks it.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn asker(&self) -> Result<Box<dyn Asker>, BenchError> {
+        let address = self.server.address;
+        Ok(match self.side {
+            Side::Memcached => Box::new(memcached::Client::connect(address)?),
+            _ => Box::new(redis::Client::connect(address)?),
+        })
+    }
+}
+
+/// The first line of what a program says of its version.
+fn version(binary: &Path, option: &str) -> String {
+    let output = Command::new(binary).arg(option).output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    said.ok().and_then(|said| said.lines().next().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Values that are copied from the client's cold buffers into cold memory and back.
+pub struct Copier(pub Arena);
+
+impl Worker for Copier {
+    fn put(&mut self, slot: u32, value: &[u8]) -> Result<(), BenchError> {
+        let at = u64::from(slot) * value.len() as u64;
+        self.0.lend_mut(at, value.len()).as_mut_slice().copy_from_slice(value);
+        Ok(())
+    }
+
+    fn get(&mut self, slot: u32, into: &mut [u8]) -> Result<(), BenchError> {
+        let at = u64::from(slot) * into.len() as u64;
+        into.copy_from_slice(self.0.lend(at, into.len()).as_slice());
+        Ok(())
     }
 }

@@ -1,0 +1,68 @@
+//! Connections of blocking clients: tuned alike for all sides, values in as few calls as can be.
+
+use std::io::{self, IoSlice, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{MsgFlags, recv};
+use socket2::SockRef;
+
+/// All parts in one call where the system takes all at once.
+///
+/// # Errors
+/// As the system says.
+pub fn send(stream: &mut TcpStream, mut rest: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while !rest.is_empty() {
+        match stream.write_vectored(rest) {
+            Ok(count) => IoSlice::advance_slices(&mut rest, count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Fills `into`, in one call but for signals.
+///
+/// # Errors
+/// As the system says; [`io::ErrorKind::UnexpectedEof`] when the peer has hung up.
+pub fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
+    let mut got = 0;
+    while got < into.len() {
+        match recv(stream.as_raw_fd(), &mut into[got..], MsgFlags::MSG_WAITALL) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => got += count,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What memkv sets on both of its ends for a peer on this machine.
+///
+/// # Errors
+/// As the system says.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    if SockRef::from(stream).set_tcp_congestion(b"reno").is_err() {
+        // Neither may be allowed here: then both sides have the machine's default.
+        let _ = SockRef::from(stream).set_tcp_congestion(b"cubic");
+    }
+    Ok(())
+}
+
+/// The congestion control of a connection, where the system tells.
+#[cfg(target_os = "linux")]
+pub fn congestion_control(stream: &TcpStream) -> Option<String> {
+    let name = SockRef::from(stream).tcp_congestion().ok()?;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Some(String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+/// The congestion control of a connection, where the system tells.
+#[cfg(not(target_os = "linux"))]
+pub fn congestion_control(_stream: &TcpStream) -> Option<String> {
+    None
+}
