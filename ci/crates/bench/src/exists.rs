@@ -84,7 +84,7 @@ impl Stage {
         let mut askers: Vec<(_, _, Box<dyn Asker>)> =
             vec![(Side::Plain, plain.clock()?, Box::new(ping))];
         let mut peers = Vec::new();
-        for side in Side::PEERS {
+        for side in Side::SERVED {
             if let Ok(peer) = Peer::start(side, folder)? {
                 askers.push((side, peer.clock()?, peer.asker()?));
                 peers.push(peer);

@@ -1,6 +1,7 @@
 //! What a bench ran on: in one line, since figures without their machine mean nothing.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use nix::sys::statfs::{FsType, statfs};
@@ -68,6 +69,20 @@ pub fn available_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Bytes of hugepages of 2 MiB that nobody has, where the system tells.
+pub fn hugepage_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
+    line.and_then(|line| line.trim().parse::<u64>().ok()).map_or(0, |pages| pages << 21)
+}
+
+/// The first IPv4 address of this machine that is not one of loopback.
+pub fn address() -> Option<Ipv4Addr> {
+    let all = nix::ifaddrs::getifaddrs().ok()?;
+    let addresses = all.filter_map(|one| Some(one.address?.as_sockaddr_in()?.ip()));
+    addresses.into_iter().find(|address| !address.is_loopback())
 }
 
 #[cfg(test)]

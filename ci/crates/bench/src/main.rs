@@ -61,7 +61,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Measures all sides in interleaved rounds
-    Run(ChosenArguments),
+    Run(CompareArguments),
     /// Compares the eviction policies by their prefix hits
     Eviction(EvictionArguments),
     /// Measures drives beside fio, with and without the server
@@ -112,6 +112,15 @@ struct ChosenArguments {
 }
 
 #[derive(Args)]
+struct CompareArguments {
+    #[command(flatten)]
+    chosen: ChosenArguments,
+    /// A Python that has Mooncake
+    #[arg(long)]
+    mooncake: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct HugepagesArguments {
     /// Only for these rows of a run
     #[arg(long)]
@@ -149,7 +158,7 @@ struct PlainArguments {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Task::Run(ChosenArguments { run, only }) => compare(&run, only.as_deref()),
+        Task::Run(arguments) => compare(&arguments),
         Task::Eviction(arguments) => compare_eviction(&arguments),
         Task::Direct(ChosenArguments { run, only }) => {
             let effort = direct::Effort::new(run.quick, run.rounds, only.as_deref());
@@ -264,13 +273,16 @@ fn part(
     Ok(section.is_good())
 }
 
-fn compare(arguments: &RunArguments, only: Option<&str>) -> Result<bool, BenchError> {
+fn compare(arguments: &CompareArguments) -> Result<bool, BenchError> {
+    let CompareArguments { chosen: ChosenArguments { run: arguments, only }, mooncake } = arguments;
+    let (only, python) = (only.as_deref(), mooncake.as_deref());
     let plan = Plan::new(arguments.quick, arguments.rounds, only);
     if plan.rows().is_empty() && !plan.wants(IDLE) && !exists::is_wanted(&plan) {
         return Err(BenchError::NoRow(only.unwrap_or_default().to_owned()));
     }
     let (folder, path) = make_folder(arguments)?;
-    let outcome = match Bench::start(&arguments.binary, &path, plan.clone()).and_then(Bench::run) {
+    let bench = Bench::start(&arguments.binary, python, &path, plan.clone());
+    let outcome = match bench.and_then(Bench::run) {
         Ok(outcome) => outcome,
         Err(error) => {
             // Its logs say more.

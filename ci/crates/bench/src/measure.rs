@@ -164,6 +164,16 @@ pub struct Load {
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Vec<u32>);
 
+impl Progress {
+    /// Where a lone worker goes on; `count` slots further, in `share` of them, it will stop.
+    pub fn advance(&mut self, share: u32, count: u32) -> u32 {
+        self.0.resize(1, 0);
+        let start = self.0[0];
+        self.0[0] = (start + count) % share;
+        start
+    }
+}
+
 /// What a stretch, or several of them, cost.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {

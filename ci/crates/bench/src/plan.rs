@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::exists;
 use crate::machine;
 use crate::measure::{Load, Operation};
+use crate::peers::mooncake;
 use crate::tables::size;
 
 const MIB: u64 = 1 << 20;
@@ -156,11 +157,12 @@ impl Plan {
 
     /// Hugepages of 2 MiB that all sides together can use, fio and the rounding included.
     pub fn hugepages(&self) -> u64 {
-        // What plain server and copier hold.
+        // What plain server and copier hold, and Mooncake's store and client.
         let limits = 2 * self.stored_bytes;
+        let mooncake = mooncake::segment_bytes(self.stored_bytes) + self.ring_bytes;
         let nodes = 2 * POOL_BYTES + self.memory_drive_bytes();
         let asked = if exists::is_wanted(self) { exists::HUGEPAGES } else { 0 };
-        (self.ring_bytes + limits + nodes) / (2 * MIB) + asked + 64
+        (self.ring_bytes + limits + mooncake + nodes) / (2 * MIB) + asked + 64
     }
 }
 

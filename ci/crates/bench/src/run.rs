@@ -14,7 +14,7 @@ use crate::error::{BenchError, doing};
 use crate::exists::{Exists, ExistsReport};
 use crate::fio::Fio;
 use crate::measure::{Load, MemkvWorker, Operation, Party, Progress, Sample, Worker};
-use crate::peers::{Copier, Peer, Side, Slices};
+use crate::peers::{Copier, Entrant, Needs, Side, Slices};
 use crate::plain;
 use crate::plan::{IDLE, LARGE, MIDDLE, POOL_BYTES, Plan, Row, SEVERAL};
 use crate::ring::{self, Ring};
@@ -69,7 +69,7 @@ pub struct Bench {
     plan: Plan,
     copier: Option<Party>,
     plain: Party,
-    peers: Vec<(Peer, Party)>,
+    peers: Vec<Entrant>,
     missing: Missing,
     nodes: Vec<Member>,
     exists: Exists,
@@ -105,7 +105,7 @@ impl Holder {
         match side {
             Side::Copy => Holder::Copier,
             Side::Plain | Side::Again => Holder::Plain,
-            Side::Memcached | Side::Redis => Holder::Peer(side),
+            Side::Memcached | Side::Redis | Side::Mooncake => Holder::Peer(side),
             Side::Reference => Holder::Memory,
             Side::Memkv if row.file => Holder::File,
             Side::Memkv => Holder::Memory,
@@ -154,11 +154,17 @@ impl Member {
 }
 
 impl Bench {
-    /// Starts all sides that the plan's rows need, on new files in `folder`.
+    /// Starts all sides that the plan's rows need, on new files in `folder`; `python` is one that
+    /// has Mooncake.
     ///
     /// # Errors
     /// When one does not get ready.
-    pub fn start(binary: &Path, folder: &Path, plan: Plan) -> Result<Bench, BenchError> {
+    pub fn start(
+        binary: &Path,
+        python: Option<&Path>,
+        folder: &Path,
+        plan: Plan,
+    ) -> Result<Bench, BenchError> {
         let rows = plan.rows();
         let mut nodes = Vec::new();
         if !rows.is_empty() || plan.wants(IDLE) {
@@ -179,11 +185,9 @@ impl Bench {
         };
         drop(noise);
         let copier = match takes_part(Side::Copy) {
-            true => Some(Arena::new(plan.stored_bytes, Hugepages::Prefer)?),
+            true => Some(copier(plan.stored_bytes)?),
             false => None,
         };
-        let worker = |arena| Box::new(Copier(arena)) as Box<dyn Worker>;
-        let copier = copier.map(|arena| Party { server: None, workers: vec![worker(arena)] });
         let mut backing = vec![
             ("client's buffers", region.backing().to_string()),
             ("plain server", server.backing.clone()),
@@ -196,20 +200,18 @@ impl Bench {
             let name = if *file { "memkv, file" } else { "memkv, memory" };
             backing.push((name, node.describe()?));
         }
+        let connections = SEVERAL;
+        let Plan { stored_bytes, ring_bytes, .. } = plan;
+        let needs = Needs { folder, python, stored_bytes, ring_bytes, connections };
         let (mut peers, mut missing) = (Vec::new(), Missing::default());
         for side in Side::PEERS.into_iter().filter(|side| takes_part(*side)) {
-            match Peer::start(side, folder)? {
-                Ok(peer) => {
-                    backing.push((side.name(), peer.told().to_owned()));
-                    let party = peer.party(SEVERAL)?;
-                    peers.push((peer, party));
-                }
-                Err(absent) => {
-                    backing.push((side.name(), absent.0.clone()));
-                    missing.peers.push((side, absent));
-                }
+            match Entrant::start(side, &needs)? {
+                Ok(entrant) => peers.push(entrant),
+                Err(absent) => missing.peers.push((side, absent)),
             }
         }
+        backing.extend(peers.iter().map(|peer| (peer.side.name(), peer.told.clone())));
+        backing.extend(missing.peers.iter().map(|(side, absent)| (side.name(), absent.0.clone())));
         let exists = Exists::start(binary, folder, &plan)?;
         let (single, several) = (Ring::cut(&region, 1), Ring::cut(&region, SEVERAL));
         let (held, progress) = (BTreeSet::new(), BTreeMap::new());
@@ -319,8 +321,9 @@ impl Bench {
             Holder::Copier => self.copier.as_mut().expect("there is memory to copy to"),
             Holder::Plain => &mut self.plain,
             Holder::Peer(side) => {
-                let peer = self.peers.iter_mut().find(|(peer, _)| peer.side() == side);
-                &mut peer.expect("only peers that run take part").1
+                let peer = self.peers.iter_mut().find(|peer| peer.side == side);
+                let peer = peer.expect("only peers that run take part");
+                return (peer.slices.as_mut(), rings);
             }
             Holder::Memory | Holder::File => {
                 let file = holder == Holder::File;
@@ -387,7 +390,7 @@ impl Bench {
     fn load(&self) -> Result<Option<f64>, BenchError> {
         let Some(all) = cpu::of_machine() else { return Ok(None) };
         let nodes = self.nodes.iter().map(Member::clock);
-        let peers = self.peers.iter().filter_map(|(_, party)| party.server);
+        let peers = self.peers.iter().flat_map(|peer| peer.clocks.iter().copied());
         let plain = self.plain.server.into_iter().chain([CpuClock::OWN]);
         let mut own = cpu::of_children();
         for clock in nodes.chain(peers).chain(plain).chain(self.exists.clocks()) {
@@ -412,6 +415,12 @@ fn start_plain(
     }
     let party = Party { server: Some(server.clock()?), workers };
     Ok((server, party, congestion))
+}
+
+/// Memory to copy values to.
+fn copier(bytes: u64) -> Result<Party, BenchError> {
+    let arena = Arena::new(bytes, Hugepages::Prefer)?;
+    Ok(Party { server: None, workers: vec![Box::new(Copier(arena))] })
 }
 
 /// Who takes part in a row, where it is there.

@@ -2,6 +2,7 @@
 
 mod lines;
 mod memcached;
+pub mod mooncake;
 mod redis;
 
 use std::net::SocketAddr;
@@ -17,6 +18,8 @@ use crate::measure::{Asker, Load, Party, Progress, Sample, Worker, stretch};
 use crate::process::Process;
 use crate::ring::Ring;
 
+use self::mooncake::Mooncake;
+
 /// Who does a row's work.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,6 +34,8 @@ pub enum Side {
     Memcached,
     /// Redis or Valkey.
     Redis,
+    /// Mooncake Store.
+    Mooncake,
     /// A memkv node on memory, with the load that this row is held against.
     Reference,
     /// memkv, on what the row says.
@@ -39,7 +44,10 @@ pub enum Side {
 
 impl Side {
     /// The other stores.
-    pub const PEERS: [Side; 2] = [Side::Memcached, Side::Redis];
+    pub const PEERS: [Side; 3] = [Side::Memcached, Side::Redis, Side::Mooncake];
+
+    /// Those of them that a [`Peer`] can be.
+    pub const SERVED: [Side; 2] = [Side::Memcached, Side::Redis];
 
     /// As tables name it.
     pub fn name(self) -> &'static str {
@@ -47,6 +55,7 @@ impl Side {
             Side::Copy => "memcpy",
             Side::Memcached => "memcached",
             Side::Redis => "Redis",
+            Side::Mooncake => "Mooncake",
             Side::Plain => "plain TCP",
             Side::Again => "plain TCP again",
             Side::Reference => "memkv, reference",
@@ -61,7 +70,11 @@ impl Side {
 
     /// A slow side does so many times less in a round.
     pub fn thrift(self) -> u32 {
-        if self == Side::Redis { 2 } else { 1 }
+        match self {
+            Side::Mooncake => 4,
+            Side::Redis => 2,
+            _ => 1,
+        }
     }
 }
 
@@ -110,7 +123,63 @@ pub struct Server {
     told: String,
 }
 
-/// A peer that runs.
+/// What peers need to know of a run.
+pub struct Needs<'a> {
+    /// Where their logs go.
+    pub folder: &'a Path,
+    /// A Python that has Mooncake.
+    pub python: Option<&'a Path>,
+    /// Bytes that the values of one size take.
+    pub stored_bytes: u64,
+    /// Bytes of the client's cold region.
+    pub ring_bytes: u64,
+    /// Connections.
+    pub connections: usize,
+}
+
+/// A peer that takes part in rows.
+pub struct Entrant {
+    /// Which it is.
+    pub side: Side,
+    /// Its version and options.
+    pub told: String,
+    /// The clocks of its processes.
+    pub clocks: Vec<CpuClock>,
+    /// What is measured.
+    pub slices: Box<dyn Slices>,
+    _peer: Option<Peer>,
+}
+
+impl Entrant {
+    /// Starts it, where it is installed.
+    ///
+    /// # Errors
+    /// When it is installed and does not get ready.
+    pub fn start(side: Side, needs: &Needs<'_>) -> Result<Result<Entrant, Absent>, BenchError> {
+        if side == Side::Mooncake {
+            return Ok(Mooncake::start(needs).map(|mooncake| Entrant {
+                side,
+                told: mooncake.told(),
+                clocks: mooncake.clocks(),
+                slices: Box::new(mooncake),
+                _peer: None,
+            }));
+        }
+        let peer = match Peer::start(side, needs.folder)? {
+            Ok(peer) => peer,
+            Err(absent) => return Ok(Err(absent)),
+        };
+        Ok(Ok(Entrant {
+            side,
+            told: peer.server.told.clone(),
+            clocks: vec![peer.clock()?],
+            slices: Box::new(peer.party(needs.connections)?),
+            _peer: Some(peer),
+        }))
+    }
+}
+
+/// A peer with a protocol of lines that runs.
 pub struct Peer {
     side: Side,
     server: Server,
@@ -125,19 +194,9 @@ impl Peer {
         let started = match side {
             Side::Memcached => memcached::start(folder)?,
             Side::Redis => redis::start(folder)?,
-            _ => panic!("{side:?} is no peer"),
+            _ => panic!("{side:?} has no protocol of lines"),
         };
         Ok(started.map(|server| Peer { side, server }))
-    }
-
-    /// Which it is.
-    pub fn side(&self) -> Side {
-        self.side
-    }
-
-    /// Its version and options.
-    pub fn told(&self) -> &str {
-        &self.server.told
     }
 
     /// Its CPU time.
@@ -149,10 +208,7 @@ impl Peer {
     }
 
     /// So many connections to it.
-    ///
-    /// # Errors
-    /// As the system says.
-    pub fn party(&self, connections: usize) -> Result<Party, BenchError> {
+    fn party(&self, connections: usize) -> Result<Party, BenchError> {
         let address = self.server.address;
         let connect = |_| -> Result<Box<dyn Worker>, BenchError> {
             Ok(match self.side {
