@@ -18,12 +18,16 @@ const GET_COST: f64 = 1.00;
 /// The same of values of 64 KiB, on a quiet machine and beside a busy thread.
 const SMALL_COST: f64 = 0.75;
 const SMALL_COST_BUSY: f64 = 1.10;
+/// The same in batches, beside plain TCP one at a time.
+const BATCH_COST: f64 = 0.9;
 /// CPU seconds per GiB beside a peer, at most.
 const PEER_COST: f64 = 1.00;
 /// GiB per second of several connections beside plain TCP, at least.
 const SEVERAL_SPEED: f64 = 0.95;
 /// GiB per second of larger values beside those of 4 MiB, at least.
 const LARGER_SPEED: f64 = 0.98;
+/// GiB per second of the first puts beside the next ones, at least.
+const FIRST_SPEED: f64 = 0.9;
 /// GiB per second of a file beside the smaller of plain TCP and the disk, at least.
 const FILE_SPEED: f64 = 0.9;
 /// CPU seconds per GiB that a file may take more than memory.
@@ -146,6 +150,7 @@ fn of_peers(row: &Row, samples: &RowSamples, missing: &Missing) -> Vec<Bar> {
 
 fn of_limits(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar> {
     match (row.file, row.load.depth, row.load.value_bytes) {
+        _ if row.first => of_first(row, samples),
         (true, ..) => of_file(row, samples, no_disk),
         (false, 1, bytes) if bytes > LARGE => of_larger(row, samples),
         (false, 1, _) => of_cost(row, samples),
@@ -155,6 +160,7 @@ fn of_limits(row: &Row, samples: &RowSamples, no_disk: Option<&str>) -> Vec<Bar>
 
 fn of_cost(row: &Row, samples: &RowSamples) -> Vec<Bar> {
     let bar = match (row.load.value_bytes, row.busy, row.load.operation) {
+        (SMALL, ..) if row.load.batch > 1 => BATCH_COST,
         (SMALL, 0, _) => SMALL_COST,
         (SMALL, ..) => SMALL_COST_BUSY,
         (.., Operation::Put) => PUT_COST,
@@ -169,6 +175,12 @@ fn of_larger(row: &Row, samples: &RowSamples) -> Vec<Bar> {
     let found = ratios(samples.of(Side::Memkv), samples.of(Side::Reference), Sample::speed);
     let what = format!("GiB/s beside values of {}", size(LARGE));
     found.map(|found| Bar::at_least(row.name(), what, found, LARGER_SPEED)).into_iter().collect()
+}
+
+fn of_first(row: &Row, samples: &RowSamples) -> Vec<Bar> {
+    let found = ratios(samples.of(Side::Memkv), samples.of(Side::Reference), Sample::speed);
+    let what = "GiB/s beside the puts after them".to_owned();
+    found.map(|found| Bar::at_least(row.name(), what, found, FIRST_SPEED)).into_iter().collect()
 }
 
 fn of_several(row: &Row, samples: &RowSamples) -> Vec<Bar> {
@@ -210,8 +222,8 @@ mod tests {
     }
 
     fn row(value_bytes: usize, depth: usize, file: bool, busy: usize) -> Row {
-        let load = Load { operation: Operation::Get, value_bytes, slots: 64, depth };
-        Row { load, file, busy }
+        let load = Load { operation: Operation::Get, value_bytes, slots: 64, depth, batch: 1 };
+        Row { load, file, busy, first: false }
     }
 
     fn samples<const N: usize>(sides: [(Side, Vec<Sample>); N], disk: Vec<f64>) -> RowSamples {
@@ -249,6 +261,9 @@ mod tests {
         assert_eq!(verdict(row(SMALL, 1, false, 1)), Verdict::Pass);
         assert_eq!(verdict(row(LARGE, 1, false, 1)), Verdict::Miss);
         assert_eq!(verdict(row(LARGE, 4, false, 0)), Verdict::Pass, "as fast as plain TCP");
+        let mut batches = row(SMALL, 1, false, 0);
+        batches.load.batch = 16;
+        assert_eq!(of(&batches, &samples, &Missing::default())[0].bar, BATCH_COST);
     }
 
     #[test]

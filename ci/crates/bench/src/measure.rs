@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memkv_client::{Client, GetOutcome, PutMode, PutOptions};
+use memkv_client::{Client, GetItem, GetOutcome, PutItem, PutMode, PutOptions};
 use memkv_workload::latency::Latency;
 use serde::Serialize;
 
@@ -48,6 +48,22 @@ pub trait Worker: Send {
     /// # Errors
     /// When it is not there whole.
     fn get(&mut self, slot: u32, into: &mut [u8]) -> Result<(), BenchError>;
+
+    /// Stores the values of several slots: one after the other, where there is no better way.
+    ///
+    /// # Errors
+    /// When one is not stored.
+    fn put_batch(&mut self, values: &[(u32, &mut [u8])]) -> Result<(), BenchError> {
+        values.iter().try_for_each(|(slot, value)| self.put(*slot, value))
+    }
+
+    /// Fetches the whole values of several slots.
+    ///
+    /// # Errors
+    /// When one is not there whole.
+    fn get_batch(&mut self, values: &mut [(u32, &mut [u8])]) -> Result<(), BenchError> {
+        values.iter_mut().try_for_each(|(slot, into)| self.get(*slot, into))
+    }
 }
 
 /// One connection that can ask whether a block is there.
@@ -137,6 +153,39 @@ impl Worker for MemkvWorker {
             _ => Err(BenchError::Missing { slot }),
         }
     }
+
+    fn put_batch(&mut self, values: &[(u32, &mut [u8])]) -> Result<(), BenchError> {
+        let options = PutOptions { mode: PutMode::Replace, ..PutOptions::default() };
+        let keys: Vec<_> = values.iter().map(|(slot, value)| key(*slot, value.len())).collect();
+        let items: Vec<_> = values
+            .iter()
+            .zip(&keys)
+            .map(|((_, value), key)| PutItem { key: key.as_bytes(), value, options, parent: None })
+            .collect();
+        for result in self.0.put_batch(&items) {
+            result?;
+        }
+        Ok(())
+    }
+
+    fn get_batch(&mut self, values: &mut [(u32, &mut [u8])]) -> Result<(), BenchError> {
+        let told: Vec<_> = values
+            .iter()
+            .map(|(slot, into)| (*slot, into.len() as u64, key(*slot, into.len())))
+            .collect();
+        let mut items: Vec<_> = values
+            .iter_mut()
+            .zip(&told)
+            .map(|((_, buf), (.., key))| GetItem { key: key.as_bytes(), offset: 0, buf })
+            .collect();
+        for (result, (slot, length, _)) in self.0.get_batch(&mut items).into_iter().zip(told) {
+            match result? {
+                GetOutcome::Hit { length: found, .. } if found == length => {}
+                _ => return Err(BenchError::Missing { slot }),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A server and the connections to it.
@@ -156,8 +205,10 @@ pub struct Load {
     pub value_bytes: usize,
     /// Values that all workers together go round in.
     pub slots: u32,
-    /// Connections, each with one operation at a time.
+    /// Connections, each with one call at a time.
     pub depth: usize,
+    /// Values of one call.
+    pub batch: usize,
 }
 
 /// How far each worker has come in its slots.
@@ -242,7 +293,7 @@ impl Sample {
     }
 }
 
-/// Carries `operations` out per worker and says what they cost.
+/// Carries `operations`, whole batches of them, out per worker and says what they cost.
 ///
 /// # Errors
 /// The first failure; a value that comes back as another one is a failure.
@@ -310,25 +361,71 @@ fn run(mut tasks: Vec<Task<'_>>, load: Load, operations: u32) -> Result<Latency,
 impl Task<'_> {
     fn run(&mut self, load: Load, operations: u32) -> Result<Latency, BenchError> {
         let mut latency = Latency::default();
-        for _ in 0..operations {
-            let slot = self.first + *self.next;
-            *self.next = (*self.next + 1) % self.share;
-            let mut buffer = self.ring.next(load.value_bytes);
-            let value = buffer.as_mut_slice();
-            if load.operation == Operation::Put {
-                stamp(value, slot);
+        let Load { operation, value_bytes, batch, .. } = load;
+        for _ in 0..operations / batch as u32 {
+            let mut buffer = self.ring.next(value_bytes * batch);
+            if batch == 1 {
+                let slot = self.slot();
+                latency.record(self.one(operation, slot, buffer.as_mut_slice())?);
+                continue;
             }
-            let begun = Instant::now();
-            match load.operation {
-                Operation::Put => self.worker.put(slot, value)?,
-                Operation::Get => self.worker.get(slot, value)?,
-            }
-            latency.record(begun.elapsed());
-            if load.operation == Operation::Get && !is_stamped(value, slot) {
-                return Err(BenchError::Wrong { slot });
-            }
+            let values = buffer.as_mut_slice().chunks_exact_mut(value_bytes);
+            let mut values: Vec<_> = values.map(|value| (self.slot(), value)).collect();
+            latency.record(self.many(operation, &mut values)?);
         }
         Ok(latency)
+    }
+
+    /// The next one.
+    fn slot(&mut self) -> u32 {
+        let slot = self.first + *self.next;
+        *self.next = (*self.next + 1) % self.share;
+        slot
+    }
+
+    fn one(
+        &mut self,
+        operation: Operation,
+        slot: u32,
+        value: &mut [u8],
+    ) -> Result<Duration, BenchError> {
+        if operation == Operation::Put {
+            stamp(value, slot);
+        }
+        let begun = Instant::now();
+        match operation {
+            Operation::Put => self.worker.put(slot, value)?,
+            Operation::Get => self.worker.get(slot, value)?,
+        }
+        let took = begun.elapsed();
+        checked(operation, slot, value)?;
+        Ok(took)
+    }
+
+    fn many(
+        &mut self,
+        operation: Operation,
+        values: &mut [(u32, &mut [u8])],
+    ) -> Result<Duration, BenchError> {
+        if operation == Operation::Put {
+            values.iter_mut().for_each(|(slot, value)| stamp(value, *slot));
+        }
+        let begun = Instant::now();
+        match operation {
+            Operation::Put => self.worker.put_batch(values)?,
+            Operation::Get => self.worker.get_batch(values)?,
+        }
+        let took = begun.elapsed();
+        values.iter().try_for_each(|(slot, value)| checked(operation, *slot, value))?;
+        Ok(took)
+    }
+}
+
+/// A value that was fetched has to be the right one.
+fn checked(operation: Operation, slot: u32, value: &[u8]) -> Result<(), BenchError> {
+    match operation == Operation::Put || is_stamped(value, slot) {
+        true => Ok(()),
+        false => Err(BenchError::Wrong { slot }),
     }
 }
 
@@ -367,7 +464,8 @@ mod tests {
         let arena = Arena::new(1 << 20, Hugepages::Never).unwrap();
         let mut rings = Ring::cut(&arena, 2);
         let (fake, mut progress) = (Fake::default(), Progress::default());
-        let put = Load { operation: Operation::Put, value_bytes: 1000, slots: 8, depth: 2 };
+        let put =
+            Load { operation: Operation::Put, value_bytes: 1000, slots: 8, depth: 2, batch: 1 };
         let sample = stretch(&mut party(&fake), &mut rings, put, &mut progress, 6).unwrap();
         assert_eq!((sample.operations, sample.bytes), (12, 12_000));
         assert_eq!(fake.0.lock().unwrap().len(), 8, "4 slots each, all used");
@@ -377,6 +475,9 @@ mod tests {
         let get = Load { operation: Operation::Get, ..put };
         stretch(&mut party(&fake), &mut rings, get, &mut progress, 4).unwrap();
         fake.0.lock().unwrap().get_mut(&5).unwrap()[0] ^= 1;
+        let batches = Load { batch: 2, ..get };
+        let wrong = stretch(&mut party(&fake), &mut rings, batches, &mut progress, 4).unwrap_err();
+        assert!(matches!(wrong, BenchError::Wrong { slot: 5 }), "{wrong}");
         let wrong = stretch(&mut party(&fake), &mut rings, get, &mut progress, 4).unwrap_err();
         assert!(matches!(wrong, BenchError::Wrong { slot: 5 }), "{wrong}");
     }

@@ -24,6 +24,8 @@ pub const LARGE: usize = 4 << 20;
 pub const MIDDLE: usize = 1 << 20;
 /// Bytes of the smallest values.
 pub const SMALL: usize = 64 << 10;
+/// Small values of one call, where there are several.
+const BATCH: usize = 16;
 /// Bytes of the values in rows of one connection to memory.
 const SIZES: [usize; 5] = [LARGE, MIDDLE, SMALL, 8 << 20, 16 << 20];
 /// The same of the rows beside a busy thread.
@@ -64,6 +66,8 @@ pub struct Row {
     pub file: bool,
     /// Threads of others that never rest meanwhile.
     pub busy: usize,
+    /// To a node that has just started.
+    pub first: bool,
 }
 
 impl Row {
@@ -74,11 +78,15 @@ impl Row {
 
     /// Its name without the operation.
     pub fn scene(&self) -> String {
-        let Load { value_bytes, depth, .. } = self.load;
+        let Load { value_bytes, depth, batch, .. } = self.load;
         let medium = if self.file { "file" } else { "memory" };
         let connections = if depth == 1 { "connection" } else { "connections" };
-        let size = size(value_bytes);
-        format!("{size}, {medium}, {depth} {connections}, {}", regime(self.busy))
+        let size = match batch {
+            1 => size(value_bytes),
+            _ => format!("{} in batches of {batch}", size(value_bytes)),
+        };
+        let when = if self.first { "first after start".to_owned() } else { regime(self.busy) };
+        format!("{size}, {medium}, {depth} {connections}, {when}")
     }
 }
 
@@ -118,19 +126,21 @@ impl Plan {
 
     /// The wanted rows in the order in which a round goes through them.
     pub fn rows(&self) -> Vec<Row> {
-        let row = |value_bytes, depth, file, busy| {
+        let row = |value_bytes, depth, batch| {
             let slots = (self.stored_bytes / value_bytes as u64) as u32;
-            Operation::ALL.map(|operation| Row {
-                load: Load { operation, value_bytes, slots, depth },
-                file,
-                busy,
+            Operation::ALL.map(|operation| {
+                let load = Load { operation, value_bytes, slots, depth, batch };
+                Row { load, file: false, busy: 0, first: false }
             })
         };
-        let quiet = SIZES.map(|size| row(size, 1, false, 0));
-        let busy = BUSY_SIZES.map(|size| row(size, 1, false, 1));
-        let several = [row(LARGE, SEVERAL, false, 0), row(LARGE, SEVERAL, true, 0)];
-        let all = quiet.into_iter().chain(busy).chain(several).flatten();
-        all.filter(|row| self.wants(&row.name())).collect()
+        let quiet = SIZES.map(|size| row(size, 1, 1));
+        let batches = row(SMALL, 1, BATCH);
+        let busy = BUSY_SIZES.map(|size| row(size, 1, 1).map(|row| Row { busy: 1, ..row }));
+        let several = row(LARGE, SEVERAL, 1);
+        let files = several.map(|row| Row { file: true, ..row });
+        let first = row(LARGE, 1, 1).into_iter().take(1).map(|row| Row { first: true, ..row });
+        let all = quiet.into_iter().chain([batches]).chain(busy).chain([several, files]);
+        all.flatten().chain(first).filter(|row| self.wants(&row.name())).collect()
     }
 
     /// Operations of each worker in one slice of a row.
@@ -150,6 +160,11 @@ impl Plan {
         self.stored_bytes * sizes.len() as u64 + DRIVE_SPARE
     }
 
+    /// Bytes of the drive in memory of a node that has just started.
+    pub fn first_drive_bytes(&self) -> u64 {
+        self.stored_bytes + DRIVE_SPARE
+    }
+
     /// Bytes of the drive in a file.
     pub fn file_drive_bytes(&self) -> u64 {
         self.stored_bytes + DRIVE_SPARE
@@ -160,7 +175,7 @@ impl Plan {
         // What plain server and copier hold, and Mooncake's store and client.
         let limits = 2 * self.stored_bytes;
         let mooncake = mooncake::segment_bytes(self.stored_bytes) + self.ring_bytes;
-        let nodes = 2 * POOL_BYTES + self.memory_drive_bytes();
+        let nodes = 3 * POOL_BYTES + self.memory_drive_bytes() + self.first_drive_bytes();
         let asked = if exists::is_wanted(self) { exists::HUGEPAGES } else { 0 };
         (self.ring_bytes + limits + mooncake + nodes) / (2 * MIB) + asked + 64
     }
@@ -175,6 +190,8 @@ mod tests {
         for quick in [true, false] {
             let plan = Plan::new(quick, None, None);
             for row in plan.rows() {
+                let operations = plan.operations(&row) as usize;
+                assert_eq!(operations % row.load.batch, 0, "whole batches: {row:?}");
                 let reached = plan.operations(&row) * plan.slices * row.load.depth as u32;
                 assert!(reached >= row.load.slots, "{row:?}");
                 assert!(row.load.slots as usize >= 4 * row.load.depth);
@@ -198,7 +215,7 @@ mod tests {
             rows.iter().map(Row::name).collect::<Vec<_>>()
         };
         let all = names(None);
-        assert_eq!(all.len(), 2 * (SIZES.len() + BUSY_SIZES.len() + 2));
+        assert_eq!(all.len(), 2 * (SIZES.len() + BUSY_SIZES.len() + 3) + 1);
         let wanted =
             ["PUT 4 MiB, memory, 1 connection, quiet", "GET 4 MiB, memory, 1 connection, quiet"];
         assert_eq!(names(Some(" 4 MiB, memory, 1 connection, quiet")), wanted);

@@ -1,7 +1,7 @@
 //! One run of the bench: sides, rounds, figures.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use memkv_client::Client;
@@ -67,6 +67,8 @@ pub struct Outcome {
 /// The servers and the memory of a run.
 pub struct Bench {
     plan: Plan,
+    binary: PathBuf,
+    folder: PathBuf,
     copier: Option<Party>,
     plain: Party,
     peers: Vec<Entrant>,
@@ -170,7 +172,6 @@ impl Bench {
         if !rows.is_empty() || plan.wants(IDLE) {
             nodes.push(Member::start(binary, folder, false, &plan)?);
         }
-        let takes_part = |side| rows.iter().any(|row| sides(row).contains(&side));
         let to_file = rows.iter().any(|row| row.file);
         if to_file || plan.wants(IDLE) {
             nodes.push(Member::start(binary, folder, true, &plan)?);
@@ -184,7 +185,8 @@ impl Bench {
             false => Err("no row of files is asked for".to_owned()),
         };
         drop(noise);
-        let copier = match takes_part(Side::Copy) {
+        let copies = rows.iter().any(|row| sides(row).contains(&Side::Copy));
+        let copier = match copies {
             true => Some(copier(plan.stored_bytes)?),
             false => None,
         };
@@ -200,16 +202,7 @@ impl Bench {
             let name = if *file { "memkv, file" } else { "memkv, memory" };
             backing.push((name, node.describe()?));
         }
-        let connections = SEVERAL;
-        let Plan { stored_bytes, ring_bytes, .. } = plan;
-        let needs = Needs { folder, python, stored_bytes, ring_bytes, connections };
-        let (mut peers, mut missing) = (Vec::new(), Missing::default());
-        for side in Side::PEERS.into_iter().filter(|side| takes_part(*side)) {
-            match Entrant::start(side, &needs)? {
-                Ok(entrant) => peers.push(entrant),
-                Err(absent) => missing.peers.push((side, absent)),
-            }
-        }
+        let (peers, missing) = start_peers(&plan, &rows, folder, python)?;
         backing.extend(peers.iter().map(|peer| (peer.side.name(), peer.told.clone())));
         backing.extend(missing.peers.iter().map(|(side, absent)| (side.name(), absent.0.clone())));
         let exists = Exists::start(binary, folder, &plan)?;
@@ -217,6 +210,8 @@ impl Bench {
         let (held, progress) = (BTreeSet::new(), BTreeMap::new());
         Ok(Bench {
             plan,
+            binary: binary.to_owned(),
+            folder: folder.to_owned(),
             copier,
             plain,
             peers,
@@ -241,7 +236,7 @@ impl Bench {
         let mut rows: Vec<_> =
             self.plan.rows().into_iter().map(|row| (row, RowSamples::default())).collect();
         eprintln!("bench: storing every value once");
-        for (row, _) in &rows {
+        for (row, _) in rows.iter().filter(|(row, _)| !row.first) {
             self.hold(row)?;
         }
         let (mut miscounts, mut counted) = (Vec::new(), 0);
@@ -249,15 +244,15 @@ impl Bench {
         for round in 0..self.plan.rounds {
             eprintln!("bench: round {} of {}", round + 1, self.plan.rounds);
             for (row, samples) in &mut rows {
-                self.hold(row)?;
-                let counters = self.counters()?;
-                self.row(row, samples, round)?;
+                let rose = match row.first {
+                    true => self.first(row, samples)?,
+                    false => self.counted_row(row, samples, round)?,
+                };
                 let done = [Side::Memkv, Side::Reference]
                     .map(|side| samples.of(side).last().map_or(0, |sample| sample.operations))
                     .into_iter()
                     .sum();
                 counted += done;
-                let rose = self.counters()?.since(counters);
                 miscounts.extend(miscount(row.load.operation, done, rose));
             }
             self.exists.round(round)?;
@@ -333,6 +328,40 @@ impl Bench {
             }
         };
         (party, rings)
+    }
+
+    /// One round of the first puts to a new node, and of those after them. No slice of the one can
+    /// stand between slices of the other. What the node has counted comes back.
+    fn first(&mut self, row: &Row, into: &mut RowSamples) -> Result<Counters, BenchError> {
+        let medium = Medium::Memory(self.plan.first_drive_bytes());
+        let node = Node::start(&self.binary, "first", &self.folder, POOL_BYTES, &medium)?;
+        let client = node.client(1)?;
+        let worker = Box::new(MemkvWorker(client.clone()));
+        let mut new = Party { server: Some(node.clock()?), workers: vec![worker] };
+        for side in [Side::Memkv, Side::Reference, Side::Plain] {
+            let party = if side == Side::Plain { &mut self.plain } else { &mut new };
+            let progress = &mut Progress::default();
+            let sample = party.slice(&mut self.single, row.load, progress, row.load.slots)?;
+            into.sides.entry(side).or_default().push(sample);
+        }
+        self.held.retain(|held| held.0 != Holder::Plain);
+        let counters = node.counters(&client)?;
+        drop((new, client));
+        node.stop()?;
+        Ok(counters)
+    }
+
+    /// One round of any other row, and what the nodes have counted in it.
+    fn counted_row(
+        &mut self,
+        row: &Row,
+        into: &mut RowSamples,
+        round: u32,
+    ) -> Result<Counters, BenchError> {
+        self.hold(row)?;
+        let before = self.counters()?;
+        self.row(row, into, round)?;
+        Ok(self.counters()?.since(before))
     }
 
     /// One round of one row: slices of all sides in turn. Each goes on where it stopped in its last
@@ -417,6 +446,27 @@ fn start_plain(
     Ok((server, party, congestion))
 }
 
+/// The peers that rows have, and why others cannot be had.
+fn start_peers(
+    plan: &Plan,
+    rows: &[Row],
+    folder: &Path,
+    python: Option<&Path>,
+) -> Result<(Vec<Entrant>, Missing), BenchError> {
+    let &Plan { stored_bytes, ring_bytes, .. } = plan;
+    let needs = Needs { folder, python, stored_bytes, ring_bytes, connections: SEVERAL };
+    let (mut peers, mut missing) = (Vec::new(), Missing::default());
+    for side in Side::PEERS {
+        if rows.iter().any(|row| sides(row).contains(&side)) {
+            match Entrant::start(side, &needs)? {
+                Ok(entrant) => peers.push(entrant),
+                Err(absent) => missing.peers.push((side, absent)),
+            }
+        }
+    }
+    Ok((peers, missing))
+}
+
 /// Memory to copy values to.
 fn copier(bytes: u64) -> Result<Party, BenchError> {
     let arena = Arena::new(bytes, Hugepages::Prefer)?;
@@ -426,6 +476,9 @@ fn copier(bytes: u64) -> Result<Party, BenchError> {
 /// Who takes part in a row, where it is there.
 pub fn sides(row: &Row) -> Vec<Side> {
     let Load { value_bytes, depth, .. } = row.load;
+    if row.first {
+        return vec![Side::Plain, Side::Reference, Side::Memkv];
+    }
     let is_middling = (MIDDLE..=LARGE).contains(&value_bytes) && depth == 1;
     let mut sides = vec![Side::Plain];
     if is_middling && row.busy == 0 {

@@ -175,7 +175,7 @@ pub fn grid() -> Grid {
 fn loads() -> impl Iterator<Item = Load> {
     let load = |operation, value_bytes, depth| {
         let slots = (STORED / value_bytes as u64) as u32;
-        Load { operation, value_bytes, slots, depth }
+        Load { operation, value_bytes, slots, depth, batch: 1 }
     };
     let large = Operation::ALL
         .into_iter()
@@ -269,7 +269,7 @@ impl Sides {
     /// Stores every value once on both sides.
     fn warm_up(&mut self, value_bytes: usize) -> Result<(), BenchError> {
         let slots = (STORED / value_bytes as u64) as u32;
-        let load = Load { operation: Operation::Put, value_bytes, slots, depth: 4 };
+        let load = Load { operation: Operation::Put, value_bytes, slots, depth: 4, batch: 1 };
         let mut rings = Ring::cut(&self.region, load.depth);
         stretch(&mut self.memkv, &mut rings, load, &mut Progress::default(), slots / 4)?;
         self.store_on_plain(value_bytes)
@@ -281,7 +281,7 @@ impl Sides {
             return Ok(());
         }
         let slots = (STORED / value_bytes as u64) as u32;
-        let load = Load { operation: Operation::Put, value_bytes, slots, depth: 4 };
+        let load = Load { operation: Operation::Put, value_bytes, slots, depth: 4, batch: 1 };
         let mut rings = Ring::cut(&self.region, load.depth);
         stretch(&mut self.plain, &mut rings, load, &mut Progress::default(), slots / 4)?;
         self.plain_has = value_bytes;
