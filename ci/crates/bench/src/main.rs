@@ -1,10 +1,12 @@
-//! Measures memkv beside the least that a server over TCP costs, and beside the disk's own speed.
+//! Measures memkv beside the least that a server over TCP costs, beside the disk's own speed and
+//! beside other stores.
 //!
-//! All sides run at once on one machine and take turns ([`plan`]): a plain blocking server
+//! All sides run at once on one machine and take turns ([`plan`], [`run`]): a plain blocking server
 //! ([`plain`]) that moves the same cold bytes and does nothing else, memkv nodes as they are shipped
-//! ([`servers`]), on memory and on a file, and fio on the file system of that file ([`fio`]). What
-//! counts is ratios of the same seconds: CPU seconds per GiB of client and server together
-//! ([`cpu`], [`measure`]), and GiB per second. The bars and their verdicts are in [`report`].
+//! ([`servers`]), on memory and on a file, memcached, Redis and Mooncake Store ([`peers`]), and fio
+//! on the file system of that file ([`fio`]). What counts is ratios of the same seconds: CPU seconds
+//! per GiB of client and server together ([`cpu`], [`measure`]), GiB per second, and how long an
+//! Exists takes ([`exists`]). The bars are in [`bars`], their verdicts in [`report`].
 //!
 //! That the bench measures the store and not a way around it is checked, too: index, leases and
 //! journal must have counted every operation, and every value that comes back must be the right one.
@@ -51,7 +53,7 @@ use crate::run::Bench;
 use crate::section::Section;
 use crate::tables::Style;
 
-/// Measures memkv beside a plain TCP server and the disk's own speed.
+/// Measures memkv beside a plain TCP server, the disk's own speed and other stores.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

@@ -7,6 +7,9 @@ use crate::exists::ExistsReport;
 use crate::peers::Side;
 use crate::report::{IDLE_BAR, Report, RowReport, SideReport, Spread, TOLERANCE, Verdict};
 
+/// Cores that others may keep busy in a run that is called quiet.
+const QUIET: f64 = 0.1;
+
 /// Where tables are shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Style {
@@ -79,7 +82,8 @@ fn foot(report: &Report) -> String {
         }
     }
     if let Some(load) = report.other_load {
-        lines.push(format!("Others kept {load:.2} cores busy meanwhile."));
+        let loud = if load > QUIET { ": THIS RUN WAS NOT QUIET" } else { "" };
+        lines.push(format!("Others kept {load:.2} cores busy meanwhile{loud}."));
     }
     lines.push(format!(
         "A median within {:.0} % of its bar is a tie. Counters of index, leases and journal were \
