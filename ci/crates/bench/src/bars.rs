@@ -124,6 +124,18 @@ pub struct Missing {
     pub peers: Vec<(Side, Absent)>,
 }
 
+impl Missing {
+    /// Whether this peer is among it.
+    pub fn has(&self, side: Side) -> bool {
+        self.reason(side).is_some()
+    }
+
+    fn reason(&self, side: Side) -> Option<&str> {
+        let absent = self.peers.iter().find(|(absent, _)| *absent == side);
+        absent.map(|(_, Absent(reason))| reason.as_str())
+    }
+}
+
 /// The bars of a row.
 pub fn of(row: &Row, samples: &RowSamples, missing: &Missing) -> Vec<Bar> {
     let mut bars = of_limits(row, samples, missing.disk.as_deref());
@@ -136,12 +148,11 @@ fn of_peers(row: &Row, samples: &RowSamples, missing: &Missing) -> Vec<Bar> {
     let peers = run::sides(row).into_iter().filter(|side| Side::PEERS.contains(side));
     let bar = |side: Side| {
         let what = format!("CPU beside {}", side.name());
-        match ratios(samples.of(Side::Memkv), samples.of(side), Sample::cost) {
-            Some(found) => Bar::at_most(row.name(), what, found, PEER_COST),
-            None => {
-                let reason = missing.peers.iter().find(|(absent, _)| *absent == side);
-                let reason = reason.map_or("it was left out", |(_, absent)| &absent.0);
-                Bar::skipped(row.name(), what, PEER_COST, reason)
+        let found = ratios(samples.of(Side::Memkv), samples.of(side), Sample::cost);
+        match (missing.reason(side), found) {
+            (None, Some(found)) => Bar::at_most(row.name(), what, found, PEER_COST),
+            (reason, _) => {
+                Bar::skipped(row.name(), what, PEER_COST, reason.unwrap_or("it was left out"))
             }
         }
     };

@@ -14,7 +14,7 @@ use crate::error::{BenchError, doing};
 use crate::exists::{Exists, ExistsReport};
 use crate::fio::Fio;
 use crate::measure::{Load, MemkvWorker, Operation, Party, Progress, Sample, Worker};
-use crate::peers::{Copier, Entrant, Needs, Side, Slices};
+use crate::peers::{Absent, Copier, Entrant, Needs, Side, Slices};
 use crate::plain;
 use crate::plan::{IDLE, LARGE, MIDDLE, POOL_BYTES, Plan, Row, SEVERAL};
 use crate::ring::{self, Ring};
@@ -294,17 +294,41 @@ impl Bench {
             if is_new {
                 let put = Load { operation: Operation::Put, ..load };
                 let operations = load.slots / load.depth as u32;
-                let (slices, rings) = self.side(row, side);
-                slices.slice(rings, put, &mut Progress::default(), operations)?;
+                self.slice(row, side, put, &mut Progress::default(), operations)?;
             }
         }
         Ok(())
     }
 
+    /// A slice of one side. A peer that fails is not there from then on; what it did until then
+    /// counts, and its bars are skipped.
+    fn slice(
+        &mut self,
+        row: &Row,
+        side: Side,
+        load: Load,
+        progress: &mut Progress,
+        operations: u32,
+    ) -> Result<Option<Sample>, BenchError> {
+        if self.missing.has(side) {
+            return Ok(None);
+        }
+        let (slices, rings) = self.side(row, side);
+        match slices.slice(rings, load, progress, operations) {
+            Ok(sample) => Ok(Some(sample)),
+            Err(error) if Side::PEERS.contains(&side) => {
+                let reason = format!("{} FAILED in {}: {error}", side.name(), row.name());
+                eprintln!("bench: {reason}");
+                self.missing.peers.push((side, Absent(reason)));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Who takes part in a row.
     fn present(&self, row: &Row) -> Vec<Side> {
-        let is_absent = |side: &Side| self.missing.peers.iter().any(|(absent, _)| absent == side);
-        sides(row).into_iter().filter(|side| !is_absent(side)).collect()
+        sides(row).into_iter().filter(|side| !self.missing.has(*side)).collect()
     }
 
     /// One side of a row and the rings it uses.
@@ -378,13 +402,13 @@ impl Bench {
                 let operations = operations.div_ceil(sides[at].thrift());
                 let key = (row.name(), sides[at]);
                 let mut progress = self.progress.remove(&key).unwrap_or_default();
-                let (slices, rings) = self.side(row, sides[at]);
-                let sample = slices.slice(rings, load, &mut progress, operations)?;
+                let sample = self.slice(row, sides[at], load, &mut progress, operations)?;
                 self.progress.insert(key, progress);
-                sums[at].absorb(&sample);
+                sample.iter().for_each(|sample| sums[at].absorb(sample));
             }
         }
-        for (side, sum) in sides.into_iter().zip(sums) {
+        let present = self.present(row);
+        for (side, sum) in sides.into_iter().zip(sums).filter(|(side, _)| present.contains(side)) {
             into.sides.entry(side).or_default().push(sum);
         }
         if row.file

@@ -7,6 +7,7 @@ use std::io::{IoSlice, Read};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::error::{BenchError, doing};
+use crate::process::PATIENCE;
 use crate::stream::{receive, send, tune};
 
 /// What ends a line.
@@ -26,6 +27,7 @@ impl Lines {
     pub fn connect(address: SocketAddr, name: &'static str) -> Result<Lines, BenchError> {
         let stream = TcpStream::connect(address).map_err(doing("a peer"))?;
         tune(&stream).map_err(doing("a peer"))?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(doing("a peer"))?;
         Ok(Lines { stream, name })
     }
 

@@ -7,10 +7,12 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -19,7 +21,7 @@ use crate::cpu::CpuClock;
 use crate::error::{BenchError, doing};
 use crate::machine;
 use crate::measure::{Load, Operation, Progress, Sample};
-use crate::process::{Process, free_address};
+use crate::process::{PATIENCE, Process, free_address};
 use crate::ring::Ring;
 
 const MIB: u64 = 1 << 20;
@@ -159,6 +161,11 @@ impl Mooncake {
         self.clocks.clone()
     }
 
+    fn ask(&mut self, request: &str) -> Result<Answer, BenchError> {
+        self.requests.write_all(request.as_bytes()).map_err(doing("Mooncake's client"))?;
+        answer(&mut self.answers, &self.client)
+    }
+
     fn servers(&self) -> Result<Duration, BenchError> {
         let [master, store, _] = self.clocks[..] else { panic!("it has three processes") };
         let read = |clock: CpuClock| clock.read().map_err(doing("a CPU clock"));
@@ -176,16 +183,18 @@ impl Slices for Mooncake {
         operations: u32,
     ) -> Result<Sample, BenchError> {
         assert_eq!(load.depth, 1, "the script does one thing at a time");
-        let word = match load.operation {
+        let start = progress.advance(load.slots, operations);
+        let Load { operation, value_bytes, slots, .. } = load;
+        let numbers = format!("{value_bytes} {slots} {start} {operations}");
+        let word = match operation {
             Operation::Put => "put",
             Operation::Get => "get",
         };
-        let start = progress.advance(load.slots, operations);
-        let Load { value_bytes, slots, .. } = load;
-        let request = format!("{word} {value_bytes} 0 {slots} {start} {operations}\n");
+        if operation == Operation::Put {
+            self.ask(&format!("remove {numbers}\n"))?;
+        }
         let before = self.servers()?;
-        self.requests.write_all(request.as_bytes()).map_err(doing("Mooncake's client"))?;
-        let told: Answer = answer(&mut self.answers, &self.client)?;
+        let told = self.ask(&format!("{word} {numbers}\n"))?;
         let server = self.servers()? - before;
         if told.calls.len() != operations as usize {
             return Err(BenchError::Answer {
@@ -220,6 +229,12 @@ fn answer<T: DeserializeOwned>(
     answers: &mut BufReader<ChildStdout>,
     client: &Process,
 ) -> Result<T, BenchError> {
+    // There is one line for each request, so nothing can wait in the buffer.
+    let mut waiting = [PollFd::new(answers.get_ref().as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(PATIENCE).expect("a minute is a time to wait");
+    if poll(&mut waiting, patience).map_err(doing("Mooncake's client"))? == 0 {
+        return Err(client.silent());
+    }
     let mut line = String::new();
     answers.read_line(&mut line).map_err(doing("Mooncake's client"))?;
     if line.is_empty() {
@@ -260,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_script_names_values_as_the_rings_do() {
-        // The name of slot 3 at a length of 4 MiB, as the script computes and writes it.
+        // The name of slot 3 of this length, as the script computes and writes it.
         let mut value = vec![0; 64];
         crate::ring::stamp(&mut value, 3);
         let name = ((3_u64 << 32) ^ 64).to_le_bytes();

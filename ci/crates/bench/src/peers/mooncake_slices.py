@@ -5,11 +5,11 @@ usage: mooncake_slices.py HOST MASTER METADATA BYTES
 Values lie in one registered region of so many bytes, walked round and round, so that they are cold;
 they go out of it and come into it without a copy (put_from, get_into). A line
 
-    put LENGTH FIRST SHARE NEXT COUNT
+    put LENGTH SHARE NEXT COUNT
 
-asks for COUNT puts of slots from FIRST + NEXT on, round in SHARE of them; get is alike. The answer
-is a line of JSON: seconds, CPU seconds of this process, and microseconds of each call. A put stores
-under a key that is free; what was there is removed before the clock starts.
+asks for COUNT puts to the slots from NEXT on, round in SHARE of them; get is alike, and so is
+remove, which makes room for a put: a key is not stored under twice. The answer is a line of JSON:
+seconds, CPU seconds of this process, and microseconds of each call.
 """
 
 import ctypes
@@ -73,20 +73,21 @@ class Slices:
         self.at += length
         return buffer
 
-    def slice(self, operation, length, first, share, start, count):
-        slots = [first + (start + turn) % share for turn in range(count)]
-        keys = [f"{length}/{slot}" for slot in slots]
-        if operation == "put":
-            for key in set(keys):
-                self.store.remove(key, True)
-        act = self.put if operation == "put" else self.get
+    def slice(self, operation, length, share, start, count):
+        slots = [(start + turn) % share for turn in range(count)]
+        names = [((slot << 32) ^ length).to_bytes(8, "little") for slot in slots]
+        act = {"put": self.put, "get": self.get, "remove": self.remove}[operation]
         calls = []
         cpu, begun = time.process_time(), time.perf_counter()
-        for key, slot in zip(keys, slots):
-            name = ((slot << 32) ^ length).to_bytes(8, "little")
-            calls.append(act(key, name, self.buffer(length), length))
+        for slot, name in zip(slots, names):
+            calls.append(act(f"{length}/{slot}", name, self.buffer(length), length))
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         return {"seconds": seconds, "cpu": cpu, "calls": [call * 1e6 for call in calls]}
+
+    def remove(self, key, _name, _buffer, _length):
+        # What was never put cannot be removed, and need not be.
+        self.store.remove(key, True)
+        return 0.0
 
     def put(self, key, name, buffer, length):
         ctypes.memmove(buffer, name, 8)
