@@ -2,9 +2,9 @@
 //!
 //! The question is about a block that never was, so that nothing but the way there and back and a
 //! look into an index is measured; beside it stand the same question to the peers and a ping of 64
-//! bytes, which is the way alone. What a way costs depends on the cores: with a free one for each
-//! end, both wake up from idling for each question; on one core they hand it to each other; and
-//! beside busy threads they wait for their turn.
+//! bytes, which is the way alone. What a way costs depends on the cores: where each end has its own,
+//! both wake up from idling for each question; on one they hand it to each other; where they are free
+//! to choose, the system decides which it is; and beside busy threads they wait for their turn.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,16 +48,18 @@ const BUSY_US: f64 = 100.0;
 enum Scene {
     Free,
     OneCore,
+    Apart,
     Busy,
 }
 
 impl Scene {
-    const ALL: [Scene; 3] = [Scene::Free, Scene::OneCore, Scene::Busy];
+    const ALL: [Scene; 4] = [Scene::Free, Scene::OneCore, Scene::Apart, Scene::Busy];
 
     /// As `--only` and the checks have it.
     fn name(self) -> String {
         let cores = match self {
             Scene::OneCore => "one core for both ends",
+            Scene::Apart => "a core for each end",
             Scene::Free | Scene::Busy => "all cores free to use",
         };
         format!("Exists, 1 connection, {cores}, {}", regime(self.busy()))
@@ -66,11 +68,33 @@ impl Scene {
     fn busy(self) -> usize {
         if self == Scene::Busy { 2 } else { 0 }
     }
+
+    /// Whether the servers are bound to the first core.
+    fn is_bound(self) -> bool {
+        matches!(self, Scene::OneCore | Scene::Apart)
+    }
+
+    /// Which core the thread that asks is bound to.
+    fn core(self) -> Option<usize> {
+        match self {
+            Scene::OneCore => Some(0),
+            Scene::Apart => Some(1),
+            Scene::Free | Scene::Busy => None,
+        }
+    }
+
+    /// Whether the machine has the cores for it.
+    fn is_possible(self) -> bool {
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+        self.core().is_none_or(|core| core < cores)
+    }
 }
 
 /// The servers, and a connection to each; all are bound to one core, or none is.
 struct Stage {
     askers: Vec<(Side, CpuClock, Box<dyn Asker>)>,
+    /// What the node is made of.
+    told: String,
     _servers: (PlainServer, Vec<Peer>, Node),
 }
 
@@ -92,7 +116,7 @@ impl Stage {
         }
         let node = Node::start(binary, name, folder, POOL, &Medium::Memory(DRIVE))?;
         askers.push((Side::Memkv, node.clock()?, Box::new(MemkvWorker(node.client(1)?))));
-        Ok(Stage { askers, _servers: (plain, peers, node) })
+        Ok(Stage { askers, told: node.describe()?, _servers: (plain, peers, node) })
     }
 }
 
@@ -116,11 +140,12 @@ impl Exists {
     /// # Errors
     /// When a server does not get ready.
     pub fn start(binary: &Path, folder: &Path, plan: &Plan) -> Result<Exists, BenchError> {
-        let scenes = Scene::ALL.into_iter().filter(|scene| plan.wants(&scene.name()));
+        let scenes = Scene::ALL.into_iter().filter(|scene| scene.is_possible());
+        let scenes = scenes.filter(|scene| plan.wants(&scene.name()));
         let rows: Vec<_> = scenes.map(|scene| Row { scene, sides: BTreeMap::new() }).collect();
-        let needs = |bound| rows.iter().any(|row| (row.scene == Scene::OneCore) == bound);
-        let stage = |bound| match needs(bound) {
-            true => on_core(bound, || Stage::start(binary, folder, bound)).map(Some),
+        let needs = |bound: bool| rows.iter().any(|row| row.scene.is_bound() == bound);
+        let stage = |bound: bool| match needs(bound) {
+            true => on_core(bound.then_some(0), || Stage::start(binary, folder, bound)).map(Some),
             false => Ok(None),
         };
         let (free, bound) = (stage(false)?, stage(true)?);
@@ -133,17 +158,23 @@ impl Exists {
     /// The first failure of any side.
     pub fn round(&mut self, round: u32) -> Result<(), BenchError> {
         for Row { scene, sides } in &mut self.rows {
-            let bound = *scene == Scene::OneCore;
-            let stage = if bound { &mut self.bound } else { &mut self.free };
+            let stage = if scene.is_bound() { &mut self.bound } else { &mut self.free };
             let askers = &mut stage.as_mut().expect("it was started for this scene").askers;
             let _busy = Busy::start(scene.busy())?;
             let slices = self.slices;
-            let sums = on_core(bound, || ask_all(askers, slices, round))?;
+            let sums = on_core(scene.core(), || ask_all(askers, slices, round))?;
             for ((side, ..), sum) in askers.iter().zip(sums) {
                 sides.entry(*side).or_default().push(sum);
             }
         }
         Ok(())
+    }
+
+    /// What the nodes are made of.
+    pub fn told(&self) -> Vec<(&'static str, String)> {
+        let free = self.free.iter().map(|stage| ("memkv, Exists, all cores", stage.told.clone()));
+        let bound = self.bound.iter().map(|stage| ("memkv, Exists, one core", stage.told.clone()));
+        free.chain(bound).collect()
     }
 
     /// The clocks of all servers.
@@ -182,17 +213,15 @@ fn ask_all(
     Ok(sums)
 }
 
-/// Does it on a thread that is bound to the first core, as is what it starts; or just does it.
+/// Does it on a thread that is bound to a core, as is what it starts; or just does it.
 fn on_core<T: Send>(
-    bound: bool,
+    core: Option<usize>,
     act: impl FnOnce() -> Result<T, BenchError> + Send,
 ) -> Result<T, BenchError> {
-    if !bound {
-        return act();
-    }
+    let Some(core) = core else { return act() };
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            bind().map_err(doing("a thread cannot be bound to a core"))?;
+            bind(core).map_err(doing("a thread cannot be bound to a core"))?;
             act()
         });
         thread.join().expect("a bound thread does not panic")
@@ -200,19 +229,19 @@ fn on_core<T: Send>(
 }
 
 #[cfg(target_os = "linux")]
-fn bind() -> nix::Result<()> {
+fn bind(core: usize) -> nix::Result<()> {
     use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
     use nix::unistd::Pid;
     let own = Pid::from_raw(0);
     let may = sched_getaffinity(own)?;
-    let first = (0..CpuSet::count()).find(|&core| may.is_set(core).unwrap_or(false));
+    let mut cores = (0..CpuSet::count()).filter(|&core| may.is_set(core).unwrap_or(false));
     let mut one = CpuSet::new();
-    one.set(first.unwrap_or(0))?;
+    one.set(cores.nth(core).ok_or(nix::errno::Errno::EINVAL)?)?;
     sched_setaffinity(own, &one)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn bind() -> nix::Result<()> {
+fn bind(_core: usize) -> nix::Result<()> {
     Err(nix::errno::Errno::ENOTSUP)
 }
 
@@ -279,6 +308,7 @@ fn bars<'a>(scene: Scene, name: &str, of: &dyn Fn(Side) -> &'a [Sample]) -> Vec<
         Scene::OneCore => {
             vec![at_most("p50 beside plain TCP", beside(Side::Plain), BOUND_BESIDE_PLAIN)]
         }
+        Scene::Apart => Vec::new(),
         Scene::Busy => {
             vec![at_most("p99", spread(Sample::p99_us), BUSY_US).in_microseconds()]
         }
@@ -314,6 +344,7 @@ mod tests {
         let absent = Verdict::Skipped("not measured here".to_owned());
         assert_eq!(verdicts(Scene::Free), [Verdict::Pass, absent]);
         assert_eq!(verdicts(Scene::OneCore), [Verdict::Pass]);
+        assert_eq!(verdicts(Scene::Apart), []);
         assert_eq!(verdicts(Scene::Busy), [Verdict::Pass]);
     }
 
@@ -338,7 +369,8 @@ mod tests {
         };
         let before = cores().unwrap();
         let child = || thread::spawn(cores).join().expect("it does not panic");
-        assert_eq!(on_core(true, child).unwrap(), 1);
+        assert_eq!(on_core(Some(0), child).unwrap(), 1);
+        assert!(on_core(Some(before), child).is_err(), "there is no such core");
         assert_eq!(cores().unwrap(), before, "the caller is as free as it was");
     }
 }

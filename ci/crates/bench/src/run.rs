@@ -206,6 +206,7 @@ impl Bench {
         backing.extend(peers.iter().map(|peer| (peer.side.name(), peer.told.clone())));
         backing.extend(missing.peers.iter().map(|(side, absent)| (side.name(), absent.0.clone())));
         let exists = Exists::start(binary, folder, &plan)?;
+        backing.extend(exists.told());
         let (single, several) = (Ring::cut(&region, 1), Ring::cut(&region, SEVERAL));
         let (held, progress) = (BTreeSet::new(), BTreeMap::new());
         Ok(Bench {
