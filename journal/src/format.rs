@@ -132,6 +132,7 @@ async fn write_zeros(
 ) -> Result<(), IoError> {
     let step = (STEP as u64).min(u64::from(geometry.max_transfer)).min(bytes);
     let mut buf = pool.allocate_wait(Class::Checkpoint, step as usize).await;
+    buf.charge(Class::Drive);
     buf.as_mut_slice().fill(0);
     let mut at = 0;
     while at < bytes {

@@ -243,7 +243,8 @@ pub async fn open<L: Gather>(
     };
     let mut log = Log::new(bounds, active, head, outcome.usage);
     log.raise_generation(outcome.generation_high);
-    let frame = pool.allocate_wait(Class::Checkpoint, layout.frame_max as usize).await;
+    let mut frame = pool.allocate_wait(Class::Checkpoint, layout.frame_max as usize).await;
+    frame.charge(Class::Drive);
     let shared = Rc::new(Shared {
         queue: Rc::clone(&queue),
         local: local.clone(),

@@ -100,7 +100,7 @@ pub async fn read_superblock(
     let odd = |copy: &usize| copies[*copy] != CopyState::Current;
     let repairs: Vec<usize> = (0..SUPERBLOCK_COPIES).filter(odd).collect();
     if !repairs.is_empty() {
-        let buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await;
+        let buf = memory(pool, SUPERBLOCK_BYTES).await;
         if let Err(error) = repair(queue, buf, &superblock, &repairs).await {
             tracing::warn!(%error, copies = ?repairs, "superblock copies could not be repaired");
         }
@@ -110,7 +110,7 @@ pub async fn read_superblock(
 
 /// Reads all four copies and weighs them; nothing is written.
 pub async fn read_copies(queue: &dyn BlockQueue, geometry: &Geometry, pool: &Pool) -> Inspection {
-    let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await;
+    let mut buf = memory(pool, SUPERBLOCK_BYTES).await;
     let mut copies: [CopyBytes; SUPERBLOCK_COPIES] = [const { Ok(Vec::new()) }; SUPERBLOCK_COPIES];
     for (copy, bytes) in copies.iter_mut().enumerate() {
         if copy_offset(copy) + SUPERBLOCK_BYTES as u64 > geometry.capacity {
@@ -120,11 +120,18 @@ pub async fn read_copies(queue: &dyn BlockQueue, geometry: &Geometry, pool: &Poo
             memkv_block::read(queue, copy_offset(copy), SUPERBLOCK_BYTES, buf).await;
         buf = match back {
             Some(back) => back,
-            None => pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_BYTES).await,
+            None => memory(pool, SUPERBLOCK_BYTES).await,
         };
         *bytes = result.map(|()| buf.as_slice()[..SUPERBLOCK_BYTES].to_vec());
     }
     inspect(copies, geometry)
+}
+
+/// What superblocks are read to and written from: the drive's, which may keep it.
+async fn memory(pool: &Pool, len: usize) -> DmaBuf {
+    let mut buf = pool.allocate_wait(Class::Checkpoint, len).await;
+    buf.charge(Class::Drive);
+    buf
 }
 
 async fn repair(
@@ -151,7 +158,7 @@ pub(crate) async fn write_superblock(
     pool: &Pool,
     superblock: &Superblock,
 ) -> Result<(), IoError> {
-    let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_COPIES * SUPERBLOCK_BYTES).await;
+    let mut buf = memory(pool, SUPERBLOCK_COPIES * SUPERBLOCK_BYTES).await;
     for copy in 0..SUPERBLOCK_COPIES {
         superblock.encode(copy, &mut buf.as_mut_slice()[copy * SUPERBLOCK_BYTES..]);
     }
@@ -161,7 +168,7 @@ pub(crate) async fn write_superblock(
 /// Makes the drive unformatted, so that a format that does not finish leaves no old superblock over
 /// a new ring.
 pub async fn erase_superblock(queue: &dyn BlockQueue, pool: &Pool) -> Result<(), IoError> {
-    let mut buf = pool.allocate_wait(Class::Checkpoint, SUPERBLOCK_COPIES * SUPERBLOCK_BYTES).await;
+    let mut buf = memory(pool, SUPERBLOCK_COPIES * SUPERBLOCK_BYTES).await;
     buf.as_mut_slice().fill(0);
     write_pairs(queue, buf).await
 }

@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 
 use common::*;
+use memkv_dma::Class;
 use memkv_journal::{
     CheckpointStart, Closing, FormatOptions, Journal, JournalError, KeyBytes, Kind, Living, Merged,
-    Record, SUPERBLOCK_STRIDE, View,
+    Record, SUPERBLOCK_STRIDE, UNIT, View,
 };
 
 /// What lives, and what a merge asked about it.
@@ -278,4 +280,45 @@ fn a_drive_that_is_gone_ends_a_merge_and_the_checkpoint_before_stays() {
     disk.0.borrow_mut().offline = false;
     let (_, recovered) = bench.open(&disk);
     assert_eq!((Model::of(&recovered.live), recovered.report.checkpoint), (model, 1));
+}
+
+#[test]
+fn a_drive_that_stalls_in_a_checkpoint_keeps_what_its_command_named_and_nothing_of_the_class() {
+    const PIECE: u64 = 256 << 10;
+    let mut kept_pieces = 0;
+    for before in 0.. {
+        let mut bench = Bench::new();
+        let (disk, journal, model) = with_long_keys(&mut bench);
+        let used = |bench: &Bench, class: Class| bench.pool.stats().used[class.index()];
+        let frame = used(&bench, Class::Drive);
+        assert_eq!(used(&bench, Class::Checkpoint), 0, "a journal at rest has its frame alone");
+        disk.hold();
+        let start = journal.begin_checkpoint();
+        let mut standing = Standing { model, ..Standing::default() };
+        let (ours, outcome) = (Rc::clone(&journal), Rc::new(RefCell::new(None)));
+        let ended = Rc::clone(&outcome);
+        bench.local().spawn(async move {
+            let closing = Closing::default();
+            *ended.borrow_mut() = Some(ours.merge_checkpoint(start, &mut standing, closing).await);
+        });
+        bench.settle();
+        for _ in 0..before {
+            disk.let_one_go();
+            bench.settle();
+        }
+        if outcome.borrow().is_some() {
+            assert!(!journal.failed() && before > 8, "as many commands as that, and all went");
+            break;
+        }
+        let kept = disk.stall();
+        bench.settle();
+        assert!(matches!(&*outcome.borrow(), Some(Err(JournalError::Failed(_)))), "{before}");
+        assert_eq!(used(&bench, Class::Checkpoint), 0, "after {before} commands");
+        let of_drive = used(&bench, Class::Drive) - frame;
+        assert!([0, UNIT as u64, PIECE].contains(&of_drive), "{of_drive} after {before}");
+        kept_pieces += u64::from(of_drive == PIECE);
+        drop(kept);
+        assert_eq!(used(&bench, Class::Drive), frame);
+    }
+    assert!(kept_pieces > 6, "read and written: {kept_pieces}");
 }

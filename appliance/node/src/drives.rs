@@ -454,7 +454,8 @@ const BLANK: usize = 64 * 1024;
 
 async fn check_blank(drive: &Opened, pool: &Pool) -> Result<(), DrivesError> {
     let name = || drive.name.clone();
-    let chunk = pool.allocate_wait(Class::Checkpoint, BLANK).await;
+    let mut chunk = pool.allocate_wait(Class::Checkpoint, BLANK).await;
+    chunk.charge(Class::Drive);
     let (result, chunk) = memkv_block::read(&*drive.queue, 0, BLANK, chunk).await;
     result.map_err(|source| DrivesError::Io { name: name(), source })?;
     let chunk = chunk.expect("a buffer comes back from a read that was done");

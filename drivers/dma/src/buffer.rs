@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::arena::{Arena, Lend};
-use crate::ledger::Run;
+use crate::ledger::{Class, Run};
 use crate::mapping::Mapping;
 use crate::pool::Pool;
 
@@ -90,6 +90,13 @@ impl DmaBuf {
     pub fn set_len(&mut self, len: usize) {
         assert!((1..=self.capacity).contains(&len), "1 to {} bytes, not {len}", self.capacity);
         self.len = len;
+    }
+
+    /// Charges it to another account of its pool; an arena has none.
+    pub fn charge(&mut self, class: Class) {
+        if let Home::Pool { pool, run } = &mut self.home {
+            pool.charge(run, class);
+        }
     }
 
     /// The bytes.

@@ -10,17 +10,32 @@
 //!   commons   what is neither held nor kept back: first come, first served
 //! ```
 //!
-//! | class      | reserve | limit               |
-//! |------------|---------|---------------------|
-//! | Checkpoint | 1/16    | 1/4, 8 MiB at least |
-//! | Send       | 3/16    | -                   |
-//! | Receive    | 3/16    | -                   |
-//! | Scrub      | 0       | 1/4, 4 MiB at least |
+//! | class      | reserve                 | limit               |
+//! |------------|-------------------------|---------------------|
+//! | Checkpoint | 1/16, 1.75 MiB at least | 1/4, 8 MiB at least |
+//! | Drive      | 0                       | -                   |
+//! | Send       | 3/16 [^small]           | -                   |
+//! | Receive    | 3/16 [^small]           | -                   |
+//! | Scrub      | 0                       | 1/4, 4 MiB at least |
+//!
+//! [^small]: In the smallest pools less: all reserves together are at most half of the pool.
 //!
 //! Each class has its own queue of waiters, first in first out; a newcomer never overtakes it. When
 //! bytes come back the queues are served in the order of the table. A waiter may have bytes enough and
 //! still lack one run long enough, while short-lived small buffers keep every run broken: then the
 //! commons are closed, the other classes live off their reserves, and runs grow together again.
+//!
+//! **Why a class always comes by its reserve.** Nobody is given what would leave less free than the
+//! others' reserves lack. So a class that holds less than its reserve finds the rest free, or, where
+//! buffers of it were charged to [`Class::Drive`] since, is first to get what the others give back:
+//! they have no more than their own reserves until it is free again. What a drive that stalled keeps
+//! for good is of that class. It is missing from the commons, and from nobody's reserve, as long as
+//! there are commons.
+//!
+//! Who waits for several runs keeps those that were found, as far as the class is within its reserve:
+//! nobody else could have had their bytes. So the runs need not be free all at one moment, which they
+//! may never be while others break them. Beyond the reserve a waiter holds nothing until it has all:
+//! two of them could wait for each other else.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::task::Waker;
@@ -28,11 +43,19 @@ use std::task::Waker;
 use crate::UNIT;
 use crate::buddy::{Buddy, TOP_UNITS};
 
+/// Units that the reserve of [`Class::Checkpoint`] has at least: those of one checkpoint (six runs of
+/// 256 KiB) and some to write superblocks with.
+const CHECKPOINT_LEAST: u32 = 112;
+
 /// What a buffer is for: the account it is charged to.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Class {
-    /// The pages of a checkpoint and the frames of the journal.
+    /// What a checkpoint is made with, a log read, and superblocks.
     Checkpoint,
+    /// What drives have: the frame that a journal is written from, as long as it is open, and what the
+    /// command of a journal names, until it is answered. A drive that stalled may never answer. Taken
+    /// for another class first, and then [charged](crate::DmaBuf::charge) to this one.
+    Drive,
     /// What is read from a drive and sent to a client.
     Send,
     /// What is received from a client and written to a drive.
@@ -43,12 +66,14 @@ pub enum Class {
 
 impl Class {
     /// All classes, in the order in which their waiters are served.
-    pub const ALL: [Class; 4] = [Class::Checkpoint, Class::Send, Class::Receive, Class::Scrub];
+    pub const ALL: [Class; 5] =
+        [Class::Checkpoint, Class::Drive, Class::Send, Class::Receive, Class::Scrub];
 
     /// The class in status and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Class::Checkpoint => "checkpoint",
+            Class::Drive => "drive",
             Class::Send => "send",
             Class::Receive => "receive",
             Class::Scrub => "scrub",
@@ -69,6 +94,9 @@ pub(crate) struct Run {
     pub class: Class,
 }
 
+/// Accounts.
+pub(crate) const CLASSES: usize = Class::ALL.len();
+
 /// Names one waiter.
 pub(crate) type Ticket = u64;
 
@@ -85,6 +113,10 @@ enum Shortage {
 struct Waiter {
     ticket: Ticket,
     order: u8,
+    /// Runs it waits for.
+    count: usize,
+    /// Those that were found for it.
+    runs: Vec<Run>,
     waker: Waker,
 }
 
@@ -92,16 +124,16 @@ struct Waiter {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     buddy: Buddy,
-    reserve: [u32; 4],
-    limit: [u32; 4],
-    used: [u32; 4],
+    reserve: [u32; CLASSES],
+    limit: [u32; CLASSES],
+    used: [u32; CLASSES],
     peak: u32,
-    waiting: [VecDeque<Waiter>; 4],
+    waiting: [VecDeque<Waiter>; CLASSES],
     waiters: usize,
     /// The waiter class that lacks nothing but a long enough run, while there is one.
     closed_for: Option<Class>,
     /// What was found for waiters that have not looked yet.
-    granted: BTreeMap<Ticket, Run>,
+    granted: BTreeMap<Ticket, Vec<Run>>,
     next_ticket: Ticket,
     waits: u64,
     exhausted: u64,
@@ -109,12 +141,13 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub fn new(units: u32) -> Ledger {
-        let mut reserve = [0; 4];
-        let mut limit = [units; 4];
-        reserve[Class::Checkpoint.index()] = units / 16;
-        reserve[Class::Send.index()] = units / 16 * 3;
-        reserve[Class::Receive.index()] = units / 16 * 3;
-        // A checkpoint takes 2 MiB: one on a drive that hangs keeps none of the others waiting.
+        let mut reserve = [0; CLASSES];
+        let mut limit = [units; CLASSES];
+        let checkpoint = (units / 16).max(CHECKPOINT_LEAST);
+        let each = (units / 16 * 3).min((units / 2 - checkpoint) / 2);
+        reserve[Class::Checkpoint.index()] = checkpoint;
+        reserve[Class::Send.index()] = each;
+        reserve[Class::Receive.index()] = each;
         limit[Class::Checkpoint.index()] = (units / 4).max(2 * TOP_UNITS);
         limit[Class::Scrub.index()] = (units / 4).max(TOP_UNITS);
         // Whatever is asked for must be possible once everything else was given back.
@@ -126,7 +159,7 @@ impl Ledger {
             buddy: Buddy::new(units),
             reserve,
             limit,
-            used: [0; 4],
+            used: [0; CLASSES],
             peak: 0,
             waiting: Default::default(),
             waiters: 0,
@@ -140,38 +173,43 @@ impl Ledger {
 
     /// A run at once, or nothing; never ahead of those of the class who wait.
     pub fn allocate(&mut self, class: Class, order: u8) -> Option<Run> {
-        let overtakes = self.waiters > 0 && !self.waiting[class.index()].is_empty();
-        let run = if overtakes { None } else { self.take(class, order).ok() };
+        let run = self.at_once(class, order);
         self.exhausted += u64::from(run.is_none());
         run
     }
 
-    /// A run at once, or a place at the end of the class's queue.
+    /// [`Ledger::allocate`] for who will wait when there is none.
+    pub fn at_once(&mut self, class: Class, order: u8) -> Option<Run> {
+        let overtakes = self.waiters > 0 && !self.waiting[class.index()].is_empty();
+        let run = if overtakes { None } else { self.take(class, order).ok() };
+        self.note_peak();
+        run
+    }
+
+    /// So many runs at once, or a place at the end of the class's queue.
     pub fn allocate_or_wait(
         &mut self,
         class: Class,
         order: u8,
+        count: usize,
         waker: &Waker,
-    ) -> Result<Run, Ticket> {
-        if self.waiting[class.index()].is_empty() {
-            match self.take(class, order) {
-                Ok(run) => return Ok(run),
-                Err(Shortage::Run) if self.closed_for.is_none() => self.closed_for = Some(class),
-                Err(_) => {}
-            }
+    ) -> Result<Vec<Run>, Ticket> {
+        let (ticket, runs) = (self.next_ticket, Vec::with_capacity(count));
+        let mut waiter = Waiter { ticket, order, count, runs, waker: waker.clone() };
+        if self.waiting[class.index()].is_empty() && self.collect(class, &mut waiter) {
+            return Ok(waiter.runs);
         }
-        let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.waits += 1;
         self.waiters += 1;
-        self.waiting[class.index()].push_back(Waiter { ticket, order, waker: waker.clone() });
+        self.waiting[class.index()].push_back(waiter);
         Err(ticket)
     }
 
     /// What was granted to a ticket; otherwise remembers whom to wake.
-    pub fn look(&mut self, class: Class, ticket: Ticket, waker: &Waker) -> Option<Run> {
-        if let Some(run) = self.granted.remove(&ticket) {
-            return Some(run);
+    pub fn look(&mut self, class: Class, ticket: Ticket, waker: &Waker) -> Option<Vec<Run>> {
+        if let Some(runs) = self.granted.remove(&ticket) {
+            return Some(runs);
         }
         let waiter = self.waiting[class.index()].iter_mut().find(|w| w.ticket == ticket);
         waiter.expect("a ticket is granted or waits").waker.clone_from(waker);
@@ -180,21 +218,30 @@ impl Ledger {
 
     /// A waiter goes away. Those who can go on because of it are put into `wake`.
     pub fn cancel(&mut self, class: Class, ticket: Ticket, wake: &mut Vec<Waker>) {
-        if let Some(run) = self.granted.remove(&ticket) {
-            return self.release(run, wake);
-        }
-        let queue = &mut self.waiting[class.index()];
-        let before = queue.len();
-        queue.retain(|w| w.ticket != ticket);
-        assert_eq!(queue.len() + 1, before, "a ticket is granted or waits");
-        self.waiters -= 1;
+        let runs = self.granted.remove(&ticket).unwrap_or_else(|| {
+            let queue = &mut self.waiting[class.index()];
+            let place = queue.iter().position(|w| w.ticket == ticket);
+            let waiter = place.and_then(|place| queue.remove(place));
+            self.waiters -= 1;
+            waiter.expect("a ticket is granted or waits").runs
+        });
+        runs.into_iter().for_each(|run| self.give_back(run));
         self.serve(wake);
     }
 
     /// Takes a run back. Those who can go on because of it are put into `wake`.
     pub fn release(&mut self, run: Run, wake: &mut Vec<Waker>) {
-        self.buddy.release(run.unit, usize::from(run.order));
+        self.give_back(run);
+        if self.waiters > 0 {
+            self.serve(wake);
+        }
+    }
+
+    /// Charges a run to another account. Those who can go on because of it are put into `wake`.
+    pub fn charge(&mut self, run: &mut Run, class: Class, wake: &mut Vec<Waker>) {
         self.used[run.class.index()] -= 1 << run.order;
+        self.used[class.index()] += 1 << run.order;
+        run.class = class;
         if self.waiters > 0 {
             self.serve(wake);
         }
@@ -204,24 +251,39 @@ impl Ledger {
     fn serve(&mut self, wake: &mut Vec<Waker>) {
         self.closed_for = None;
         for class in Class::ALL {
-            while let Some(head) = self.waiting[class.index()].front() {
-                match self.take(class, head.order) {
-                    Ok(run) => {
-                        let waiter = self.waiting[class.index()].pop_front();
-                        let waiter = waiter.expect("the head just seen");
-                        self.waiters -= 1;
-                        self.granted.insert(waiter.ticket, run);
-                        wake.push(waiter.waker);
+            while let Some(mut waiter) = self.waiting[class.index()].pop_front() {
+                if !self.collect(class, &mut waiter) {
+                    self.waiting[class.index()].push_front(waiter);
+                    break;
+                }
+                self.waiters -= 1;
+                self.granted.insert(waiter.ticket, waiter.runs);
+                wake.push(waiter.waker);
+            }
+        }
+    }
+
+    /// Finds what the first waiter of a class still lacks; whether it has all now. If not, it keeps of
+    /// it what is within the reserve of the class.
+    fn collect(&mut self, class: Class, waiter: &mut Waiter) -> bool {
+        while waiter.runs.len() < waiter.count {
+            match self.take(class, waiter.order) {
+                Ok(run) => waiter.runs.push(run),
+                Err(shortage) => {
+                    if shortage == Shortage::Run && self.closed_for.is_none() {
+                        self.closed_for = Some(class);
                     }
-                    Err(shortage) => {
-                        if shortage == Shortage::Run && self.closed_for.is_none() {
-                            self.closed_for = Some(class);
-                        }
-                        break;
+                    while self.used[class.index()] > self.reserve[class.index()]
+                        && let Some(run) = waiter.runs.pop()
+                    {
+                        self.give_back(run);
                     }
+                    return false;
                 }
             }
         }
+        self.note_peak();
+        true
     }
 
     fn take(&mut self, class: Class, order: u8) -> Result<Run, Shortage> {
@@ -230,8 +292,16 @@ impl Ledger {
         }
         let unit = self.buddy.allocate(usize::from(order)).ok_or(Shortage::Run)?;
         self.used[class.index()] += 1 << order;
-        self.peak = self.peak.max(self.used.iter().sum());
         Ok(Run { unit, order, class })
+    }
+
+    fn give_back(&mut self, run: Run) {
+        self.buddy.release(run.unit, usize::from(run.order));
+        self.used[run.class.index()] -= 1 << run.order;
+    }
+
+    fn note_peak(&mut self) {
+        self.peak = self.peak.max(self.used.iter().sum());
     }
 
     /// Whether the accounts allow a class that many more units.
@@ -268,7 +338,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    const UNITS: u32 = 4 * TOP_UNITS;
+    /// From here on a sixteenth is more than a checkpoint takes.
+    const UNITS: u32 = 8 * TOP_UNITS;
 
     /// Takes single units until the class gets no more; returns them.
     fn fill(ledger: &mut Ledger, class: Class) -> Vec<Run> {
@@ -305,21 +376,21 @@ mod tests {
     fn a_newcomer_does_not_overtake_those_who_wait() {
         let mut ledger = Ledger::new(UNITS);
         let mut taken = fill(&mut ledger, Class::Receive);
-        let ticket = ledger.allocate_or_wait(Class::Receive, 1, Waker::noop()).unwrap_err();
+        let ticket = ledger.allocate_or_wait(Class::Receive, 1, 1, Waker::noop()).unwrap_err();
         let mut wake = Vec::new();
         ledger.release(taken.pop().unwrap(), &mut wake);
         assert!(ledger.allocate(Class::Receive, 0).is_none(), "the unit is the waiter's");
         // The units of `taken` lie side by side: with the next one the run of two is there.
         ledger.release(taken.pop().unwrap(), &mut wake);
         assert_eq!(wake.len(), 1);
-        assert_eq!(ledger.look(Class::Receive, ticket, Waker::noop()).unwrap().order, 1);
+        assert_eq!(ledger.look(Class::Receive, ticket, Waker::noop()).unwrap()[0].order, 1);
     }
 
     #[test]
     fn a_class_that_waits_does_not_hold_up_another() {
         let mut ledger = Ledger::new(UNITS);
         fill(&mut ledger, Class::Receive);
-        ledger.allocate_or_wait(Class::Receive, 8, Waker::noop()).unwrap_err();
+        ledger.allocate_or_wait(Class::Receive, 8, 1, Waker::noop()).unwrap_err();
         assert!(ledger.allocate(Class::Send, 0).is_some());
     }
 
@@ -327,8 +398,8 @@ mod tests {
     fn a_waiter_that_goes_away_lets_the_next_one_through() {
         let mut ledger = Ledger::new(UNITS);
         let mut taken = fill(&mut ledger, Class::Receive);
-        let long = ledger.allocate_or_wait(Class::Receive, 8, Waker::noop()).unwrap_err();
-        let short = ledger.allocate_or_wait(Class::Receive, 0, Waker::noop()).unwrap_err();
+        let long = ledger.allocate_or_wait(Class::Receive, 8, 1, Waker::noop()).unwrap_err();
+        let short = ledger.allocate_or_wait(Class::Receive, 0, 1, Waker::noop()).unwrap_err();
         let mut wake = Vec::new();
         ledger.release(taken.pop().unwrap(), &mut wake);
         assert!(wake.is_empty(), "the long one is first");
@@ -357,7 +428,7 @@ mod tests {
         go.into_iter().for_each(|run| ledger.release(run, &mut wake));
         assert_eq!(ledger.buddy.free_units(), UNITS / 2);
 
-        let ticket = ledger.allocate_or_wait(Class::Send, 1, Waker::noop()).unwrap_err();
+        let ticket = ledger.allocate_or_wait(Class::Send, 1, 1, Waker::noop()).unwrap_err();
         assert_eq!(ledger.closed_for, Some(Class::Send), "it lacks nothing but a run of two");
         assert!(ledger.allocate(Class::Scrub, 0).is_none(), "the commons are closed");
         assert!(wake.is_empty());
@@ -365,8 +436,137 @@ mod tests {
         let mut stay = stay.into_iter();
         ledger.release(stay.next().unwrap(), &mut wake);
         assert_eq!(wake.len(), 1);
-        assert_eq!(ledger.look(Class::Send, ticket, Waker::noop()).unwrap().order, 1);
+        assert_eq!(ledger.look(Class::Send, ticket, Waker::noop()).unwrap()[0].order, 1);
         assert_eq!(ledger.closed_for, None);
         assert!(ledger.allocate(Class::Scrub, 0).is_some(), "the commons are open again");
+    }
+
+    /// Runs of 256 KiB: what a piece of a checkpoint takes; and how many a checkpoint takes.
+    const PIECE: u8 = 4;
+    const PIECES: usize = 6;
+
+    #[test]
+    fn the_smallest_pools_keep_a_checkpoint_too_and_half_of_themselves_for_whoever_comes() {
+        for tops in 2..20 {
+            let units = tops * TOP_UNITS;
+            let mut ledger = Ledger::new(units);
+            let kept = ledger.reserve.iter().sum::<u32>();
+            assert!(kept <= units / 2, "{kept} of {units}");
+            for class in [Class::Receive, Class::Send, Class::Scrub] {
+                fill(&mut ledger, class);
+            }
+            let desk = ledger.allocate_or_wait(Class::Checkpoint, PIECE, PIECES, Waker::noop());
+            assert!(desk.is_ok(), "{units}");
+            assert!(ledger.allocate(Class::Checkpoint, 0).is_some(), "and a superblock");
+        }
+    }
+
+    /// What a checkpoint waits for, while requests come and go and take whatever there is; the oldest
+    /// of them is done each time.
+    fn among_requests(
+        ledger: &mut Ledger,
+        requests: &mut VecDeque<Run>,
+        (order, count): (u8, usize),
+    ) -> Vec<Run> {
+        let mut wake = Vec::new();
+        let asked = ledger.allocate_or_wait(Class::Checkpoint, order, count, Waker::noop());
+        asked.unwrap_or_else(|ticket| {
+            for _ in 0..4 * TOP_UNITS {
+                requests.pop_front().into_iter().for_each(|run| ledger.release(run, &mut wake));
+                if let Some(runs) = ledger.look(Class::Checkpoint, ticket, Waker::noop()) {
+                    return runs;
+                }
+                requests.extend(ledger.allocate(Class::Receive, 0));
+            }
+            panic!("the checkpoint waits for ever");
+        })
+    }
+
+    #[test]
+    fn drives_that_stall_in_a_checkpoint_do_not_starve_the_next_one() {
+        let units = 2 * TOP_UNITS;
+        let mut ledger = Ledger::new(units);
+        let mut wake = Vec::new();
+        let mut requests = VecDeque::from(fill(&mut ledger, Class::Receive));
+        // What drives keep for good: a piece, and the memory of a superblock.
+        let each = (1 << PIECE) + 1;
+        let (mut drives, mut lost) = (0, 0);
+        while units - lost - each >= ledger.reserve.iter().sum() {
+            let mut runs = among_requests(&mut ledger, &mut requests, (PIECE, PIECES));
+            runs.extend(among_requests(&mut ledger, &mut requests, (0, 1)));
+            for place in [PIECES, 0] {
+                ledger.charge(&mut runs[place], Class::Drive, &mut wake);
+            }
+            // It stalled: the rest comes back, and requests take it.
+            runs.drain(1..PIECES).for_each(|run| ledger.release(run, &mut wake));
+            requests.extend(fill(&mut ledger, Class::Receive));
+            (drives, lost) = (drives + 1, lost + each);
+            assert_eq!(ledger.used[Class::Drive.index()], lost);
+            assert_eq!(ledger.used[Class::Checkpoint.index()], 0);
+        }
+        assert_eq!(drives, 15, "with one more the pool would be less than its reserves");
+    }
+
+    #[test]
+    fn a_waiter_keeps_runs_as_they_come_within_the_reserve() {
+        let mut ledger = Ledger::new(2 * TOP_UNITS);
+        let mut wake = Vec::new();
+        // Of 32 runs drives keep a unit of each of the first 20.
+        let classes = [Class::Receive, Class::Send, Class::Checkpoint];
+        let all: Vec<_> = classes.into_iter().flat_map(|c| fill(&mut ledger, c)).collect();
+        let of_drive = |run: &Run| run.unit.is_multiple_of(1 << PIECE) && run.unit < 20 << PIECE;
+        let (mut stay, go): (Vec<_>, Vec<_>) = all.into_iter().partition(of_drive);
+        stay.iter_mut().for_each(|run| ledger.charge(run, Class::Drive, &mut wake));
+        go.into_iter().for_each(|run| ledger.release(run, &mut wake));
+        // Requests have eight of the others, within their reserves, and new ones come as old ones go:
+        // there are never six runs free at one time.
+        let turns = [Class::Send, Class::Receive].into_iter().cycle();
+        let taken = turns.clone().take(8).map(|c| ledger.allocate(c, PIECE).expect("a run"));
+        let mut requests: VecDeque<_> = taken.collect();
+        let ticket = ledger
+            .allocate_or_wait(Class::Checkpoint, PIECE, PIECES, Waker::noop())
+            .expect_err("four are free");
+        let mut found = None;
+        for class in turns.take(100) {
+            requests.pop_front().into_iter().for_each(|run| ledger.release(run, &mut wake));
+            found = found.or_else(|| ledger.look(Class::Checkpoint, ticket, Waker::noop()));
+            if found.is_some() {
+                break;
+            }
+            requests.extend(ledger.allocate(class, PIECE));
+        }
+        assert_eq!(found.map(|runs| runs.len()), Some(PIECES));
+    }
+
+    #[test]
+    fn a_waiter_keeps_nothing_beyond_the_reserve() {
+        let mut ledger = Ledger::new(UNITS);
+        let mut wake = Vec::new();
+        let mut received = fill(&mut ledger, Class::Receive);
+        let free = ledger.buddy.free_units();
+        (0..32).for_each(|_| ledger.release(received.remove(0), &mut wake));
+        let ticket = ledger.allocate_or_wait(Class::Scrub, PIECE, 3, Waker::noop()).unwrap_err();
+        assert_eq!(ledger.used[Class::Scrub.index()], 0, "two runs were there, and stay there");
+        assert!(ledger.allocate(Class::Receive, PIECE).is_some());
+        (0..32).for_each(|_| ledger.release(received.remove(0), &mut wake));
+        assert_eq!(ledger.look(Class::Scrub, ticket, Waker::noop()).unwrap().len(), 3);
+        assert_eq!(ledger.buddy.free_units(), free);
+    }
+
+    #[test]
+    fn a_waiter_that_goes_away_gives_back_what_it_kept() {
+        let mut ledger = Ledger::new(2 * TOP_UNITS);
+        let mut wake = Vec::new();
+        let first = ledger.allocate_or_wait(Class::Checkpoint, PIECE, 3, Waker::noop()).unwrap();
+        let classes = [Class::Receive, Class::Send, Class::Checkpoint];
+        let rest: Vec<_> = classes.into_iter().flat_map(|c| fill(&mut ledger, c)).collect();
+        let ticket =
+            ledger.allocate_or_wait(Class::Checkpoint, PIECE, PIECES, Waker::noop()).unwrap_err();
+        first.into_iter().for_each(|run| ledger.release(run, &mut wake));
+        assert_eq!(ledger.buddy.free_units(), 0, "it keeps them");
+        ledger.cancel(Class::Checkpoint, ticket, &mut wake);
+        assert_eq!(ledger.buddy.free_units(), 3 << PIECE);
+        rest.into_iter().for_each(|run| ledger.release(run, &mut wake));
+        assert_eq!((ledger.buddy.free_units(), ledger.waiters), (2 * TOP_UNITS, 0));
     }
 }

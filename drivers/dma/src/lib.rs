@@ -39,7 +39,7 @@ pub use buffer::{DmaBuf, DmaRef};
 pub use ledger::Class;
 pub use mapping::{Backing, Hugepages, MapError, OrdinaryReason};
 pub use pool::{Exhausted, Pool, PoolConfig, PoolError, PoolStats};
-pub use wait::AllocateWait;
+pub use wait::{AllocateSet, AllocateWait};
 
 /// The grain of the pool, and of allocation on a drive: 16 KiB.
 pub const UNIT: usize = 16 * 1024;

@@ -7,9 +7,9 @@ use std::task::Waker;
 
 use crate::buddy::TOP_UNITS;
 use crate::buffer::{DmaBuf, Home};
-use crate::ledger::{Class, Ledger, Run, Ticket};
+use crate::ledger::{CLASSES, Class, Ledger, Run, Ticket};
 use crate::mapping::{Backing, Hugepages, MapError, Mapping};
-use crate::wait::AllocateWait;
+use crate::wait::{AllocateSet, AllocateWait};
 use crate::{MAX_BUFFER, UNIT};
 
 /// The smallest pool: with less, the reserves would leave no class a whole extent.
@@ -63,7 +63,7 @@ pub struct PoolStats {
     /// Bytes in the pool.
     pub size: u64,
     /// Bytes held, by [`Class::index`]; whole runs, so up to twice the lengths asked for.
-    pub used: [u64; 4],
+    pub used: [u64; CLASSES],
     /// The most bytes ever held at once.
     pub peak: u64,
     /// Waiters now.
@@ -139,6 +139,15 @@ impl Pool {
         AllocateWait::new(self.clone(), class, len)
     }
 
+    /// `count` buffers of `len` bytes, as soon as all of them are there.
+    ///
+    /// One place in the queue, like that of [`Pool::allocate_wait`]. As far as the reserve of the class
+    /// goes it keeps those that were found while it waits for the others, beyond it none: so nobody
+    /// who waits keeps from others what they could have.
+    pub fn allocate_set(&self, class: Class, len: usize, count: usize) -> AllocateSet {
+        AllocateSet::new(self.clone(), class, len, count)
+    }
+
     /// The memory in stretches of at most [`crate::REGION`] bytes, in the order of their index, for
     /// registration with a device. They stay valid while this pool or a buffer of it is held.
     pub fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
@@ -171,14 +180,27 @@ impl Pool {
         wake.into_iter().for_each(Waker::wake);
     }
 
+    /// Charges the run of a buffer to another account.
+    pub(crate) fn charge(&self, run: &mut Run, class: Class) {
+        let mut wake = Vec::new();
+        self.ledger().charge(run, class, &mut wake);
+        wake.into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn at_once(&self, class: Class, len: usize) -> Option<DmaBuf> {
+        let run = self.ledger().at_once(class, order_of(len))?;
+        Some(self.buffer(run, len))
+    }
+
     pub(crate) fn begin_wait(
         &self,
         class: Class,
         len: usize,
+        count: usize,
         waker: &Waker,
-    ) -> Result<DmaBuf, Ticket> {
-        let run = self.ledger().allocate_or_wait(class, order_of(len), waker)?;
-        Ok(self.buffer(run, len))
+    ) -> Result<Vec<DmaBuf>, Ticket> {
+        let runs = self.ledger().allocate_or_wait(class, order_of(len), count, waker)?;
+        Ok(self.buffers(runs, len))
     }
 
     pub(crate) fn look(
@@ -187,9 +209,13 @@ impl Pool {
         len: usize,
         ticket: Ticket,
         waker: &Waker,
-    ) -> Option<DmaBuf> {
-        let run = self.ledger().look(class, ticket, waker)?;
-        Some(self.buffer(run, len))
+    ) -> Option<Vec<DmaBuf>> {
+        let runs = self.ledger().look(class, ticket, waker)?;
+        Some(self.buffers(runs, len))
+    }
+
+    fn buffers(&self, runs: Vec<Run>, len: usize) -> Vec<DmaBuf> {
+        runs.into_iter().map(|run| self.buffer(run, len)).collect()
     }
 
     pub(crate) fn cancel(&self, class: Class, ticket: Ticket) {
@@ -280,7 +306,7 @@ mod tests {
         assert_eq!(part.as_slice(), &[7; 10]);
         assert_eq!(pool.stats().used[Class::Receive.index()], 128 * 1024);
         drop(part);
-        assert_eq!(pool.stats().used, [0; 4]);
+        assert_eq!(pool.stats().used, [0; CLASSES]);
         assert_eq!(pool.stats().peak, 8 * 128 * 1024);
     }
 

@@ -12,15 +12,18 @@
 //! The order is kept: a record that was before another in the last checkpoint, or in the log, is
 //! before it in the next one. [`Moves`] tells where a walk that stood in the last one goes on.
 
-use crate::checkpoint::codec::AreaHeader;
+use crate::checkpoint::codec::{AreaHeader, PIECE};
 use crate::checkpoint::desk::Desk;
-use crate::checkpoint::read::{Area, AreaReader, Line, LoadError, READING, Reading, Source};
+use crate::checkpoint::read::{Area, AreaReader, Line, LoadError, Reading, Source};
 use crate::checkpoint::write::{AreaWriter, PushError};
-use crate::frame::FRAME_HEADER;
+use crate::frame::{FRAME_HEADER, FRAME_MAX};
 use crate::log::Mark;
 use crate::record::{Kind, View};
 use crate::recovery::Means;
 use crate::recovery::scan::Walk;
+
+// The log is read a piece of memory at a time.
+const _: () = assert!(FRAME_MAX <= PIECE, "a frame fits");
 
 /// Records looked at between two yields: tens of microseconds.
 const STEP: u32 = 32;
@@ -111,7 +114,7 @@ impl From<memkv_block::IoError> for MergeError {
 }
 
 impl Sources<'_> {
-    /// Writes all that stands. The first [`READING`] bytes of the desk are for reading.
+    /// Writes all that stands. The first [`READING`](crate::checkpoint::read::READING) pieces of the desk are for reading.
     pub(crate) async fn merge(
         &self,
         desk: &mut Desk,
@@ -162,7 +165,7 @@ impl Sources<'_> {
     ) -> Result<(), MergeError> {
         let superblock = self.log.superblock;
         let from = superblock.active_checkpoint();
-        let mut walk = Walk::new(&self.log, from, READING as u64).within(self.written.position);
+        let mut walk = Walk::new(&self.log, from, PIECE as u64).within(self.written.position);
         let (mut line, mut step) = (Line::new(), 0);
         let bytes = self.written.position - from.start_position;
         let every = (bytes / MOVES).max(MOVE_BYTES);

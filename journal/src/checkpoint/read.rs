@@ -55,8 +55,8 @@ pub(crate) struct Source<'a> {
     pub(crate) expected: CheckpointRef,
 }
 
-/// Bytes of memory that reading takes: the piece at hand of every column.
-pub(crate) const READING: usize = 3 * PIECE;
+/// Pieces of memory, of [`PIECE`] bytes, that reading takes: the one at hand of every column.
+pub(crate) const READING: usize = 3;
 
 /// A whole checkpoint, and how to find one's way in it.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ pub(crate) async fn read_area(
     if source.expected.number == 0 {
         return Ok(None);
     }
-    let mut desk = Desk::new(source.pool, Class::Checkpoint, READING).await;
+    let mut desk = Desk::new(source.pool, Class::Checkpoint, READING, PIECE).await;
     let header = read_header(source, &mut desk).await?;
     let area = Area { index: source.area, header, marks: Marks::default() };
     let mut reader = AreaReader::new(source, &area, reading);
@@ -166,8 +166,8 @@ pub(crate) async fn read_area(
 
 async fn read_header(source: &Source<'_>, desk: &mut Desk) -> Result<AreaHeader, LoadError> {
     let offset = source.layout.checkpoint_offset[source.area];
-    desk.read(source.queue, offset, AREA_HEADER, 0).await?;
-    let header = parse_header(desk.bytes())?;
+    desk.read(source.queue, offset, AREA_HEADER, (0, 0)).await?;
+    let header = parse_header(desk.bytes(0))?;
     let expected = source.expected;
     let same = header.drive == source.drive
         && header.number == expected.number
@@ -203,7 +203,7 @@ pub(crate) struct AreaReader<'a> {
 }
 
 impl<'a> AreaReader<'a> {
-    /// Reads from the first row on. Memory for it are the first [`READING`] bytes of a desk.
+    /// Reads from the first row on. Memory for it are the first [`READING`] pieces of a desk.
     pub(crate) fn new(source: &'a Source<'a>, area: &'a Area, reading: Reading) -> AreaReader<'a> {
         AreaReader {
             source,
@@ -288,7 +288,7 @@ impl<'a> AreaReader<'a> {
         if piece != held.index || self.row >= end || self.row == first_row(piece) {
             return;
         }
-        let bytes = &desk.bytes()[Column::Rows.index() * PIECE..][..held.used];
+        let bytes = &desk.bytes(Column::Rows.index())[..held.used];
         let rows = bytes.get(from..).unwrap_or_default().as_chunks::<ROW>().0;
         for row in rows.iter().take((end - self.row) as usize) {
             let Ok(row) = Row::parse(row) else { return };
@@ -328,7 +328,7 @@ impl<'a> AreaReader<'a> {
 
     fn take_row(&self, desk: &Desk, at: usize, line: &mut Line) -> Result<bool, CheckpointError> {
         let parsed = match self.item(Column::Rows, at, ROW) {
-            Ok(range) => Row::parse(&desk.bytes()[range]),
+            Ok(range) => Row::parse(&desk.bytes(Column::Rows.index())[range]),
             Err(error) => Err(error),
         };
         let parsed = parsed.and_then(|row| {
@@ -350,7 +350,8 @@ impl<'a> AreaReader<'a> {
             if sound {
                 let item = self.item(Column::Parts, at, PART_REF);
                 if let Ok(range) = item.clone() {
-                    line.parts[part * PART_REF..][..PART_REF].copy_from_slice(&desk.bytes()[range]);
+                    let bytes = &desk.bytes(Column::Parts.index())[range];
+                    line.parts[part * PART_REF..][..PART_REF].copy_from_slice(bytes);
                 }
                 sound = self.sound(item.map(drop))?;
             }
@@ -372,7 +373,7 @@ impl<'a> AreaReader<'a> {
             return Ok(false);
         }
         let checked = self.item(Column::Keys, at, len).and_then(|range| {
-            let key = &desk.bytes()[range];
+            let key = &desk.bytes(Column::Keys.index())[range];
             line.key_len = len;
             line.key[..len].copy_from_slice(key);
             KeyBytes::check(key).map_err(CheckpointError::from)
@@ -380,7 +381,7 @@ impl<'a> AreaReader<'a> {
         Ok(self.sound(checked)?)
     }
 
-    /// Where in memory the item at byte `at` of the piece at hand is.
+    /// Where in the piece at hand the item at byte `at` is.
     fn item(
         &self,
         column: Column,
@@ -391,8 +392,7 @@ impl<'a> AreaReader<'a> {
         if at + len > used {
             return Err(CheckpointError::Ends(column));
         }
-        let from = column.index() * PIECE + at;
-        Ok(from..from + len)
+        Ok(at..at + len)
     }
 
     /// Makes a piece the one at hand of its column; whether it is whole.
@@ -442,19 +442,19 @@ impl<'a> AreaReader<'a> {
             return Err(CheckpointError::Header.into());
         }
         let area = source.layout.checkpoint_offset[source.area];
-        let base = column.index() * PIECE;
+        let memory = column.index();
         self.held[column.index()] = None;
         let offset = area + column.offset(limits) + at;
         // What failed once may go well again, and much hangs on it.
-        if let Err(error) = desk.read(source.queue, offset, len, base).await {
+        if let Err(error) = desk.read(source.queue, offset, len, (memory, 0)).await {
             if desk.is_lost() || matches!(error, IoError::Offline) {
                 return Err(error.into());
             }
-            desk.read(source.queue, offset, len, base).await?;
+            desk.read(source.queue, offset, len, (memory, 0)).await?;
         }
         source.local.yield_now().await;
         let id = PieceId { drive: source.drive, number: header.number, column, index };
-        let items = parse_piece(&id, &desk.bytes()[base..base + len])?.len();
+        let items = parse_piece(&id, &desk.bytes(memory)[..len])?.len();
         source.local.yield_now().await;
         Ok(len.min(crate::checkpoint::codec::PIECE_HEADER + items))
     }

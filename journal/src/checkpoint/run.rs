@@ -8,7 +8,7 @@ use memkv_block::IoError;
 use memkv_dma::Class;
 use memkv_poller::timeout;
 
-use crate::checkpoint::codec::AreaHeader;
+use crate::checkpoint::codec::{AreaHeader, PIECE};
 use crate::checkpoint::desk::Desk;
 use crate::checkpoint::merge::{Living, MergeError, Merged, Moves, Sources};
 use crate::checkpoint::read::{Area, Line, READING, Source};
@@ -160,13 +160,21 @@ impl Journal {
         Ok(merged)
     }
 
-    /// Memory to make a checkpoint with. Whoever waits for a long run of the pool keeps others from
-    /// most of it meanwhile, and a drive that stalled may never give back what it holds: so the wait
-    /// is cut into pieces, and others have the pool between them.
+    /// Memory to make a checkpoint with.
+    ///
+    /// Every pool keeps so much for its class, which comes by it whatever other classes do, for what
+    /// the commands of drives have is not of the class (`drivers/dma/src/ledger.rs`). What else the
+    /// class has comes back: it is memory of those who ask for it once and wait for nothing more of
+    /// the class before they give it back, and if their drive stalls they fail. So every checkpoint
+    /// has its turn, how many drives ever stalled, as long as what these keep leaves the pool its
+    /// reserves, and six runs.
+    ///
+    /// Should they keep more, or a run be long in coming: who waits for runs keeps others from most
+    /// of the pool meanwhile, so the wait is cut into pieces, and others have the pool between them.
     async fn desk(&self) -> Result<Desk, JournalError> {
         let Shared { local, pool, .. } = &*self.shared;
         loop {
-            let desk = Desk::new(pool, Class::Checkpoint, READING + WRITING);
+            let desk = Desk::new(pool, Class::Checkpoint, READING + WRITING, PIECE);
             if let Ok(desk) = timeout(local, local.now() + PATIENCE, desk).await {
                 return Ok(desk);
             }

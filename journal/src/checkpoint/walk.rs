@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use memkv_dma::Class;
 
+use crate::checkpoint::codec::PIECE;
 use crate::checkpoint::desk::Desk;
 use crate::checkpoint::merge::Moves;
 use crate::checkpoint::read::{Area, AreaReader, Line, LoadError, READING, Reading};
@@ -149,7 +150,7 @@ impl Journal {
     ) -> Result<Option<u64>, JournalError> {
         let shared = &*self.shared;
         shared.check_failed()?;
-        let mut desk = Desk::new(&shared.pool, Class::Scrub, READING).await;
+        let mut desk = Desk::new(&shared.pool, Class::Scrub, READING, PIECE).await;
         let mut piece = Piece { shared, each, looks, stopped: false };
         let mut place = place;
         loop {
@@ -235,7 +236,7 @@ impl Piece<'_> {
         let superblock = self.shared.superblock.borrow().clone();
         let means = self.shared.means(&superblock);
         let Mark { position: written, .. } = self.shared.written.get();
-        let mut walk = Walk::new(&means, of, READING as u64).within(written);
+        let mut walk = Walk::new(&means, of, PIECE as u64).within(written);
         walk.resume(desk, from).await?;
         loop {
             let before = walk.end.position;

@@ -22,12 +22,12 @@ pub(crate) struct Target<'a> {
     pub(crate) layout: &'a Layout,
     /// 0 for A, 1 for B.
     pub(crate) area: usize,
-    /// Where in the desk the pieces at hand lie: so many bytes in, one after the other.
+    /// The first of those in the desk that are for writing.
     pub(crate) base: usize,
 }
 
-/// Bytes of memory that writing takes: the piece at hand of every column.
-pub(crate) const WRITING: usize = 3 * PIECE;
+/// Pieces of memory, of [`PIECE`] bytes, that writing takes: the one at hand of every column.
+pub(crate) const WRITING: usize = 3;
 
 /// Why a row is not written.
 pub(crate) enum PushError {
@@ -108,8 +108,8 @@ impl<'a> AreaWriter<'a> {
         let used = &mut self.used[column.index()];
         assert_eq!((self.header.pieces[column.index()], *used), (piece, at), "items lie in a row");
         *used += item.len();
-        let at = self.target.base + column.index() * PIECE + at;
-        desk.bytes_mut()[at..at + item.len()].copy_from_slice(item);
+        let memory = desk.bytes_mut(self.target.base + column.index());
+        memory[at..at + item.len()].copy_from_slice(item);
         Ok(())
     }
 
@@ -118,8 +118,8 @@ impl<'a> AreaWriter<'a> {
         let limits = target.layout.limits;
         let index = self.header.pieces[at];
         let id = PieceId { drive: self.header.drive, number: self.header.number, column, index };
-        let from = target.base + at * PIECE;
-        let len = seal_piece(&id, self.used[at], &mut desk.bytes_mut()[from..from + PIECE]);
+        let memory = target.base + at;
+        let len = seal_piece(&id, self.used[at], desk.bytes_mut(memory));
         let offset = u64::from(index) * PIECE as u64;
         let capacity = column.bytes(limits);
         assert!(offset + len as u64 <= capacity, "a column never grows beyond its place: {id:?}");
@@ -128,7 +128,7 @@ impl<'a> AreaWriter<'a> {
         self.header.last_used[at] = self.used[at] as u32;
         self.used[at] = PIECE_HEADER;
         self.written += len as u64;
-        desk.write(target.queue, area + column.offset(limits) + offset, len, from).await
+        desk.write(target.queue, area + column.offset(limits) + offset, len, memory).await
     }
 
     /// Writes what is at hand and the header. Not flushed.
@@ -139,7 +139,7 @@ impl<'a> AreaWriter<'a> {
             }
         }
         let base = self.target.base;
-        self.header.encode(&mut desk.bytes_mut()[base..base + AREA_HEADER]);
+        self.header.encode(desk.bytes_mut(base));
         let offset = self.target.layout.checkpoint_offset[self.target.area];
         desk.write(self.target.queue, offset, AREA_HEADER, base).await?;
         let area = Area { index: self.target.area, header: self.header, marks: self.marks };

@@ -44,7 +44,7 @@ pub(crate) async fn scan(
 ) -> Result<Scan, IoError> {
     let size = WINDOW.min(means.superblock.layout.ring_bytes.next_power_of_two());
     let size = size.max(FRAME_MAX as u64);
-    let mut desk = Desk::new(means.pool, Class::Checkpoint, size as usize).await;
+    let mut desk = Desk::new(means.pool, Class::Checkpoint, 1, size as usize).await;
     let mut walk = Walk::new(means, from, size);
     while let Some(header) = walk.next(&mut desk).await? {
         frame::records_of(&header, walk.frame(&desk, &header), &mut each);
@@ -73,7 +73,7 @@ pub(crate) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Begins at a frame. The first `size` bytes of a desk, [`FRAME_MAX`] at least, are its memory.
+    /// Begins at a frame. Its memory is the first piece of a desk, of `size` bytes, [`FRAME_MAX`] at least.
     pub(crate) fn new(means: &'a Means<'a>, from: CheckpointRef, size: u64) -> Walk<'a> {
         let ring = means.superblock.layout.ring_bytes;
         Walk {
@@ -146,7 +146,7 @@ impl<'a> Walk<'a> {
     /// The bytes of the frame that came last.
     pub(crate) fn frame<'d>(&self, desk: &'d Desk, header: &FrameHeader) -> &'d [u8] {
         let at = (header.position - self.window.position) as usize;
-        &desk.bytes()[at..at + FRAME_HEADER + header.body_len as usize]
+        &desk.bytes(0)[at..at + FRAME_HEADER + header.body_len as usize]
     }
 
     fn accept(&mut self, header: &FrameHeader) {
@@ -315,7 +315,7 @@ impl Window {
             self.load(means, desk, position).await?;
         }
         let at = (position - self.position) as usize;
-        Ok(&desk.bytes()[at..at + len])
+        Ok(&desk.bytes(0)[at..at + len])
     }
 
     async fn load(
@@ -327,7 +327,7 @@ impl Window {
         let len = self.size.min(self.room(position)).min(self.limit - position) as usize;
         let offset = self.ring_offset + position % self.ring_bytes;
         self.len = 0;
-        match desk.read(means.queue, offset, len, 0).await {
+        match desk.read(means.queue, offset, len, (0, 0)).await {
             Ok(()) => {}
             Err(error) if desk.is_lost() => return Err(error),
             Err(_) => self.unreadable += read_pages(means, desk, offset, len).await?,
@@ -348,11 +348,11 @@ async fn read_pages(
 ) -> Result<u64, IoError> {
     let mut unreadable = 0;
     for at in (0..len).step_by(FRAME_ALIGN) {
-        match desk.read(means.queue, offset + at as u64, FRAME_ALIGN, at).await {
+        match desk.read(means.queue, offset + at as u64, FRAME_ALIGN, (0, at)).await {
             Ok(()) => {}
             Err(error) if desk.is_lost() => return Err(error),
             Err(error) => {
-                desk.bytes_mut()[at..at + FRAME_ALIGN].fill(0);
+                desk.bytes_mut(0)[at..at + FRAME_ALIGN].fill(0);
                 unreadable += 1;
                 if unreadable == (len / FRAME_ALIGN) as u64 {
                     return Err(error);

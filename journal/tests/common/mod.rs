@@ -96,6 +96,17 @@ impl Disk {
         true
     }
 
+    /// Ends all held commands as those of a drive that stalls, which keeps what they came with.
+    pub fn stall(&self) -> Vec<Io> {
+        let held = self.0.borrow_mut().held.as_mut().map(std::mem::take).unwrap_or_default();
+        let keep = |(io, completer): (Io, Completer)| {
+            let result = Err(IoError::Stalled(Duration::from_secs(10)));
+            completer.complete(Done { result, buf: None });
+            io
+        };
+        held.into_iter().map(keep).collect()
+    }
+
     fn carry_out(&self, io: &mut Io) -> Result<(), IoError> {
         self.geometry().check(io)?;
         let medium = &mut *self.0.borrow_mut();

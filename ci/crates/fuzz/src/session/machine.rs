@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memkv_block::{BlockDevice, Geometry};
-use memkv_dma::{Hugepages, Pool, PoolConfig};
+use memkv_dma::{Class, Hugepages, Pool, PoolConfig};
 use memkv_journal::{
     DriveUuid, FormatOptions, NodeUuid, RING_MIN, format, open as open_journal, read_superblock,
 };
@@ -216,7 +216,7 @@ impl Machine {
         drop((store, context, self.server.take()));
         self.world.stop();
         let stats = self.pool.stats();
-        assert_eq!((stats.used, stats.waiting), ([0; 4], 0), "all memory came back");
+        assert_eq!((stats.used, stats.waiting), ([0; Class::ALL.len()], 0), "all memory came back");
         self.world.start();
     }
 }
