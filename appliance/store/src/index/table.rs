@@ -15,8 +15,10 @@
 //!
 //! No insert takes longer because the table is large. A segment that is full gets one page more and
 //! is sorted anew: 3 to 15 µs. For each 512 numbers more, one segment is split in two, in the order
-//! of their numbers (Litwin, "Linear hashing", VLDB 1980), which asks for the hashes of the thousand
-//! in it: 20 to 100 µs. There are no tombstones: a place that was left is free.
+//! of their numbers (Litwin, "Linear hashing", VLDB 1980), for which the hashes of the thousand in it
+//! are needed. They lie all over memory, so the last inserts before ask for a few of them each, and
+//! what they have learnt is thrown away if the segment changes meanwhile; few do in a large table.
+//! There are no tombstones: a place that was left is free.
 
 use super::pieces::{Idle, Pieces, Pool};
 use crate::KeyHash;
@@ -41,11 +43,19 @@ const FULL: usize = 62;
 const SPARSE: usize = 57;
 /// How many numbers may be moved for the sake of one.
 const MOVES: usize = 256;
+/// Inserts before a split that ask for hashes of those in the segment.
+const AHEAD: usize = 16;
+/// How many each of them asks for.
+const ASKED: usize = 80;
+/// Segments of a table too large for a cache. In a smaller one there is no need to ask ahead, and
+/// the segment would change all the time.
+const AHEAD_FROM: usize = 64;
 
 const _: () = {
     assert!((1usize << X_BITS).div_ceil(PAGES_MIN * BUCKETS) <= 256, "a tag is a byte");
     let most = PAGES_MAX * BUCKETS;
     assert!((most << X_BITS) * most < 1 << 32, "the inverse is exact");
+    assert!(AHEAD * ASKED >= PAGES_MAX * FULL, "all were asked for before the split");
 };
 
 #[derive(Clone, Copy, Default)]
@@ -161,10 +171,20 @@ impl Segment {
 /// A number and its x, or that turned.
 type Item = (u16, u32);
 
+/// What is known of the segment that is split next, which has not changed since.
+struct Ahead {
+    segment: usize,
+    items: Vec<Item>,
+    /// Of the first of them, those that stay and those that go.
+    stay: Vec<Item>,
+    go: Vec<Item>,
+}
+
 /// See the module.
 pub struct Table {
     pages: Pool<Page>,
     segments: Pieces<Segment>,
+    ahead: Option<Box<Ahead>>,
     len: usize,
     /// Which place is cleared next for the sake of another number.
     turn: u8,
@@ -266,8 +286,13 @@ impl Table {
             sorted[*end as usize] = Sorted { name: name_of(hash), number };
             *end += 1;
         }
-        let mut table =
-            Self { pages: Pool::default(), segments: Pieces::default(), len: 0, turn: 0 };
+        let mut table = Self {
+            pages: Pool::default(),
+            segments: Pieces::default(),
+            ahead: None,
+            len: 0,
+            turn: 0,
+        };
         let (mut items, mut again, mut from) = (Vec::new(), Vec::new(), 0);
         for (at, &end) in ends[..segments].iter().enumerate() {
             let sorted = &mut sorted[from..end as usize];
@@ -312,6 +337,7 @@ impl Table {
     pub fn insert(&mut self, hash: KeyHash, number: u32, hash_of: impl Fn(u32) -> KeyHash) {
         assert!(number != 0, "numbers count from one");
         let at = self.segment_of(hash);
+        self.changes(at);
         let Segment { len, count, .. } = self.segments[at];
         if usize::from(len) + 1 > usize::from(count) * FULL {
             let items = self.take_items(at);
@@ -326,8 +352,11 @@ impl Table {
             self.segments[at].len += 1;
         }
         self.len += 1;
-        if self.len > self.segments.len() * SEGMENT {
+        let segments = self.segments.len();
+        if self.len > segments * SEGMENT {
             self.split(hash_of);
+        } else if self.len + AHEAD > segments * SEGMENT && segments >= AHEAD_FROM {
+            self.look_ahead(ASKED, hash_of);
         }
     }
 
@@ -342,6 +371,7 @@ impl Table {
             let found = bucket.places_with(tag).find(|&place| bucket.numbers[place] == number);
             if let Some(place) = found {
                 bucket.numbers[place] = 0;
+                self.changes(at);
                 self.len -= 1;
                 self.segments[at].len -= 1;
                 self.shrink(at);
@@ -396,13 +426,12 @@ impl Table {
         Some((x, number))
     }
 
-    /// Takes all items out of a segment, and its pages away.
-    fn take_items(&mut self, at: usize) -> Vec<Item> {
-        let segment = std::mem::take(&mut self.segments[at]);
+    /// All items of a segment.
+    fn items(&self, at: usize) -> Vec<Item> {
+        let segment = &self.segments[at];
         let mut items = Vec::with_capacity(usize::from(segment.len) + 1);
         for (nth, &page) in segment.pages.iter().take(usize::from(segment.count)).enumerate() {
-            let page = self.pages.remove(page);
-            for (bucket, at) in page.0.iter().zip(nth as u32 * BUCKETS as u32..) {
+            for (bucket, at) in self.pages[page].0.iter().zip(nth as u32 * BUCKETS as u32..) {
                 for (&tag, &number) in bucket.tags.iter().zip(&bucket.numbers) {
                     if number != 0 {
                         items.push((segment.x_at(at, tag), number));
@@ -411,6 +440,20 @@ impl Table {
             }
         }
         items
+    }
+
+    /// Takes all items out of a segment, and its pages away.
+    fn take_items(&mut self, at: usize) -> Vec<Item> {
+        let items = self.items(at);
+        self.take_pages(at);
+        items
+    }
+
+    fn take_pages(&mut self, at: usize) {
+        let segment = std::mem::take(&mut self.segments[at]);
+        for &page in segment.pages.iter().take(usize::from(segment.count)) {
+            self.pages.remove(page);
+        }
     }
 
     /// Fills a segment that has no page with these items: on so many pages, or as many more as it
@@ -433,19 +476,44 @@ impl Table {
         panic!("{} numbers have hashes that are no hashes", items.len());
     }
 
-    /// Splits the next segment in two.
-    fn split(&mut self, hash_of: impl Fn(u32) -> KeyHash) {
+    /// A segment will have other numbers: what was asked about it is not all any more.
+    fn changes(&mut self, at: usize) {
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.segment == at) {
+            self.ahead = None;
+        }
+    }
+
+    /// Asks for the hashes of so many more in the segment that is split next.
+    fn look_ahead(&mut self, asked: usize, hash_of: impl Fn(u32) -> KeyHash) {
         let new = self.segments.len();
-        let old = new - (1 << new.ilog2());
-        let items = self.take_items(old);
+        let segment = new - (1 << new.ilog2());
+        let mut ahead = self.ahead.take().unwrap_or_else(|| {
+            let items = self.items(segment);
+            let [stay, go] = [(); 2].map(|()| Vec::with_capacity(items.len()));
+            Box::new(Ahead { segment, items, stay, go })
+        });
+        assert_eq!(ahead.segment, segment, "what was known of another one is gone with the split");
+        let Ahead { items, stay, go, .. } = &mut *ahead;
+        let items = &items[stay.len() + go.len()..];
+        let items = &items[..asked.min(items.len())];
         // First all hashes and then what follows from them: memory answers many questions at once.
         let hashes: Vec<KeyHash> = items.iter().map(|&(_, number)| hash_of(number)).collect();
-        assert_eq!(self.segments.push(Segment::default()), new);
-        let (mut stay, mut go) = (Vec::with_capacity(items.len()), Vec::new());
         for (&item, hash) in items.iter().zip(hashes) {
-            let to = if segment_of(hash, new + 1) == new { &mut go } else { &mut stay };
+            let to = if segment_of(hash, new + 1) == new { &mut *go } else { &mut *stay };
             to.push(item);
         }
+        self.ahead = Some(ahead);
+    }
+
+    /// Splits the next segment in two.
+    fn split(&mut self, hash_of: impl Fn(u32) -> KeyHash) {
+        self.look_ahead(usize::MAX, hash_of);
+        let ahead = self.ahead.take().expect("all was asked that was not before");
+        let Ahead { segment: old, stay, go, .. } = *ahead;
+        let len = usize::from(self.segments[old].len);
+        assert_eq!(stay.len() + go.len(), len, "all that are in the segment were asked about");
+        self.take_pages(old);
+        let new = self.segments.push(Segment::default());
         self.fill(old, pages_for(stay.len()), &stay);
         self.fill(new, pages_for(go.len()), &go);
     }

@@ -302,6 +302,58 @@ fn a_number_takes_six_bytes_at_any_size_and_no_insert_sorts_more_than_a_segment(
     assert!(mean < 5.8, "{mean} bytes on average over all sizes");
 }
 
+/// In a table that is too large for a cache a split asks for few hashes, since those before did, and
+/// there are few exceptions: a segment changed meanwhile.
+#[test]
+fn a_split_of_a_large_table_has_asked_for_most_hashes_before() {
+    let mut model = Model::default();
+    let mut inserts_by_hashes = [0; 2];
+    for number in 1..=400_000 {
+        let asked = std::cell::Cell::new(0);
+        model.table.insert(Model::hash(number), number, |other| {
+            asked.set(asked.get() + 1);
+            Model::hash(other)
+        });
+        if number > 100_000 && asked.get() > 0 {
+            inserts_by_hashes[usize::from(asked.get() > 80)] += 1;
+        }
+    }
+    let [few, many] = inserts_by_hashes;
+    assert!(few > 300_000 / 512 * 9, "{few} asked for up to 80");
+    assert!(many < 300_000 / 512 / 10, "{many} asked for more");
+}
+
+/// Whatever comes and goes while a split is prepared, of the segment that is split and of others, and
+/// under a number that was another's before.
+#[test]
+fn a_segment_that_changes_before_its_split_loses_and_keeps_nothing() {
+    const LEN: u32 = 64 * 512;
+    let name = |number: u32, value: u32| key(u64::from(number) << 32 | u64::from(value));
+    let mut values = vec![0u32; LEN as usize + 40_000];
+    let (mut table, _) = Table::of(LEN - 20, |number| name(number, 0), |_, _| false);
+    let mut last = LEN - 20;
+    for step in 0..40_000u32 {
+        let draw = key(u64::from(step)).0 as u32;
+        // Around a size at which a split comes next, and then past it.
+        if draw.is_multiple_of(3) {
+            let number = draw / 3 % last + 1;
+            let value = &mut values[number as usize];
+            assert!(table.remove(name(number, *value), number));
+            *value += 1;
+            table.insert(name(number, *value), number, |n| name(n, values[n as usize]));
+        } else if draw.is_multiple_of(8) {
+            last += 1;
+            table.insert(name(last, 0), last, |n| name(n, values[n as usize]));
+        }
+    }
+    assert_eq!(table.len(), last as usize);
+    for number in 1..=last {
+        let hash = name(number, values[number as usize]);
+        assert_eq!(table.get(hash, |found| found == number), Some(number));
+    }
+    assert!((1..=last).all(|n| table.remove(name(n, values[n as usize]), n)));
+}
+
 /// Built at once it takes no more bytes.
 #[test]
 fn a_table_of_many_is_the_same_as_one_that_grew() {
