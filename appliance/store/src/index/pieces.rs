@@ -2,15 +2,18 @@
 //!
 //! A `Vec` of millions doubles by copying all of them at once, which stalls the reactor for
 //! milliseconds and holds the memory twice meanwhile. This one takes a piece of at most 64 KiB at a
-//! time and keeps it where it is. Pieces are small enough to come from the heap and not from a
-//! mapping of their own, whose last page would be half empty.
+//! time and keeps it where it is. It touches the memory of a piece as it needs it: a page that was
+//! never used before takes a few microseconds, and all of a piece at once would take a hundred.
+//! Pieces are small enough to come from the heap and not from a mapping of their own, whose last page
+//! would be half empty.
 
 /// Bytes of a piece, at most.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Items in pieces, numbered from 0.
 pub struct Pieces<T> {
-    pieces: Vec<Box<[T]>>,
+    /// All but the last one full. None of them grows: it has room for its items from the beginning.
+    pieces: Vec<Vec<T>>,
     len: usize,
 }
 
@@ -28,10 +31,10 @@ impl<T: Default> Pieces<T> {
     pub fn push(&mut self, item: T) -> usize {
         let number = self.len;
         if number / Self::ITEMS == self.pieces.len() {
-            self.pieces.push((0..Self::ITEMS).map(|_| T::default()).collect());
+            self.pieces.push(Vec::with_capacity(Self::ITEMS));
         }
         self.len += 1;
-        self[number] = item;
+        self.pieces[number / Self::ITEMS].push(item);
         number
     }
 
@@ -53,7 +56,7 @@ impl<T: Default> Pieces<T> {
     /// Bytes it holds.
     pub fn bytes(&self) -> usize {
         self.pieces.len() * Self::ITEMS * size_of::<T>()
-            + self.pieces.capacity() * size_of::<Box<[T]>>()
+            + self.pieces.capacity() * size_of::<Vec<T>>()
     }
 }
 
