@@ -190,13 +190,11 @@ impl Bench {
             true => Some(copier(plan.stored_bytes)?),
             false => None,
         };
+        let congestion = congestion.unwrap_or("the system's default".to_owned());
         let mut backing = vec![
             ("client's buffers", region.backing().to_string()),
             ("plain server", server.backing.clone()),
-            (
-                "congestion control of memkv and plain server",
-                congestion.unwrap_or("the system's default".to_owned()),
-            ),
+            ("congestion control of memkv and plain server", congestion),
         ];
         for Member { file, node, .. } in &nodes {
             let name = if *file { "memkv, file" } else { "memkv, memory" };
