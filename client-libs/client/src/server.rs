@@ -96,8 +96,9 @@ impl Checkout<'_> {
     /// Returns a link on which nothing is outstanding to the pool.
     pub fn give_back(mut self) {
         if let Some(link) = self.link.take() {
-            self.server.lock().idle.push(link);
-            self.server.changed.notify_all();
+            let mut state = self.server.lock();
+            state.idle.push(link);
+            self.server.tell(&state);
         }
     }
 }
@@ -105,8 +106,9 @@ impl Checkout<'_> {
 impl Drop for Checkout<'_> {
     fn drop(&mut self) {
         if self.link.take().is_some() {
-            self.server.lock().open -= 1;
-            self.server.changed.notify_all();
+            let mut state = self.server.lock();
+            state.open -= 1;
+            self.server.tell(&state);
         }
     }
 }
@@ -152,13 +154,13 @@ impl Server {
             if state.queue.front().copied() == ticket {
                 if let Some(link) = state.take_idle() {
                     state.leave(ticket);
-                    self.changed.notify_all();
+                    self.tell(&state);
                     return Ok(self.lend(link));
                 }
                 if state.open < self.settings.connections {
                     state.open += 1;
                     state.leave(ticket);
-                    self.changed.notify_all();
+                    self.tell(&state);
                     drop(state);
                     return self.open(deadline);
                 }
@@ -166,7 +168,7 @@ impl Server {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 state.leave(ticket);
-                self.changed.notify_all();
+                self.tell(&state);
                 return Err(ClientError::Busy { server: self.name.clone(), retry_ms: 0 });
             }
             if ticket.is_none() {
@@ -176,6 +178,13 @@ impl Server {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
+        }
+    }
+
+    /// Wakes who waits for a link, if somebody does: a system call that most calls can do without.
+    fn tell(&self, state: &State) {
+        if !state.queue.is_empty() {
+            self.changed.notify_all();
         }
     }
 
