@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use memkv_dma::{DmaBuf, DmaRef};
+use memkv_dma::{DmaBuf, DmaRef, Memory};
 use memkv_poller::Local;
 
 use crate::{Completion, DeviceStats, Io, IoBuf, IoError, Op};
@@ -120,6 +120,11 @@ pub trait BlockDevice: Send + Sync {
     /// The bytes of a range where they lie, to be written, if the medium is memory. Panics when they
     /// are lent at all, or outside of the device.
     fn view_mut(&self, _offset: u64, _len: usize) -> Option<DmaBuf> {
+        None
+    }
+
+    /// The memory that [`BlockDevice::view`]s lie in, for whoever moves them to register.
+    fn memory(&self) -> Option<Memory> {
         None
     }
 

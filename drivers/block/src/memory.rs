@@ -69,6 +69,10 @@ impl BlockDevice for Memory {
     fn view_mut(&self, offset: u64, len: usize) -> Option<DmaBuf> {
         Some(self.arena.lend_mut(offset, len))
     }
+
+    fn memory(&self) -> Option<memkv_dma::Memory> {
+        Some(memkv_dma::Memory::Arena(self.arena.clone()))
+    }
 }
 
 struct MemoryQueue {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use memkv_dma::{DmaBuf, DmaRef};
+use memkv_dma::{DmaBuf, DmaRef, Memory};
 use memkv_poller::Local;
 
 use crate::completion::Watched;
@@ -111,6 +111,10 @@ impl BlockDevice for WatchedDevice {
 
     fn view_mut(&self, offset: u64, len: usize) -> Option<DmaBuf> {
         self.device.view_mut(offset, len)
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        self.device.memory()
     }
 
     fn close(&self) -> Option<Arc<dyn BlockDevice>> {

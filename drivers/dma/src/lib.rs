@@ -31,6 +31,7 @@ mod buddy;
 mod buffer;
 mod ledger;
 mod mapping;
+mod memory;
 mod pool;
 mod wait;
 
@@ -38,6 +39,7 @@ pub use arena::{Arena, ArenaError};
 pub use buffer::{DmaBuf, DmaRef};
 pub use ledger::Class;
 pub use mapping::{Backing, Hugepages, MapError, OrdinaryReason};
+pub use memory::Memory;
 pub use pool::{Exhausted, Pool, PoolConfig, PoolError, PoolStats};
 pub use wait::{AllocateSet, AllocateWait};
 
