@@ -27,8 +27,8 @@ thread_local! {
     pub(crate) static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
 }
 
-/// How long the thread has waited for a core is looked up this often at most, but for long turns and
-/// after sleep: it costs a system call.
+/// How long the thread has waited for a core is looked up this often at most, but for long turns: it costs
+/// a system call.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 pub(crate) struct Core {
@@ -42,8 +42,9 @@ pub(crate) struct Core {
     turn_ended: Cell<Instant>,
     /// How long the thread had waited for a core when that was last looked up, and when.
     waited: Cell<(Duration, Instant)>,
-    /// The reactor has slept since: how long it then waited for a core is no part of any turn.
-    slept: Cell<bool>,
+    /// The reactor is new, or was away from its wheel: how long the thread waited meanwhile is no part of
+    /// any turn.
+    was_away: Cell<bool>,
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<TaskKey>>,
     /// Tasks that woke themselves while running: they had their turn, and wait for the next pass.
@@ -82,7 +83,7 @@ impl Core {
             pass_began: Cell::new(now),
             turn_ended: Cell::new(now),
             waited: Cell::default(),
-            slept: Cell::new(true),
+            was_away: Cell::new(true),
             ready: RefCell::default(),
             yielded: RefCell::default(),
             running: Cell::new(None),
@@ -97,14 +98,17 @@ impl Core {
         self.pass_began.set(now);
         self.turn_ended.set(now);
         let (_, looked) = self.waited.get();
-        if self.slept.take() || now.saturating_duration_since(looked) >= LOOK_EVERY {
+        if self.was_away.take() || now.saturating_duration_since(looked) >= LOOK_EVERY {
             self.look_waited(now);
         }
     }
 
     /// The thread was not turning the wheel.
-    pub(crate) fn has_slept(&self) {
-        self.slept.set(true);
+    ///
+    /// Not to be called after each sleep: how long the thread then waits for its core is looked up with
+    /// the rest, since within [`LOOK_EVERY`] it is little, and a look costs as much as a wake-up.
+    pub(crate) fn was_away(&self) {
+        self.was_away.set(true);
     }
 
     /// What ran since the last turn ended was a turn of `who`.

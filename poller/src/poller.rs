@@ -47,6 +47,13 @@ pub trait Poller {
     /// Looks for work and does a bounded amount of it. Never blocks. Work left over is `Busy`.
     fn poll(&mut self) -> Progress;
 
+    /// Asked after a pass that found nothing: is it likely that work comes within microseconds, so soon that
+    /// to sleep and be woken would take longer? The reactor then takes another pass at once. The poller
+    /// bounds for how long it says so.
+    fn eager(&mut self) -> bool {
+        false
+    }
+
     /// Asked before the reactor sleeps: what will tell that there is work?
     fn arm(&mut self) -> Interrupt;
 

@@ -191,15 +191,16 @@ impl Reactor {
             tracing::warn!(reactor, cpu, %error, "cannot bind the reactor to its core");
         }
         let _registration = stop.register(self.remote());
-        self.core.has_slept();
+        self.core.was_away();
         self.meter.since = self.core.clock.now();
         while !stop.is_stopped() {
             if self.step().is_busy() {
                 continue;
             }
-            match self.idle {
-                IdlePolicy::Busy => std::hint::spin_loop(),
-                IdlePolicy::Adaptive => self.sleep(),
+            if self.idle == IdlePolicy::Busy || self.is_eager() {
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
             }
         }
     }
@@ -208,7 +209,7 @@ impl Reactor {
     /// its result. For tests and for start-up. Needs a clock that runs by itself.
     pub fn block_on<T: 'static>(&mut self, fut: impl Future<Output = T> + 'static) -> T {
         self.meter.since = self.core.clock.now();
-        self.core.has_slept();
+        self.core.was_away();
         let mut handle = self.local.spawn_join(fut);
         loop {
             let progress = self.step();
@@ -260,6 +261,10 @@ impl Reactor {
             at += 1;
         }
         work
+    }
+
+    fn is_eager(&mut self) -> bool {
+        self.pollers.iter_mut().any(|poller| poller.eager())
     }
 
     /// Waits for the bell, the pollers' interrupts or the next timer, once, if that is safe.
@@ -316,7 +321,6 @@ impl Reactor {
         if sync::wait(bell, &self.interrupts, timeout) {
             bell.silence();
         }
-        self.core.has_slept();
         let stats = &self.core.shared.stats;
         stats::add(&stats.sleeps, 1);
         self.meter.charge(self.core.clock.now(), stats);

@@ -55,6 +55,7 @@ Exit codes:
 
 Environment:
   MEMKV_AUTH_KEY  overrides network.auth_key (64 hex digits)
+  MEMKV_NET       the TCP engine: epoll, uring, or auto (default): io_uring where the system has it
   RUST_LOG        what is logged, by module; --log-level overrides it";
 
 const START_HELP: &str = "\

@@ -79,6 +79,8 @@ pub struct Network {
     /// The keys that are valid, at least one. A key's id appears in a client's first frame and fixes
     /// its tenant.
     pub keys: Vec<KeyEntry>,
+    /// How the kernel is asked to move bytes.
+    pub engine: memkv_net::tcp::Driver,
 }
 
 /// A key that is valid.

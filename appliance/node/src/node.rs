@@ -6,7 +6,7 @@
 //!   thread admin       HTTP, reads atomics, asks reactor 0 for the drives
 //! ```
 //!
-//! Connections are dealt out in turn by the acceptor on reactor 0. Stopping runs backwards: no new
+//! Connections are dealt out by the acceptor on reactor 0, the next to whoever has the fewest. Stopping runs backwards: no new
 //! connections, sessions drained on every reactor, then the store leaves clean checkpoints.
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use memkv_block::{BlockDevice, IoError};
-use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
+use memkv_dma::{Hugepages, Memory, Pool, PoolConfig, PoolError};
 use memkv_net::NetError;
 use memkv_net::tcp::{Accepted, Engine, Listener};
 use memkv_poller::channel::{self, InboxReceiver, InboxSender};
@@ -95,8 +95,8 @@ pub enum StopError {
 
 /// Orders to a reactor.
 pub(crate) enum Control {
-    /// Serve this connection.
-    Serve(Accepted),
+    /// Serve this connection, and keep the token as long.
+    Serve(Accepted, Arc<()>),
     /// End all sessions, then say so.
     Drain(mpsc::Sender<()>),
     /// Leave clean checkpoints, then say so (reactor 0).
@@ -333,7 +333,7 @@ fn first_reactor(
         Ok(context) => context,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let served = serve_orders(&local, context, Some(store.clone()), parts.pool.clone(), inbox);
+    let served = serve_orders(&local, parts, context, Some(store.clone()), inbox);
     if let Err(error) = served {
         return drop(ready.send(Err(error)));
     }
@@ -356,8 +356,7 @@ fn other_reactor(
     let local = reactor.local();
     shared.add_reactor(id, reactor.stats());
     let context = context(id, &local, parts, shared, StoreHandle::There(Box::new(store)));
-    let started =
-        context.and_then(|context| serve_orders(&local, context, None, parts.pool.clone(), inbox));
+    let started = context.and_then(|context| serve_orders(&local, parts, context, None, inbox));
     let failed = started.is_err();
     let _ = ready.send(started);
     if !failed {
@@ -428,12 +427,17 @@ fn reload(context: &Rc<Context>, store: Option<&Rc<Store>>, config: &Config) -> 
 /// Serves a reactor's inbox: connections, and the orders of stopping.
 fn serve_orders(
     local: &Local,
+    parts: &Parts,
     context: Rc<Context>,
     store: Option<Rc<Store>>,
-    pool: Pool,
     mut inbox: InboxReceiver<Control>,
 ) -> Result<(), StartError> {
-    let engine = Engine::new(local).map_err(StartError::Engine)?;
+    let pool = parts.pool.clone();
+    let media = parts.devices.iter().filter_map(|device| device.memory());
+    let memory: Vec<_> = std::iter::once(Memory::Pool(pool.clone())).chain(media).collect();
+    let driver = parts.config.network.engine;
+    let engine = Engine::new(local, driver, &memory).map_err(StartError::Engine)?;
+    tracing::info!(reason = engine.reason(), "network engine");
     let reactor = Orders { local: local.clone(), context, store, pool, engine };
     local.spawn(async move {
         while let Some(control) = inbox.recv().await {
@@ -462,9 +466,13 @@ impl Orders {
     fn carry_out(&self, control: Control) {
         let context = &self.context;
         match control {
-            Control::Serve(accepted) => match self.engine.attach(accepted) {
+            Control::Serve(accepted, token) => match self.engine.attach(accepted) {
                 Ok(connection) => {
-                    self.local.spawn(memkv_session::serve(context.clone(), connection));
+                    let serving = memkv_session::serve(context.clone(), connection);
+                    self.local.spawn(async move {
+                        serving.await;
+                        drop(token);
+                    });
                 }
                 Err(error) => tracing::warn!(%error, "connection lost before it was served"),
             },
@@ -518,7 +526,8 @@ impl Orders {
     }
 }
 
-/// Deals connections out to the reactors in turn, and refuses those beyond the limit.
+/// Deals connections out to the reactors, and refuses those beyond the limit. The reactor that has the
+/// fewest gets the next, of several the first: beside the store a request needs no message to another core.
 async fn accept(
     listener: Listener,
     local: Local,
@@ -526,7 +535,8 @@ async fn accept(
     controls: Vec<InboxSender<Control>>,
 ) {
     let acceptor = listener.accept_queue(&local);
-    let mut next = 0;
+    // A token for each reactor, of which its connections hold copies.
+    let tokens: Vec<Arc<()>> = controls.iter().map(|_| Arc::default()).collect();
     loop {
         let accepted = match acceptor.accept().await {
             Ok(accepted) => accepted,
@@ -541,10 +551,35 @@ async fn accept(
             tracing::warn!(peer = %accepted.peer(), "connection refused: limits.max_connections");
             continue;
         }
+        let next = fewest(&tokens);
         match controls[next].try_reserve() {
-            Ok(permit) => permit.send(Control::Serve(accepted)),
+            Ok(permit) => permit.send(Control::Serve(accepted, tokens[next].clone())),
             Err(_) => tracing::warn!("connection refused: a reactor's inbox is full"),
         }
-        next = (next + 1) % controls.len();
+    }
+}
+
+/// The first of the reactors that have the fewest connections.
+fn fewest(tokens: &[Arc<()>]) -> usize {
+    (0..tokens.len()).min_by_key(|&at| Arc::strong_count(&tokens[at])).expect("there is a reactor")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_go_to_the_first_reactor_that_has_the_fewest() {
+        let tokens: Vec<Arc<()>> = (0..3).map(|_| Arc::default()).collect();
+        let mut held: Vec<Vec<Arc<()>>> = vec![Vec::new(); 3];
+        let deal = |held: &mut Vec<Vec<Arc<()>>>| {
+            let next = fewest(&tokens);
+            held[next].push(tokens[next].clone());
+            next
+        };
+        assert_eq!((0..5).map(|_| deal(&mut held)).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
+        // Two of the first one's end: it gets the next two.
+        held[0].clear();
+        assert_eq!((0..3).map(|_| deal(&mut held)).collect::<Vec<_>>(), [0, 0, 2]);
     }
 }

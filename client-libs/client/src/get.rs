@@ -76,6 +76,8 @@ impl<'a> Gets<'a> {
         GetItems { items: run.iter().map(item).collect() }.encode(&mut meta);
         let id = self.process.next_request();
         link.send(Header::request(Opcode::Get, id), &meta, &[], deadline)?;
+        let length = |item: &usize| self.wanted[*item].length();
+        link.expect(run.iter().map(length).fold(0, u64::saturating_add));
         self.current = Some((id, run));
         Ok(())
     }

@@ -187,7 +187,14 @@ impl Link {
             let slices: Vec<_> = head.chain(payload.iter().copied()).map(IoSlice::new).collect();
             self.stream.send_vectored(&slices, deadline)
         };
+        // Of what is asked here without more ado the answer is small; who asks for more says so.
+        self.stream.expect(length);
         result.map_err(|error| self.last_word(error))
+    }
+
+    /// Tells how many bytes the answer to what was sent last will have.
+    pub fn expect(&mut self, bytes: u64) {
+        self.stream.expect(bytes);
     }
 
     /// The fault of a send that failed: what the server said before it stopped reading, if it did.
@@ -207,7 +214,8 @@ impl Link {
     }
 
     /// Sends the bytes of item `item` of the Offer `request_id`, their CRCs computed on the way and sent
-    /// behind them.
+    /// behind them. `value` is lent to the kernel, and stays as it is until the server has answered: were it
+    /// changed before, its CRCs would not fit, and the server would store nothing.
     pub fn send_data(
         &mut self,
         request_id: u64,
@@ -223,18 +231,21 @@ impl Link {
         let mac = self.seal(header, &meta, deadline);
         let mut crcs = ExtentCrcs::new(0, self.limits.extent);
         let mut trailer = Vec::with_capacity(trailer_len(16));
-        let slices = value.len().div_ceil(SEND_SLICE);
-        for (at, slice) in value.chunks(SEND_SLICE).enumerate() {
+        let mut head: &[u8] = &self.out;
+        for slice in value.chunks(SEND_SLICE) {
             crcs.update(slice);
-            if at + 1 == slices {
-                let list = crcs.list().ok_or(LinkFault::Unexpected("extents too small"))?;
-                self.sealer.seal_trailer(&mac, &list, &mut trailer);
+            let result = self.stream.send_lending(head, slice, deadline);
+            if let Err(error) = result {
+                return Err(self.last_word(error));
             }
-            let head: &[u8] = if at == 0 { &self.out } else { &[] };
-            let parts = [IoSlice::new(head), IoSlice::new(slice), IoSlice::new(&trailer)];
-            let result = self.stream.send_vectored(&parts, deadline);
-            result.map_err(|error| self.last_word(error))?;
+            head = &[];
         }
+        let list = crcs.list().ok_or(LinkFault::Unexpected("extents too small"))?;
+        self.sealer.seal_trailer(&mac, &list, &mut trailer);
+        let result = self.stream.send_vectored(&[IoSlice::new(&trailer)], deadline);
+        // The server has to take the value and to commit it first.
+        self.stream.expect(value.len() as u64);
+        result.map_err(|error| self.last_word(error))?;
         Ok(())
     }
 

@@ -21,7 +21,7 @@
 //!
 //! # Here
 //!
-//! * [`tcp`]: the portable engine (epoll on Linux, kqueue elsewhere) for reactors, and a blocking stream
+//! * [`tcp`]: an engine for reactors (io_uring or epoll on Linux, kqueue elsewhere), and a blocking stream
 //!   with deadlines for clients, which have no reactor.
 
 mod payload;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::real;
+use super::{Log, real};
 use crate::channel::{inbox, oneshot};
 use crate::local::Event;
 use crate::{
@@ -271,6 +271,86 @@ fn a_poller_that_cannot_be_armed_keeps_its_reactor_awake() {
 fn work_that_comes_while_arming_is_found_by_the_last_look() {
     // Says it is quiet, and has work the moment it has said so: without the look, an endless sleep.
     assert_eq!(awkward(Interrupt::Quiet, 0, 1), 0);
+}
+
+/// Expects work soon the first times that it is asked, and stops its reactor when that wants to sleep.
+struct Eager {
+    eager_left: u32,
+    stats: std::sync::Arc<ReactorStats>,
+    stop: StopFlag,
+    log: Log<(&'static str, u64)>,
+}
+
+impl Eager {
+    fn push(&self, what: &'static str) {
+        self.log.push((what, self.stats.sleeps.load(Relaxed)));
+    }
+}
+
+impl Poller for Eager {
+    fn name(&self) -> &'static str {
+        "eager"
+    }
+
+    fn poll(&mut self) -> Progress {
+        Progress::Idle
+    }
+
+    fn eager(&mut self) -> bool {
+        let eager = self.eager_left > 0;
+        self.eager_left = self.eager_left.saturating_sub(1);
+        self.push(if eager { "eager" } else { "not" });
+        eager
+    }
+
+    fn arm(&mut self) -> Interrupt {
+        self.push("armed");
+        self.stop.stop();
+        Interrupt::Quiet
+    }
+}
+
+/// Runs a reactor with one poller that is eager so often, between two that never are: what they were
+/// asked, and how often the reactor had slept by then.
+fn run_eager(idle: IdlePolicy, times: u32) -> Vec<(&'static str, u64)> {
+    let config = ReactorConfig { idle, ..ReactorConfig::default() };
+    let mut reactor = Reactor::new(config, Rc::new(SystemClock), Rng::seeded(0));
+    let (stop, log) = (StopFlag::new(), Log::new());
+    let calm = || Awkward {
+        answer: Interrupt::Quiet,
+        polls_left: u32::MAX,
+        arms_left: 0,
+        event: Event::new(),
+        done: Rc::new(Cell::new(true)),
+    };
+    reactor.local().add_poller(Box::new(calm()));
+    let (stats, flag) = (reactor.stats(), stop.clone());
+    let eager = Eager { eager_left: times, stats, stop: flag, log: log.clone() };
+    reactor.local().add_poller(Box::new(eager));
+    reactor.local().add_poller(Box::new(calm()));
+    if idle == IdlePolicy::Busy {
+        let (local, flag) = (reactor.local(), stop.clone());
+        reactor.local().spawn(async move {
+            local.sleep(Duration::from_millis(5)).await;
+            flag.stop();
+        });
+    }
+    reactor.run(&stop);
+    log.take()
+}
+
+#[test]
+fn an_eager_poller_keeps_its_reactor_from_sleeping_until_it_is_no_longer() {
+    for times in [0, 1, 50] {
+        let mut expected = vec![("eager", 0); times as usize];
+        expected.extend([("not", 0), ("armed", 0)]);
+        assert_eq!(run_eager(IdlePolicy::Adaptive, times), expected, "{times} times");
+    }
+}
+
+#[test]
+fn a_busy_reactor_asks_nobody_whether_to_sleep() {
+    assert_eq!(run_eager(IdlePolicy::Busy, 3), []);
 }
 
 #[cfg(target_os = "linux")]

@@ -77,7 +77,7 @@ pub enum Origin {
     Key(String),
     /// An option of the command line (`--address`).
     Option(&'static str),
-    /// A variable of the environment (`MEMKV_AUTH_KEY`).
+    /// A variable of the environment (`MEMKV_AUTH_KEY`, `MEMKV_NET`).
     Variable(&'static str),
 }
 

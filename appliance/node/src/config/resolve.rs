@@ -11,6 +11,7 @@ use super::{
     KeyEntry, Limits, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode, Trim,
 };
 use crate::paths::Machine;
+use memkv_net::tcp::Driver;
 use memkv_wire::SharedKey;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,6 +22,9 @@ const GIB: u64 = 1 << 30;
 
 /// The variable that overrides `network.auth_key`.
 pub const AUTH_KEY_VARIABLE: &str = "MEMKV_AUTH_KEY";
+
+/// The variable that says which engine moves bytes over TCP.
+pub const ENGINE_VARIABLE: &str = "MEMKV_NET";
 
 /// The name of the data file in the user's data directory.
 const DATA_FILE: &str = "drive-0.memkv";
@@ -68,7 +72,7 @@ pub fn resolve(
     Config {
         file: overrides.file.clone(),
         degraded: overrides.degraded,
-        network: Network { address, keys },
+        network: Network { address, keys, engine: engine(machine, report) },
         memory,
         storage,
         reactors: set.reactors.unwrap_or(cores),
@@ -145,6 +149,23 @@ fn from_variable(machine: &dyn Machine, report: &Report<'_>) -> Option<SharedKey
         report.push(Problem { origin, location: None, kind: ProblemKind::BadAuthKey(error) });
     };
     SharedKey::from_hex(text.trim()).map_err(problem).ok()
+}
+
+/// The network engine that the environment asks for. It is no key of the file: what is best follows from
+/// the system, and the variable is for finding out what goes wrong.
+fn engine(machine: &dyn Machine, report: &Report<'_>) -> Driver {
+    let Some(text) = machine.variable(ENGINE_VARIABLE) else { return Driver::default() };
+    let name = text.trim();
+    if name.is_empty() {
+        return Driver::default();
+    }
+    name.parse().unwrap_or_else(|_| {
+        let choices = Driver::NAMES.to_vec();
+        let value = name.to_owned();
+        let kind = ProblemKind::UnknownChoice { value, nearest: None, choices };
+        report.push(Problem { origin: Origin::Variable(ENGINE_VARIABLE), location: None, kind });
+        Driver::default()
+    })
 }
 
 /// The pool's size, in whole chunks.

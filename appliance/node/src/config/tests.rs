@@ -282,6 +282,23 @@ fn the_environment_overrides_the_key_of_the_file() {
     assert!(same_key(&config.network.keys[0].key, HEX));
 }
 
+#[test]
+fn the_network_engine_is_a_matter_of_the_environment() {
+    use memkv_net::tcp::Driver;
+    let mut machine = Fake::default();
+    for (text, driver) in [("", Driver::Auto), ("epoll", Driver::Epoll), (" uring", Driver::Uring)]
+    {
+        machine.variables.insert("MEMKV_NET", text.to_owned());
+        let config = Config::parse("", &overrides(), &machine).expect("a name of an engine");
+        assert_eq!(config.network.engine, driver);
+    }
+    machine.variables.insert("MEMKV_NET", "kqueue".to_owned());
+    assert_eq!(
+        bad("", &machine),
+        ["environment variable MEMKV_NET: `kqueue` is not one of auto, epoll, uring"]
+    );
+}
+
 /// Keys do not compare; what they seal does.
 fn same_key(key: &SharedKey, hex: &str) -> bool {
     let seal = |key: &SharedKey| {

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::connection::SEND_FLAGS;
+use super::connection::{MORE, SEND_FLAGS};
+#[cfg(target_os = "linux")]
+use super::lend::{LEND_MIN, Pipe};
 use super::options::{self, Threshold};
+use super::spin::{AWAKE, Gate, SMALL, Spin};
 use crate::NetError;
 
 /// Most pieces handed to the system at once (it takes 1024).
@@ -29,6 +32,25 @@ pub struct Stream {
     drained: bool,
     /// Above a byte only while [`Stream::recv_exact`] waits: others wait for anything.
     threshold: Threshold,
+    loopback: bool,
+    /// What is waited for is small, and comes soon.
+    expects_small: bool,
+    spin: Spin,
+    gate: Gate,
+    #[cfg(target_os = "linux")]
+    pipe: Lending,
+}
+
+/// Whether large sends lend their pages.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+enum Lending {
+    /// Not known yet.
+    Untried,
+    /// They do.
+    By(Pipe),
+    /// They do not, or one is under way.
+    No,
 }
 
 impl Stream {
@@ -78,20 +100,67 @@ impl Stream {
         for batch in parts.chunks(PIECES_MAX) {
             let mut copy = [IoSlice::new(&[]); PIECES_MAX];
             copy[..batch.len()].copy_from_slice(batch);
-            self.send_batch(&mut copy[..batch.len()], deadline)?;
+            self.send_batch(&mut copy[..batch.len()], 0, deadline)?;
         }
         Ok(())
+    }
+
+    /// Sends `head`, then `bytes` as pages of the caller's where that is worth it and to be had, else as
+    /// copies. More is expected to follow at once. **The caller leaves `bytes` as they are until the peer
+    /// has answered**, or gives the connection up; what the peer gets of them otherwise is not what was
+    /// there.
+    ///
+    /// Errors: as [`Stream::send_vectored`].
+    pub fn send_lending(
+        &mut self,
+        head: &[u8],
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<(), NetError> {
+        #[cfg(target_os = "linux")]
+        if bytes.len() >= LEND_MIN
+            && let Some(mut pipe) = self.take_pipe()
+        {
+            self.send_batch(&mut [IoSlice::new(head)], MORE, deadline)?;
+            let mut sent = 0;
+            while sent < bytes.len() {
+                match pipe.lend(&self.socket, &bytes[sent..]) {
+                    Ok(count) => sent += count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        wait(&self.socket, libc::POLLOUT, deadline)?;
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.pipe = Lending::By(pipe);
+            return Ok(());
+        }
+        self.send_batch(&mut [IoSlice::new(head), IoSlice::new(bytes)], MORE, deadline)
+    }
+
+    /// The pipe for lending, if the peer is on this machine, where it was found to save something.
+    #[cfg(target_os = "linux")]
+    fn take_pipe(&mut self) -> Option<Pipe> {
+        match std::mem::replace(&mut self.pipe, Lending::No) {
+            Lending::By(pipe) => Some(pipe),
+            Lending::Untried if self.loopback => Pipe::new()
+                .inspect_err(|error| tracing::debug!(%error, "no pipe, so values are copied"))
+                .ok(),
+            Lending::Untried | Lending::No => None,
+        }
     }
 
     fn send_batch(
         &mut self,
         mut rest: &mut [IoSlice<'_>],
+        flags: libc::c_int,
         deadline: Instant,
     ) -> Result<(), NetError> {
         // Drops empty slices at the front, so that an empty rest means all is sent.
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
-            match self.socket.send_vectored_with_flags(rest, SEND_FLAGS) {
+            match self.socket.send_vectored_with_flags(rest, SEND_FLAGS | flags) {
                 Ok(count) => IoSlice::advance_slices(&mut rest, count),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     wait(&self.socket, libc::POLLOUT, deadline)?;
@@ -154,8 +223,15 @@ impl Stream {
         deadline: Instant,
         mut receive: impl FnMut(&Socket) -> io::Result<usize>,
     ) -> Result<usize, NetError> {
+        let mut awake = self.expects_small;
         loop {
             if self.drained {
+                // At most once, before the first sleep.
+                if std::mem::take(&mut awake)
+                    && let Some(received) = self.recv_awake(asked, &mut receive)
+                {
+                    return Ok(received?);
+                }
                 wait(&self.socket, libc::POLLIN, deadline)?;
                 self.drained = false;
             }
@@ -167,6 +243,42 @@ impl Stream {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.drained = true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Tells how many bytes the messages have that are received from now on: small ones are waited for awake,
+    /// if that has paid lately.
+    pub fn expect(&mut self, bytes: u64) {
+        self.expects_small = bytes <= SMALL as u64;
+    }
+
+    /// Looks for something to receive for a while without sleeping. `None`: there was nothing.
+    fn recv_awake(
+        &mut self,
+        asked: usize,
+        receive: &mut impl FnMut(&Socket) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        if self.loopback && self.gate.is_closed(&self.socket) || !self.spin.begins() {
+            return None;
+        }
+        let until = Instant::now() + AWAKE;
+        loop {
+            let received = receive(&self.socket);
+            match &received {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if Instant::now() >= until {
+                        self.spin.ended(false);
+                        return None;
+                    }
+                    std::hint::spin_loop();
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => {
+                    self.spin.ended(true);
+                    self.drained = received.as_ref().is_ok_and(|&count| count < asked);
+                    return Some(received);
+                }
             }
         }
     }
@@ -237,9 +349,20 @@ impl Connecting {
         if let Some(error) = self.socket.take_error()? {
             return Err(NetError::Os(error));
         }
-        options::tune(&self.socket, options::is_local(&self.socket, &self.peer))?;
-        let threshold = Threshold::new();
-        Ok(Stream { socket: self.socket, peer: self.peer, drained: true, threshold })
+        let loopback = options::is_local(&self.socket, &self.peer);
+        options::tune(&self.socket, loopback)?;
+        Ok(Stream {
+            socket: self.socket,
+            peer: self.peer,
+            drained: true,
+            threshold: Threshold::new(),
+            loopback,
+            expects_small: false,
+            spin: Spin::new(),
+            gate: Gate::default(),
+            #[cfg(target_os = "linux")]
+            pipe: Lending::Untried,
+        })
     }
 }
 

@@ -154,3 +154,66 @@ fn a_connection_can_be_made_without_waiting_for_it() {
         .and_then(|connecting| connecting.wait(after(LATE)).and_then(|_| connecting.finish()));
     assert!(matches!(refused, Err(NetError::Os(_))));
 }
+
+#[test]
+fn a_small_message_that_is_waited_for_awake_comes_like_any_other() {
+    let (mut stream, mut peer) = pair();
+    // As if from another machine: there nobody's core is in question.
+    stream.loopback = false;
+    stream.expect(64);
+    let echo = thread::spawn(move || {
+        let mut byte = [0];
+        while let Ok(1) = peer.read(&mut byte) {
+            peer.write_all(&byte).expect("write");
+        }
+    });
+    for round in 0..5_000_u32 {
+        let sent = [round as u8];
+        stream.send_vectored(&[IoSlice::new(&sent)], after(LATE)).expect("sent");
+        // Into room for more, and into room for just this: both wait, however the last receive ended.
+        let (mut few, mut one) = ([0; 16], [0]);
+        let got = if round % 2 == 0 {
+            assert_eq!(stream.recv_some(&mut few, after(LATE)).expect("received"), 1);
+            few[0]
+        } else {
+            stream.recv_exact(&mut one, after(LATE)).expect("received");
+            one[0]
+        };
+        assert_eq!(got, round as u8);
+    }
+    // Nothing comes: the deadline holds as it does without.
+    let began = Instant::now();
+    let result = stream.recv_exact(&mut [0], began + SOON);
+    assert!(matches!(result, Err(NetError::TimedOut)), "{result:?}");
+    assert!(began.elapsed() >= SOON);
+    drop(stream);
+    echo.join().expect("echo");
+}
+
+#[test]
+fn a_receive_that_took_all_it_asked_for_is_followed_by_a_wait_awake() {
+    let (mut stream, mut peer) = pair();
+    stream.loopback = false;
+    stream.expect(1);
+    peer.write_all(b"a").expect("write");
+    stream.recv_exact(&mut [0], after(LATE)).expect("received");
+    assert!(!stream.drained, "there may be more");
+    let account = format!("{:?}", stream.spin);
+    let result = stream.recv_exact(&mut [0], after(SOON));
+    assert!(matches!(result, Err(NetError::TimedOut)), "{result:?}");
+    assert_ne!(format!("{:?}", stream.spin), account, "a wait in vain is booked");
+}
+
+#[test]
+fn who_waits_awake_hears_the_end_of_the_stream() {
+    let (mut stream, peer) = pair();
+    stream.loopback = false;
+    stream.expect(1);
+    drop(peer);
+    let result = stream.recv_exact(&mut [0; 4], after(LATE));
+    assert!(matches!(result, Err(NetError::Closed)), "{result:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[path = "lend_tests.rs"]
+mod lending;

@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -19,6 +20,7 @@ use socket2::Socket;
 use super::engine::Engine;
 use super::options::Threshold;
 use super::readiness::Event;
+use super::spin::{Gate, SMALL};
 use crate::{Connection, NetError, RecvBuf, SendOp};
 
 /// Most bytes of one visit while another socket is ready.
@@ -29,6 +31,16 @@ pub(super) const QUANTUM_ALONE: usize = 4 << 20;
 const CALLS_MAX: u32 = 64;
 /// Most pieces of one vectored send (the system takes 1024).
 const PIECES_MAX: usize = 64;
+
+/// A piece from this size on is sent by the engine's own way where it has one. Smaller ones go together
+/// with what precedes and follows them.
+const KNOWN_MIN: usize = 128 << 10;
+
+/// More follows at once: the kernel need not send a packet that is not full.
+#[cfg(target_os = "linux")]
+pub(super) const MORE: libc::c_int = libc::MSG_MORE;
+#[cfg(not(target_os = "linux"))]
+pub(super) const MORE: libc::c_int = 0;
 
 /// Keeps a write to a lost peer from raising SIGPIPE; where the flag is missing a socket option does it.
 #[cfg(not(any(target_os = "macos", target_os = "ios")))]
@@ -51,6 +63,7 @@ pub(super) struct TcpConnection {
     queued: Cell<bool>,
     visit: Cell<Visit>,
     threshold: Threshold,
+    gate: Gate,
     recv: RefCell<Receive>,
     send: RefCell<Transmit>,
 }
@@ -114,6 +127,7 @@ impl TcpConnection {
             queued: Cell::new(false),
             visit: Cell::default(),
             threshold: Threshold::new(),
+            gate: Gate::default(),
             recv: RefCell::new(Receive::Idle),
             send: RefCell::new(Transmit::Idle),
         }
@@ -220,7 +234,12 @@ impl TcpConnection {
                 Err(error) => return Step::Finished(Err(error.into())),
             }
         }
-        match self.threshold.wait_for(&self.socket, min - *got) {
+        let missing = min - *got;
+        if matches!(buf, RecvBuf::Dma(_)) && missing <= SMALL {
+            // The rest of a small message that has begun to arrive.
+            self.expect();
+        }
+        match self.threshold.wait_for(&self.socket, missing) {
             Ok(()) => Step::Blocked,
             Err(error) => Step::Finished(Err(error.into())),
         }
@@ -238,6 +257,7 @@ impl TcpConnection {
                 else {
                     unreachable!("it was running a moment ago")
                 };
+                self.expect_answer(&op);
                 *state = Transmit::Done { result, op };
                 drop(state);
                 waker.into_iter().for_each(Waker::wake);
@@ -248,9 +268,8 @@ impl TcpConnection {
     fn advance_send(&self, op: &SendOp, sent: &mut Sent) -> Step<()> {
         loop {
             let allowance = self.allowance();
-            let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-            let (count, asked) = gather(op, *sent, allowance.max(1), &mut slices);
-            if asked == 0 {
+            sent.skip_empty(op);
+            if op.piece(sent.piece).is_none() {
                 return Step::Finished(Ok(()));
             }
             if !self.writable.get() {
@@ -259,7 +278,8 @@ impl TcpConnection {
             if allowance == 0 {
                 return Step::OutOfQuantum;
             }
-            match self.socket.send_vectored_with_flags(&slices[..count], SEND_FLAGS) {
+            let (asked, result) = self.send_some(op, *sent, allowance);
+            match result {
                 Ok(moved) => {
                     self.spend(moved);
                     sent.advance(op, moved);
@@ -277,7 +297,56 @@ impl TcpConnection {
     }
 }
 
+impl TcpConnection {
+    /// Sends what comes next, up to `limit` bytes: how many were asked for, and how many went.
+    fn send_some(&self, op: &SendOp, sent: Sent, limit: usize) -> (usize, io::Result<usize>) {
+        if let Some(bytes) = self.known(op, sent.piece) {
+            let rest = &bytes[sent.offset..];
+            let rest = &rest[..rest.len().min(limit)];
+            return (rest.len(), self.engine.send(self.socket.as_raw_fd(), rest));
+        }
+        let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+        let gathered =
+            gather(op, sent, limit, &mut slices, |piece| self.known(op, piece).is_some());
+        let more = if gathered.followed { MORE } else { 0 };
+        let slices = &slices[..gathered.count];
+        (gathered.bytes, self.socket.send_vectored_with_flags(slices, SEND_FLAGS | more))
+    }
+
+    /// A message is out: when it was small, and no large one is coming in, the answer may come soon.
+    fn expect_answer(&self, sent: &SendOp) {
+        let large = match &*self.recv.borrow() {
+            Receive::Running { min, .. } => *min > SMALL,
+            _ => false,
+        };
+        if large || sent.len() > SMALL {
+            self.engine.expect_nothing();
+        } else {
+            self.expect();
+        }
+    }
+
+    /// Something small may come soon, unless its sender needs the core that we are on.
+    fn expect(&self) {
+        if !(self.loopback && self.gate.is_closed(&self.socket)) {
+            self.engine.expect();
+        }
+    }
+
+    /// A piece that the engine has a better way for than the others.
+    fn known<'a>(&self, op: &'a SendOp, piece: usize) -> Option<&'a [u8]> {
+        op.piece(piece).filter(|bytes| bytes.len() >= KNOWN_MIN && self.engine.knows(bytes))
+    }
+}
+
 impl Sent {
+    /// Moves on over pieces without bytes.
+    fn skip_empty(&mut self, op: &SendOp) {
+        while op.piece(self.piece).is_some_and(<[u8]>::is_empty) {
+            *self = Sent { piece: self.piece + 1, offset: 0 };
+        }
+    }
+
     /// Moves on by `count` bytes.
     fn advance(&mut self, op: &SendOp, mut count: usize) {
         while count > 0 {
@@ -292,29 +361,44 @@ impl Sent {
     }
 }
 
-/// Lists what is still to send, up to `limit` bytes; returns the number of slices and their bytes.
+/// What [`gather`] listed.
+struct Gathered {
+    /// Slices.
+    count: usize,
+    /// Bytes in them.
+    bytes: usize,
+    /// Something that is sent by another way comes right behind.
+    followed: bool,
+}
+
+/// Lists what is still to send, up to `limit` bytes and to a piece that `goes_apart`.
 fn gather<'a>(
     op: &'a SendOp,
     sent: Sent,
     limit: usize,
     slices: &mut [IoSlice<'a>; PIECES_MAX],
-) -> (usize, usize) {
-    let (mut count, mut bytes) = (0, 0);
+    goes_apart: impl Fn(usize) -> bool,
+) -> Gathered {
+    let mut gathered = Gathered { count: 0, bytes: 0, followed: false };
     let mut at = sent;
     while let Some(piece) = op.piece(at.piece) {
-        let rest = &piece[at.offset..];
-        let rest = &rest[..rest.len().min(limit - bytes)];
-        if !rest.is_empty() {
-            slices[count] = IoSlice::new(rest);
-            count += 1;
-            bytes += rest.len();
+        if goes_apart(at.piece) {
+            gathered.followed = true;
+            break;
         }
-        if count == PIECES_MAX || bytes == limit {
+        let rest = &piece[at.offset..];
+        let rest = &rest[..rest.len().min(limit - gathered.bytes)];
+        if !rest.is_empty() {
+            slices[gathered.count] = IoSlice::new(rest);
+            gathered.count += 1;
+            gathered.bytes += rest.len();
+        }
+        if gathered.count == PIECES_MAX || gathered.bytes == limit {
             break;
         }
         at = Sent { piece: at.piece + 1, offset: 0 };
     }
-    (count, bytes)
+    gathered
 }
 
 impl Connection for TcpConnection {

@@ -2,16 +2,55 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::{Rc, Weak};
+use std::str::FromStr;
 
-use memkv_poller::{Interrupt, Local, Poller, Progress};
+use memkv_dma::Memory;
+use memkv_poller::{Instant, Interrupt, Local, Poller, Progress};
 
 use super::connection::TcpConnection;
 use super::listener::Accepted;
 use super::options;
-use super::readiness::{Event, Readiness};
+use super::readiness::{self, Event, Opened, Readiness};
+use super::spin::{AWAKE, Spin};
 use crate::{Connection, NetError};
+
+/// How an engine asks the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Driver {
+    /// io_uring where it is to be had, else what the system has.
+    #[default]
+    Auto,
+    /// epoll, or kqueue where that is what there is.
+    Epoll,
+    /// io_uring, or nothing.
+    Uring,
+}
+
+/// A name that is none of a [`Driver`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no network engine; auto, epoll and uring are")]
+pub struct UnknownDriver(String);
+
+impl Driver {
+    /// What a driver may be called.
+    pub const NAMES: [&str; 3] = ["auto", "epoll", "uring"];
+}
+
+impl FromStr for Driver {
+    type Err = UnknownDriver;
+
+    fn from_str(name: &str) -> Result<Driver, UnknownDriver> {
+        match name {
+            "auto" => Ok(Driver::Auto),
+            "epoll" => Ok(Driver::Epoll),
+            "uring" => Ok(Driver::Uring),
+            other => Err(UnknownDriver(other.to_owned())),
+        }
+    }
+}
 
 /// The TCP engine of one reactor.
 ///
@@ -21,31 +60,41 @@ use crate::{Connection, NetError};
 ///                                                              └── quantum used up ◄──┘
 /// ```
 pub struct Engine {
-    readiness: RefCell<Readiness>,
+    readiness: RefCell<Box<dyn Readiness>>,
+    reason: String,
     table: RefCell<Table>,
     /// Sockets that can go on, by token; each at most once.
     ready: RefCell<VecDeque<u64>>,
     /// Counts the polls; a socket's quantum is per round.
     round: Cell<u64>,
+    /// A small message is expected soon: an answer to one that was sent.
+    expected: Cell<Expected>,
+    spin: RefCell<Spin>,
     /// Distinct sockets that were at work in this round and in the one before.
     active: Cell<u32>,
     active_before: Cell<u32>,
 }
 
 impl Engine {
-    /// Makes the engine of a reactor and adds its poller to it. Fails when the process has no descriptor
-    /// left.
-    pub fn new(local: &Local) -> Result<Rc<Engine>, NetError> {
+    /// Makes the engine of a reactor, on its thread, and adds its poller to it. `memory` is what large
+    /// payload will be sent from, for a driver that can make use of that. Fails when the process has no
+    /// descriptor left, or the driver that was asked for is not to be had.
+    pub fn new(local: &Local, driver: Driver, memory: &[Memory]) -> Result<Rc<Engine>, NetError> {
+        let Opened { set, reason } = readiness::open(driver, memory)?;
         let engine = Rc::new(Engine {
-            readiness: RefCell::new(Readiness::new()?),
+            readiness: RefCell::new(set),
+            reason,
             table: RefCell::default(),
             ready: RefCell::default(),
             // Above what a new socket has, so that its first visit counts.
             round: Cell::new(1),
+            expected: Cell::default(),
+            spin: RefCell::new(Spin::new()),
             active: Cell::new(0),
             active_before: Cell::new(0),
         });
-        local.add_poller(Box::new(EnginePoller { engine: engine.clone(), armed: false }));
+        let poller = EnginePoller { engine: engine.clone(), local: local.clone(), silent: false };
+        local.add_poller(Box::new(poller));
         Ok(engine)
     }
 
@@ -56,7 +105,7 @@ impl Engine {
         let loopback = options::is_local(&socket, &peer);
         options::tune(&socket, loopback)?;
         let token = self.table.borrow_mut().reserve();
-        if let Err(error) = self.readiness.borrow().add(socket.as_raw_fd(), token) {
+        if let Err(error) = self.readiness.borrow_mut().add(socket.as_raw_fd(), token) {
             self.table.borrow_mut().release(token);
             return Err(error.into());
         }
@@ -64,6 +113,21 @@ impl Engine {
             Rc::new(TcpConnection::new(self.clone(), token, socket, peer.to_string(), loopback));
         self.table.borrow_mut().fill(token, Rc::downgrade(&connection));
         Ok(connection)
+    }
+
+    /// Which way of asking the kernel it is, and why.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether these bytes can be sent by [`Engine::send`].
+    pub(super) fn knows(&self, bytes: &[u8]) -> bool {
+        self.readiness.borrow().knows(bytes)
+    }
+
+    /// Sends bytes that the driver [knows](Engine::knows), as many as the socket takes now.
+    pub(super) fn send(&self, socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+        self.readiness.borrow_mut().send(socket, bytes)
     }
 
     /// Connections that live on this engine now.
@@ -93,8 +157,28 @@ impl Engine {
         self.ready.borrow_mut().push_back(token);
     }
 
+    /// A small message was sent by a socket: an answer may come soon.
+    pub(super) fn expect(&self) {
+        if matches!(self.expected.get(), Expected::Nothing) {
+            self.expected.set(Expected::Soon);
+        }
+    }
+
+    /// Large messages are on their way: who waits for them sleeps.
+    pub(super) fn expect_nothing(&self) {
+        self.expected.set(Expected::Nothing);
+    }
+
+    /// Something happened at a socket.
+    fn heard(&self) {
+        if matches!(self.expected.replace(Expected::Nothing), Expected::Until(_)) {
+            self.spin.borrow_mut().ended(true);
+        }
+    }
+
     /// Forgets a connection that is going away; its socket is closed right after.
     pub(super) fn detach(&self, token: u64) {
+        self.readiness.borrow_mut().remove(token);
         self.table.borrow_mut().release(token);
         self.ready.borrow_mut().retain(|queued| *queued != token);
     }
@@ -103,7 +187,7 @@ impl Engine {
     fn collect(&self) -> u32 {
         let mut taken = 0;
         let table = self.table.borrow();
-        let result = self.readiness.borrow_mut().collect(|event: Event| {
+        let result = self.readiness.borrow_mut().collect(&mut |event: Event| {
             taken += 1;
             if let Some(connection) = table.get(event.token) {
                 connection.note(event);
@@ -132,12 +216,26 @@ impl Engine {
     }
 }
 
+/// Whether and since when the engine waits awake.
+#[derive(Clone, Copy, Default)]
+enum Expected {
+    /// Nothing in particular is expected.
+    #[default]
+    Nothing,
+    /// A small message is.
+    Soon,
+    /// It is waited for awake until then.
+    Until(Instant),
+}
+
 /// The engine as its reactor sees it. One round: at most [`EVENTS_MAX`](super::readiness::EVENTS_MAX)
 /// events, then one visit to each queued socket.
 struct EnginePoller {
     engine: Rc<Engine>,
-    /// The reactor is about to wait for the kernel's set: events that are in it end the wait at once.
-    armed: bool,
+    local: Local,
+    /// The reactor is about to wait for the kernel's set: events that are in it end the wait at once, and
+    /// need not be looked for.
+    silent: bool,
 }
 
 impl Poller for EnginePoller {
@@ -147,13 +245,35 @@ impl Poller for EnginePoller {
 
     fn poll(&mut self) -> Progress {
         let engine = &self.engine;
-        if self.armed || engine.table.borrow().live == 0 {
+        if self.silent || engine.table.borrow().live == 0 {
             return Progress::Idle;
         }
         engine.round.set(engine.round.get() + 1);
         engine.active_before.set(engine.active.replace(0));
         let done = engine.collect() + engine.visit();
+        if done > 0 {
+            engine.heard();
+        }
         Progress::of(done)
+    }
+
+    fn eager(&mut self) -> bool {
+        let now = self.local.pass_began();
+        match self.engine.expected.get() {
+            Expected::Nothing => false,
+            Expected::Soon => {
+                let awake = self.engine.spin.borrow_mut().begins();
+                let next = if awake { Expected::Until(now + AWAKE) } else { Expected::Nothing };
+                self.engine.expected.set(next);
+                awake
+            }
+            Expected::Until(until) if now < until => true,
+            Expected::Until(_) => {
+                self.engine.expected.set(Expected::Nothing);
+                self.engine.spin.borrow_mut().ended(false);
+                false
+            }
+        }
     }
 
     fn arm(&mut self) -> Interrupt {
@@ -162,13 +282,16 @@ impl Poller for EnginePoller {
         } else if self.engine.table.borrow().live == 0 {
             Interrupt::Quiet
         } else {
-            self.armed = true;
-            Interrupt::Fd(self.engine.readiness.borrow().descriptor())
+            let mut readiness = self.engine.readiness.borrow_mut();
+            let Some(descriptor) = readiness.arm() else { return Interrupt::Busy };
+            self.silent = !readiness.looks_when_armed();
+            Interrupt::Fd(descriptor)
         }
     }
 
     fn disarm(&mut self) {
-        self.armed = false;
+        self.silent = false;
+        self.engine.readiness.borrow_mut().disarm();
     }
 
     fn retired(&self) -> bool {
@@ -226,3 +349,7 @@ impl Table {
         (slot.generation == (token >> 32) as u32).then_some(slot)
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -3,17 +3,17 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use super::{EVENTS_MAX, Event};
+use super::{EVENTS_MAX, Event, Readiness};
 
 /// One epoll instance.
-pub(in crate::tcp) struct Readiness {
+pub(super) struct Epoll {
     epoll: OwnedFd,
     events: Vec<libc::epoll_event>,
 }
 
-impl Readiness {
+impl Epoll {
     /// A new, empty set. Fails when the process has no descriptor left.
-    pub fn new() -> io::Result<Readiness> {
+    pub fn new() -> io::Result<Epoll> {
         // SAFETY: epoll_create1 takes no pointers.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
@@ -21,11 +21,12 @@ impl Readiness {
         }
         // SAFETY: the descriptor was just made and nobody else knows it.
         let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Readiness { epoll, events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX] })
+        Ok(Epoll { epoll, events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX] })
     }
+}
 
-    /// Adds a socket for good; closing it removes it. Its current state arrives as a first event.
-    pub fn add(&self, socket: RawFd, token: u64) -> io::Result<()> {
+impl Readiness for Epoll {
+    fn add(&mut self, socket: RawFd, token: u64) -> io::Result<()> {
         let interest = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         let mut event = libc::epoll_event { events: interest as u32, u64: token };
         // SAFETY: `event` outlives the call; the kernel checks both descriptors.
@@ -35,8 +36,7 @@ impl Readiness {
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Takes up to [`EVENTS_MAX`] events without waiting and hands each to `take`.
-    pub fn collect(&mut self, mut take: impl FnMut(Event)) -> io::Result<()> {
+    fn collect(&mut self, take: &mut dyn FnMut(Event)) -> io::Result<()> {
         let room = EVENTS_MAX as libc::c_int;
         // SAFETY: the kernel writes at most `room` entries, and the vector has EVENTS_MAX.
         let count =
@@ -51,13 +51,13 @@ impl Readiness {
         Ok(())
     }
 
-    /// Becomes readable when there is an event to collect.
-    pub fn descriptor(&self) -> RawFd {
-        self.epoll.as_raw_fd()
+    fn arm(&mut self) -> Option<RawFd> {
+        Some(self.epoll.as_raw_fd())
     }
 }
 
-fn translate(bits: libc::c_int, token: u64) -> Event {
+/// What `POLL*` bits, which are those of epoll, say of a socket.
+pub(super) fn translate(bits: libc::c_int, token: u64) -> Event {
     let broken = bits & (libc::EPOLLERR | libc::EPOLLHUP) != 0;
     let ended = broken || bits & libc::EPOLLRDHUP != 0;
     Event {

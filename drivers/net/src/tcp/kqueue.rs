@@ -4,17 +4,17 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use super::{EVENTS_MAX, Event};
+use super::{EVENTS_MAX, Event, Readiness};
 
 /// One kqueue.
-pub(in crate::tcp) struct Readiness {
+pub(super) struct Kqueue {
     queue: OwnedFd,
     events: Vec<libc::kevent>,
 }
 
-impl Readiness {
+impl Kqueue {
     /// A new, empty set. Fails when the process has no descriptor left.
-    pub fn new() -> io::Result<Readiness> {
+    pub fn new() -> io::Result<Kqueue> {
         // SAFETY: kqueue takes no arguments.
         let fd = unsafe { libc::kqueue() };
         if fd < 0 {
@@ -24,11 +24,12 @@ impl Readiness {
         let queue = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: FIOCLEX takes no argument; a kqueue is not inherited by fork, this covers exec.
         unsafe { libc::ioctl(queue.as_raw_fd(), libc::FIOCLEX) };
-        Ok(Readiness { queue, events: vec![blank(); EVENTS_MAX] })
+        Ok(Kqueue { queue, events: vec![blank(); EVENTS_MAX] })
     }
+}
 
-    /// Adds a socket for good; closing it removes it. Its current state arrives as a first event.
-    pub fn add(&self, socket: RawFd, token: u64) -> io::Result<()> {
+impl Readiness for Kqueue {
+    fn add(&mut self, socket: RawFd, token: u64) -> io::Result<()> {
         let mut changes = [blank(), blank()];
         for (change, filter) in changes.iter_mut().zip([libc::EVFILT_READ, libc::EVFILT_WRITE]) {
             change.ident = socket as libc::uintptr_t;
@@ -44,8 +45,7 @@ impl Readiness {
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Takes up to [`EVENTS_MAX`] events without waiting and hands each to `take`.
-    pub fn collect(&mut self, mut take: impl FnMut(Event)) -> io::Result<()> {
+    fn collect(&mut self, take: &mut dyn FnMut(Event)) -> io::Result<()> {
         let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let room = EVENTS_MAX as libc::c_int;
         // SAFETY: the kernel writes at most `room` entries, and the vector has EVENTS_MAX; `now` outlives
@@ -64,9 +64,8 @@ impl Readiness {
         Ok(())
     }
 
-    /// Becomes readable when there is an event to collect.
-    pub fn descriptor(&self) -> RawFd {
-        self.queue.as_raw_fd()
+    fn arm(&mut self) -> Option<RawFd> {
+        Some(self.queue.as_raw_fd())
     }
 }
 

@@ -1,4 +1,4 @@
-//! TCP by plain non-blocking system calls.
+//! TCP over the system's sockets.
 //!
 //! * A [`Listener`] is bound once per node. Each reactor that accepts has an [`Acceptor`] on it; what it
 //!   accepts is a [`Accepted`], which can be sent to any reactor.
@@ -10,11 +10,27 @@
 //!
 //! # How bytes move
 //!
-//! Readiness is edge-triggered: a socket is registered once and never again touched in the kernel's set.
+//! Readiness is edge-triggered: a socket is registered once and not touched again in the kernel's set.
 //! Each socket remembers whether it may be readable and writable; an operation is tried at once when it
 //! may, and waits when the kernel says that it would block, or moved less than asked (then the next edge
 //! tells when there is more). A receive asks for the whole rest of its buffer, a send hands over every
 //! piece in one vectored call. Who waits for much is woken when that much is there, not by each packet.
+//!
+//! # Two engines
+//!
+//! On Linux an engine asks for readiness by io_uring where it can, else by epoll ([`Driver`]). They differ
+//! in two things. A look that finds nothing costs the ring a load, and epoll a system call, which tells
+//! where a reactor polls on. And the ring sends large payload from memory that it has registered, so that the
+//! kernel need not look its pages up. All else is the same code, and all tests run on both.
+//!
+//! # Waiting awake
+//!
+//! Both ends look for a small message for some microseconds before they sleep, as long as that pays
+//! (`spin.rs`): to sleep and be woken takes several times as long as the message itself.
+//!
+//! # Lending
+//!
+//! The client's end sends large values as pages and not as copies (`lend.rs`).
 //!
 //! # Fairness
 //!
@@ -26,11 +42,14 @@
 pub mod blocking;
 mod connection;
 mod engine;
+#[cfg(target_os = "linux")]
+mod lend;
 mod listener;
 mod options;
 mod readiness;
+mod spin;
 #[cfg(test)]
 mod tests;
 
-pub use engine::Engine;
+pub use engine::{Driver, Engine, UnknownDriver};
 pub use listener::{Accepted, Acceptor, Listener};

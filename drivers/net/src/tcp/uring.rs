@@ -1,0 +1,333 @@
+//! Readiness and sends by Linux io_uring(7): one ring per reactor.
+//!
+//! ```text
+//!   add ────► POLL_ADD, multishot ──► a completion per edge ──► Event
+//!   send ───► WRITE_FIXED from registered memory, done within the call that submits it
+//! ```
+//!
+//! A look that finds nothing is a load from memory that the kernel shares, where epoll takes a system
+//! call; and what is sent from registered memory is copied by the kernel from pages that it knows, where
+//! `sendmsg(2)` has to look up and check each of the caller's. Receiving gains nothing from the ring, so
+//! it is `recv(2)` as in every engine.
+//!
+//! With `DEFER_TASKRUN` edges are worked off only when this thread enters the kernel; a flag in shared
+//! memory says that there are some. A reactor that sleeps is woken by an event counter, which is switched
+//! off while nobody sleeps.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
+
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use memkv_dma::{Memory, REGION};
+
+use super::epoll::translate;
+use super::{EVENTS_MAX, Event, Readiness};
+
+/// Entries submitted in one call at most: ours are submitted one by one.
+const ENTRIES: u32 = 64;
+/// Room for completions: an edge of each of so many sockets before the kernel has to keep some aside.
+const COMPLETIONS: u32 = 8192;
+/// The most buffers that the kernel registers with one ring (`IORING_MAX_REG_BUFFERS`).
+const REGISTERED_MAX: usize = 1 << 14;
+/// What is waited for at every socket.
+const INTEREST: libc::c_int =
+    libc::POLLIN as libc::c_int | libc::POLLOUT as libc::c_int | libc::POLLRDHUP as libc::c_int;
+/// `IORING_ENTER_GETEVENTS` of `linux/io_uring.h`: work off what has come, too.
+const GETEVENTS: u32 = 1;
+/// The tag of a send. No token has all of its bits set: there are not that many sockets.
+const SEND: u64 = u64::MAX;
+/// The tag of an order to look no more at a socket.
+const REMOVE: u64 = u64::MAX - 1;
+
+/// Registered memory: consecutive buffers of [`REGION`] bytes, the last one shorter.
+struct Range {
+    start: usize,
+    end: usize,
+    /// The first of its buffers.
+    index: usize,
+    /// The kernel keeps its pages for as long as the ring; ours is the mapping.
+    _memory: Memory,
+}
+
+/// One ring.
+pub(super) struct Uring {
+    ring: IoUring,
+    /// Raised by the kernel when there is something to work off, while it is switched on.
+    wake: File,
+    ranges: Vec<Range>,
+    /// Edges that came while something else was waited for.
+    early: VecDeque<cqueue::Entry>,
+    /// Sockets whose edges the kernel has stopped telling of its own accord, to be asked for anew.
+    lapsed: Vec<u64>,
+    /// Descriptors by token, for those.
+    sockets: HashMap<u64, RawFd>,
+}
+
+impl Uring {
+    /// A ring that knows `memory`. Fails when the kernel has no io_uring, an old one, or does not let us;
+    /// memory that cannot be registered is logged, and sent from like any other.
+    pub fn new(memory: &[Memory]) -> io::Result<Uring> {
+        let mut ring = IoUring::builder()
+            .dontfork()
+            .setup_cqsize(COMPLETIONS)
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(ENTRIES)?;
+        probe(&ring)?;
+        // SAFETY: eventfd takes no pointers.
+        let wake = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if wake < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and nobody else knows it.
+        let wake = unsafe { File::from_raw_fd(wake) };
+        ring.submitter().register_eventfd(wake.as_raw_fd())?;
+        ring.completion().disable_eventfd();
+        let ranges = if ignores_sigpipe() {
+            register(&ring, memory).unwrap_or_else(|error| {
+                let advice = "raise RLIMIT_MEMLOCK to spare the kernel looking up its pages";
+                tracing::info!(%error, advice, "memory is not registered with the network's ring");
+                Vec::new()
+            })
+        } else {
+            tracing::info!("SIGPIPE is not ignored, so the network's ring does not send");
+            Vec::new()
+        };
+        Ok(Uring {
+            ring,
+            wake,
+            ranges,
+            early: VecDeque::new(),
+            lapsed: Vec::new(),
+            sockets: HashMap::new(),
+        })
+    }
+
+    fn watch(&mut self, socket: RawFd, token: u64) {
+        let entry = opcode::PollAdd::new(types::Fd(socket), INTEREST as u32).multi(true).build();
+        self.submit(&entry.user_data(token), 0);
+    }
+
+    /// Submits one entry and lets the kernel carry out what it can at once.
+    fn submit(&mut self, entry: &squeue::Entry, mut flags: u32) {
+        // SAFETY: the entries made here name descriptors, which the kernel checks, and memory only in
+        // `send`, which stays until its completion was taken.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        assert!(pushed.is_ok(), "entries are submitted one by one");
+        loop {
+            // SAFETY: the call reads the entry from the ring's own memory and takes no argument.
+            let taken = unsafe { self.ring.submitter().enter::<()>(1, 0, flags, None) };
+            match taken {
+                Ok(1..) => return,
+                // Too many completions wait for us, or no memory right now: make room, try again.
+                Ok(_) => {}
+                Err(error) if is_transient(&error) => {}
+                Err(error) => panic!("io_uring_enter refuses a ring of ours: {error}"),
+            }
+            self.set_aside();
+            flags |= GETEVENTS;
+        }
+    }
+
+    /// Takes all completions out of the ring, for later.
+    fn set_aside(&mut self) {
+        self.early.extend(self.ring.completion());
+    }
+
+    /// What a completion says of a socket.
+    fn event(&mut self, entry: &cqueue::Entry) -> Option<Event> {
+        let token = entry.user_data();
+        if token == REMOVE {
+            return None;
+        }
+        assert_ne!(token, SEND, "a send is waited for where it is submitted");
+        if !cqueue::more(entry.flags()) && self.sockets.contains_key(&token) {
+            self.lapsed.push(token);
+        }
+        // A poll that failed tells of no edge; that it lapsed is noted, and the next one says what is.
+        let bits = u32::try_from(entry.result()).ok()?;
+        Some(translate(bits as libc::c_int, token))
+    }
+
+    /// The completion of a send that was submitted: it did not wait, so it is there.
+    fn outcome_of_send(&mut self) -> io::Result<usize> {
+        loop {
+            while let Some(entry) = self.ring.completion().next() {
+                if entry.user_data() == SEND {
+                    let moved = entry.result();
+                    return usize::try_from(moved)
+                        .map_err(|_| io::Error::from_raw_os_error(-moved));
+                }
+                self.early.push_back(entry);
+            }
+            // Kept aside by the kernel for want of room in the ring.
+            // SAFETY: the call submits nothing and takes no argument in memory.
+            let entered = unsafe { self.ring.submitter().enter::<()>(0, 1, GETEVENTS, None) };
+            if let Err(error) = entered {
+                assert!(is_transient(&error), "io_uring_enter refuses a ring of ours: {error}");
+            }
+        }
+    }
+
+    /// The registered buffer that a range lies in.
+    fn registered_index(&self, bytes: &[u8]) -> Option<u16> {
+        let (start, end) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len());
+        let range = self.ranges.iter().find(|range| range.start <= start && end <= range.end)?;
+        let (first, last) = (start - range.start, end - 1 - range.start);
+        let same = first / REGION == last / REGION;
+        same.then(|| (range.index + first / REGION) as u16)
+    }
+}
+
+impl Readiness for Uring {
+    fn add(&mut self, socket: RawFd, token: u64) -> io::Result<()> {
+        self.watch(socket, token);
+        self.sockets.insert(token, socket);
+        Ok(())
+    }
+
+    /// The ring holds on to it until then: it would stay open after it was closed.
+    fn remove(&mut self, token: u64) {
+        self.sockets.remove(&token);
+        self.lapsed.retain(|&lapsed| lapsed != token);
+        let entry = opcode::AsyncCancel::new(token).build().user_data(REMOVE);
+        // What it lets go of is worked off in the same call.
+        self.submit(&entry, GETEVENTS);
+    }
+
+    fn collect(&mut self, take: &mut dyn FnMut(Event)) -> io::Result<()> {
+        let submission = self.ring.submission();
+        let work_off = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        if work_off {
+            // SAFETY: the call submits nothing and takes no argument in memory.
+            let entered = unsafe { self.ring.submitter().enter::<()>(0, 0, GETEVENTS, None) };
+            if let Err(error) = entered
+                && !is_transient(&error)
+            {
+                return Err(error);
+            }
+        }
+        // What is no event is not counted: after a look that ends without any, nothing is left over. A
+        // reactor may sleep then, and what is in the ring already would not wake it.
+        let mut taken = 0;
+        while taken < EVENTS_MAX {
+            let next = self.early.pop_front().or_else(|| self.ring.completion().next());
+            let Some(entry) = next else { break };
+            if let Some(event) = self.event(&entry) {
+                take(event);
+                taken += 1;
+            }
+        }
+        while let Some(token) = self.lapsed.pop() {
+            if let Some(&socket) = self.sockets.get(&token) {
+                self.watch(socket, token);
+            }
+        }
+        Ok(())
+    }
+
+    fn knows(&self, bytes: &[u8]) -> bool {
+        self.registered_index(bytes).is_some()
+    }
+
+    fn send(&mut self, socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+        let index = self.registered_index(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        let (start, len) = (bytes.as_ptr(), bytes.len() as u32);
+        let entry = opcode::WriteFixed::new(types::Fd(socket), start, len, index)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build()
+            .user_data(SEND);
+        self.submit(&entry, 0);
+        self.outcome_of_send()
+    }
+
+    fn arm(&mut self) -> Option<RawFd> {
+        if !self.early.is_empty() {
+            return None;
+        }
+        self.ring.completion().enable_eventfd();
+        // The kernel raises its flag and then looks whether the counter is on; we switch it on and then
+        // look for the flag. One of the two must see the other, which takes a full fence on each side.
+        fence(Ordering::SeqCst);
+        Some(self.wake.as_raw_fd())
+    }
+
+    fn disarm(&mut self) {
+        self.ring.completion().disable_eventfd();
+        // Empty when nothing came: `EAGAIN`.
+        let _ = (&self.wake).read(&mut [0; 8]);
+    }
+
+    fn looks_when_armed(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for Uring {
+    /// The kernel tears a ring down some time after it was closed; the memory is let go of at once.
+    fn drop(&mut self) {
+        if !self.ranges.is_empty() {
+            let _ = self.ring.submitter().unregister_buffers();
+        }
+    }
+}
+
+/// Registers all of `memory`, in order.
+fn register(ring: &IoUring, memory: &[Memory]) -> io::Result<Vec<Range>> {
+    let (mut buffers, mut ranges) = (Vec::new(), Vec::with_capacity(memory.len()));
+    for memory in memory {
+        let regions = memory.regions();
+        let start = regions[0].0.as_ptr() as usize;
+        let len: usize = regions.iter().map(|region| region.1).sum();
+        let index = buffers.len();
+        ranges.push(Range { start, end: start + len, index, _memory: memory.clone() });
+        buffers.extend(
+            regions
+                .iter()
+                .map(|&(start, len)| libc::iovec { iov_base: start.as_ptr().cast(), iov_len: len }),
+        );
+    }
+    if buffers.is_empty() || buffers.len() > REGISTERED_MAX {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: the regions are mapped as long as `memory` is held, which the ranges do for as long as the
+    // ring lives; what is written there meanwhile is only ever read by a send of ours.
+    unsafe { ring.submitter().register_buffers(&buffers)? };
+    Ok(ranges)
+}
+
+/// Whether this process ignores SIGPIPE, as Rust programs do from their start: a write of the ring's to a
+/// peer that is gone raises it, and the kernels we take have no flag against that.
+fn ignores_sigpipe() -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed; the call fills the action in, which outlives it.
+    let rc = unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: it did if it says so.
+    rc == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Whether the kernel knows what is used: the set-up came with Linux 6.1, all else before it.
+fn probe(ring: &IoUring) -> io::Result<()> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [opcode::PollAdd::CODE, opcode::AsyncCancel::CODE, opcode::WriteFixed::CODE];
+    if needed.iter().all(|&code| probe.is_supported(code)) {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is older than Linux 6.1"))
+    }
+}
+
+/// Whether the same call may well succeed the next time.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+#[cfg(test)]
+#[path = "uring_tests.rs"]
+mod tests;
