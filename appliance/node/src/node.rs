@@ -72,7 +72,7 @@ pub enum StartError {
     #[error("a reactor cannot open its queue on a drive")]
     Queue(#[source] IoError),
     /// A reactor could not set up its network engine.
-    #[error("a reactor cannot set up its network engine")]
+    #[error("a reactor cannot set up its network engine (MEMKV_NET=epoll does without io_uring)")]
     Engine(#[source] NetError),
     /// A thread could not be started.
     #[error("cannot start a thread")]

@@ -18,6 +18,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
@@ -97,14 +98,48 @@ impl Uring {
             tracing::info!("SIGPIPE is not ignored, so the network's ring does not send");
             Vec::new()
         };
-        Ok(Uring {
+        let mut uring = Uring {
             ring,
             wake,
             ranges,
             early: VecDeque::new(),
             lapsed: Vec::new(),
             sockets: HashMap::new(),
-        })
+        };
+        if let Some(range) = uring.ranges.first()
+            && let Err(error) = uring.try_send(range.start as *const u8)
+        {
+            tracing::info!(%error, "this system's ring does not send without waiting");
+            uring.ring.submitter().unregister_buffers()?;
+            uring.ranges.clear();
+        }
+        Ok(uring)
+    }
+
+    /// Sends a byte of registered memory to ourselves. Before Linux 6.5 a write that must not wait is
+    /// refused for sockets.
+    fn try_send(&mut self, byte: *const u8) -> io::Result<()> {
+        let (from, _to) = UnixStream::pair()?;
+        match self.write_fixed(from.as_raw_fd(), byte, 1, 0)? {
+            1 => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    /// Sends from the registered buffer `index`, as much as the socket takes now.
+    fn write_fixed(
+        &mut self,
+        socket: RawFd,
+        start: *const u8,
+        len: u32,
+        index: u16,
+    ) -> io::Result<usize> {
+        let entry = opcode::WriteFixed::new(types::Fd(socket), start, len, index)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build()
+            .user_data(SEND);
+        self.submit(&entry, 0);
+        self.outcome_of_send()
     }
 
     fn watch(&mut self, socket: RawFd, token: u64) {
@@ -115,7 +150,7 @@ impl Uring {
     /// Submits one entry and lets the kernel carry out what it can at once.
     fn submit(&mut self, entry: &squeue::Entry, mut flags: u32) {
         // SAFETY: the entries made here name descriptors, which the kernel checks, and memory only in
-        // `send`, which stays until its completion was taken.
+        // `write_fixed`, which stays until its completion was taken.
         let pushed = unsafe { self.ring.submission().push(entry) };
         assert!(pushed.is_ok(), "entries are submitted one by one");
         loop {
@@ -237,13 +272,7 @@ impl Readiness for Uring {
 
     fn send(&mut self, socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
         let index = self.registered_index(bytes).ok_or(io::ErrorKind::InvalidInput)?;
-        let (start, len) = (bytes.as_ptr(), bytes.len() as u32);
-        let entry = opcode::WriteFixed::new(types::Fd(socket), start, len, index)
-            .rw_flags(libc::RWF_NOWAIT)
-            .build()
-            .user_data(SEND);
-        self.submit(&entry, 0);
-        self.outcome_of_send()
+        self.write_fixed(socket, bytes.as_ptr(), bytes.len() as u32, index)
     }
 
     fn arm(&mut self) -> Option<RawFd> {

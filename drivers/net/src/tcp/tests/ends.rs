@@ -154,3 +154,22 @@ fn dropping_a_connection_closes_it_whatever_is_outstanding(fixture: Fixture) {
         }
     });
 }
+
+on_every_engine!(a_peer_that_is_gone_keeps_nobody_busy);
+fn a_peer_that_is_gone_keeps_nobody_busy(fixture: Fixture) {
+    let Fixture { mut reactor, engine, .. } = fixture;
+    let (half, peer) = pair(&engine);
+    peer.shutdown(Shutdown::Write).expect("half-close");
+    let (broken, theirs) = pair(&engine);
+    // Closing with a linger time of 0 sends a reset (RFC 9293, ABORT).
+    socket2::SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).expect("linger");
+    drop(theirs);
+    // What is never received stays to be told, but once.
+    let began = Instant::now();
+    let mut idle = 0;
+    while idle < 1000 {
+        idle = if reactor.step().is_busy() { 0 } else { idle + 1 };
+        assert!(began.elapsed() < Duration::from_secs(30), "the same is told over and over");
+    }
+    drop((half, broken));
+}

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memkv_dma::{Class, DmaRef, Hugepages, Memory, Pool, PoolConfig};
 use memkv_poller::{Local, Reactor, ReactorConfig, Rng, SystemClock, timeout};
