@@ -384,12 +384,23 @@ fn context(
         store,
         keys: key_ring(&parts.config),
         limits: session_limits(&parts.config),
+        lendable: lendable(parts),
         namespaces: parts.config.namespaces.clone(),
         identity: shared.identity,
         entropy: Box::new(drives::random),
         stats: Box::new(move || stats.wire_stats()),
         counters: shared.session_counters(id),
     }))
+}
+
+/// Bytes that one reactor's connections may be lent: all reactors together a quarter of the pool, and an
+/// eighth of drives in memory. Who was lent something may keep it for as long as he likes.
+fn lendable(parts: &Parts) -> u64 {
+    let media = parts.devices.iter().filter_map(|device| device.memory());
+    let media: u64 = media.flat_map(|memory| memory.regions()).map(|(_, len)| len as u64).sum();
+    let pool = parts.pool.stats().size / 4;
+    let all = if media == 0 { pool } else { pool.min(media / 8) };
+    all / parts.config.reactors.max(1) as u64
 }
 
 fn key_ring(config: &Config) -> KeyRing {

@@ -376,6 +376,16 @@ impl Shared {
             ),
         ]
         .into_iter()
+        .chain(self.loan_rows())
+    }
+
+    fn loan_rows(&self) -> [(&'static str, &'static str, u64); 2] {
+        let (lent, kept) = (self.sum(|c| c.lent_bytes.get()), self.sum(|c| c.lent_retired.get()));
+        let why = "Bytes kept for good because a peer may still read them.";
+        [
+            ("memkv_lent_bytes_total", "Payload bytes sent as pages and not as copies.", lent),
+            ("memkv_lent_retired_bytes_total", why, kept),
+        ]
     }
 
     fn stage_rows(&self, snapshot: &mut api::MetricsSnapshot) {
@@ -536,6 +546,11 @@ impl api::NodeAdmin for Shared {
             ("memkv_drives", "Drives configured.", self.at_start().count() as f64),
             ("memkv_config_generation", "Configurations so far.", (reloads.done + 1) as f64),
             ("memkv_connections", "Connections open.", self.sum(|c| c.connections.get()) as f64),
+            (
+                "memkv_lent_bytes",
+                "Bytes lent and not taken.",
+                self.sum(|c| c.lent_out.get()) as f64,
+            ),
             ("memkv_pool_bytes", "Bytes of the memory pool.", self.pool.stats().size as f64),
         ] {
             snapshot.gauge(name, help, Vec::new(), value);

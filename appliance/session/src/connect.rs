@@ -21,6 +21,8 @@ pub struct Connected {
     pub proof: Proof,
     pub limits: SessionLimits,
     pub namespace: String,
+    /// It says how much it has taken of what it was lent.
+    pub counts_lent: bool,
 }
 
 /// Why a handshake failed.
@@ -95,6 +97,7 @@ pub async fn connect(
         proof,
         limits,
         namespace: hello.namespace.to_owned(),
+        counts_lent: hello.counts_lent,
     })
 }
 

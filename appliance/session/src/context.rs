@@ -15,6 +15,7 @@ use memkv_store::{DRIVES_MAX, DriveId, StoreHandle};
 use memkv_wire::{SharedKey, Status};
 
 use crate::SessionCounters;
+use crate::lent::Loans;
 use crate::outbox::Outbox;
 use crate::session::{Session, goodbye};
 
@@ -42,6 +43,13 @@ impl KeyRing {
     /// The key of an id.
     pub fn find(&self, id: u32) -> Option<(&SharedKey, &Arc<str>)> {
         self.keys.get(&id).map(|(key, tenant)| (key, tenant))
+    }
+
+    /// Whether all keys stand for the same tenant.
+    fn is_of_one_tenant(&self) -> bool {
+        let mut tenants = self.keys.values().map(|(_, tenant)| tenant);
+        let first = tenants.next();
+        tenants.all(|tenant| Some(tenant) == first)
     }
 
     /// Whether what a session proved at its start would still be one.
@@ -72,6 +80,13 @@ pub struct SessionLimits {
     pub offers: u32,
     /// Payload bytes of replies under way per connection; a get waits for its turn beyond that.
     pub sending: u64,
+    /// Less payload than so many bytes is copied, not lent.
+    pub lend_min: u64,
+    /// A piece of the pool that is shorter is copied: small ones, kept for long, would leave no run that is
+    /// longer. At least the longest that anybody asks the pool for.
+    pub lend_piece: u32,
+    /// Bytes that a connection may have been lent and not taken; beyond that they are copied.
+    pub lent: u64,
     /// Bytes that one command moves between a drive and memory, a multiple of every drive's sector.
     pub transfer: u32,
     /// Leases per connection.
@@ -94,6 +109,9 @@ impl Default for SessionLimits {
             items: 4096,
             offers: 256,
             sending: 32 << 20,
+            lend_min: 256 << 10,
+            lend_piece: 1 << 20,
+            lent: 32 << 20,
             transfer: 1 << 20,
             leases: 65_536,
             lease: Duration::from_secs(60),
@@ -171,6 +189,8 @@ pub struct ContextParts {
     pub keys: KeyRing,
     /// Bounds.
     pub limits: SessionLimits,
+    /// Bytes that all connections together may have been lent and not taken; 0: nothing is lent.
+    pub lendable: u64,
     /// What holds for the blocks of single namespaces.
     pub namespaces: Vec<NamespaceLimits>,
     /// Who we are.
@@ -190,6 +210,8 @@ pub struct Context {
     drives: Box<[OnceCell<DriveIo>]>,
     pub(crate) store: StoreHandle,
     pub(crate) keys: RefCell<KeyRing>,
+    one_tenant: Cell<bool>,
+    pub(crate) loans: Loans,
     limits: Cell<SessionLimits>,
     namespaces: RefCell<Vec<NamespaceLimits>>,
     pub(crate) identity: Identity,
@@ -216,6 +238,8 @@ impl Context {
             pool: parts.pool,
             drives,
             store: parts.store,
+            one_tenant: Cell::new(parts.keys.is_of_one_tenant()),
+            loans: Loans::new(parts.lendable),
             keys: RefCell::new(parts.keys),
             limits: Cell::new(parts.limits),
             namespaces: RefCell::new(parts.namespaces),
@@ -262,6 +286,7 @@ impl Context {
     /// Other keys from now on. A session whose key is none of them ends: requests under way and
     /// offered puts are finished, then it is told why. How many end.
     pub fn set_keys(self: &Rc<Self>, keys: KeyRing) -> usize {
+        self.one_tenant.set(keys.is_of_one_tenant());
         *self.keys.borrow_mut() = keys;
         let retired = |live: &Live| !self.keys.borrow().holds(&live.proof);
         let mut ended = 0;
@@ -270,6 +295,11 @@ impl Context {
             self.local.spawn(self.clone().retire(live.1));
         }
         ended
+    }
+
+    /// Whether all who may connect are of one tenant.
+    pub(crate) fn has_one_tenant(&self) -> bool {
+        self.one_tenant.get()
     }
 
     /// Ends a session whose key was retired.

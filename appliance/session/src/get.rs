@@ -88,7 +88,10 @@ impl Session {
     async fn find_bytes(&self, key: KeyHash, offset: u64, length: u64) -> Result<Found, ItemReply> {
         let context = &self.context;
         let since = context.local.now();
-        let leased = context.store.lease(key).await;
+        let leased = match self.outbox.lent.is_allowed(context) {
+            true => context.store.lease_to_lend(key).await,
+            false => context.store.lease(key).await,
+        };
         context.counters.wait_lease.record(context.local.now().saturating_duration_since(since));
         let lease = leased.map_err(replies::miss)?;
         let block = lease.block();

@@ -20,6 +20,7 @@ mod get;
 mod input;
 mod join;
 mod keys;
+mod lent;
 mod metrics;
 mod outbox;
 mod put;

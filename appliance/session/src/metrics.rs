@@ -20,6 +20,12 @@ pub struct SessionCounters {
     pub reads: Counter,
     /// Payload bytes sent.
     pub read_bytes: Counter,
+    /// Payload bytes that were lent and not copied, of those sent.
+    pub lent_bytes: Counter,
+    /// Bytes that are lent now; those that were retired among them.
+    pub lent_out: Counter,
+    /// Bytes whose peer may still read them, though its connection is over: they are kept for good.
+    pub lent_retired: Counter,
     /// Blocks stored.
     pub writes: Counter,
     /// Payload bytes stored.

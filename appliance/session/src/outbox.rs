@@ -18,6 +18,7 @@ use memkv_wire::{Header, Sealer};
 
 use crate::Context;
 use crate::join::hastened;
+use crate::lent::Lent;
 use crate::reads::Reading;
 
 /// Sealed bytes of small replies that share one send, at most.
@@ -29,7 +30,6 @@ pub struct Reply {
     pub meta: Vec<u8>,
     pub payload: Vec<Reading>,
     /// Keeps the payload where it is.
-    #[expect(dead_code, reason = "held until the reply is sent, never read")]
     pub lease: Option<ReadLease>,
     /// The share of the connection's sending budget.
     #[expect(dead_code, reason = "held until the reply is sent, never read")]
@@ -47,6 +47,8 @@ pub struct Outbox {
     /// There was a last frame: nothing may follow it.
     ending: Cell<bool>,
     changed: Event,
+    /// Replies that left by it and whose memory the peer may still read.
+    pub lent: Lent,
     closed: Cell<bool>,
     idle: Cell<bool>,
 }
@@ -59,6 +61,8 @@ struct Batch {
     payload: Vec<DmaRef>,
     /// Payload that comes after it.
     coming: Vec<Reading>,
+    /// The payload is a loan, but for pieces with less bytes.
+    lend: Option<usize>,
     replies: Vec<Reply>,
 }
 
@@ -124,10 +128,14 @@ impl Outbox {
                 return;
             }
             head.clear();
-            let batch = self.gather(&mut sealer, head);
+            let batch = self.gather(&context, &mut sealer, head);
             // It may still be reading from drives when the connection is gone.
             let work = context.work();
-            let sent = send(&context, &*connection, batch).await;
+            let lent = batch.lend.is_some();
+            let sent = self.send(&context, &*connection, batch).await;
+            if lent {
+                self.lent.sent(&context);
+            }
             drop(work);
             let Ok(used) = sent else {
                 self.close(&context);
@@ -140,7 +148,7 @@ impl Outbox {
 
     /// Seals the replies of the next send: small ones, and behind them at most one bulk one, or the
     /// last frame when nothing else is left.
-    fn gather(&self, sealer: &mut Sealer, mut head: Vec<u8>) -> Batch {
+    fn gather(&self, context: &Context, sealer: &mut Sealer, mut head: Vec<u8>) -> Batch {
         let mut replies = Vec::new();
         while head.len() < COALESCE
             && let Some(mut reply) = self.small.borrow_mut().pop_front()
@@ -148,9 +156,8 @@ impl Outbox {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         }
-        let (mut payload, mut coming) = (Vec::new(), Vec::new());
+        let (mut payload, mut coming, mut lend) = (Vec::new(), Vec::new(), None);
         if let Some(mut reply) = self.bulk.borrow_mut().pop_front() {
-            sealer.seal(&mut reply.header, &reply.meta, &mut head);
             for read in std::mem::take(&mut reply.payload) {
                 match read.ready() {
                     Ok(bytes) if coming.is_empty() => payload.push(bytes),
@@ -158,6 +165,13 @@ impl Outbox {
                     Err(running) => coming.push(running),
                 }
             }
+            let pooled = !coming.is_empty() || payload.iter().any(DmaRef::is_pooled);
+            let what = (reply.header.payload_length(), pooled);
+            lend = self.lent.begin(context, what, &mut reply.lease);
+            if lend.is_some() {
+                reply.header = reply.header.with_lent();
+            }
+            sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         } else if self.small.borrow().is_empty()
             && let Some(mut reply) = self.last.borrow_mut().take()
@@ -165,7 +179,42 @@ impl Outbox {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         }
-        Batch { head, payload, coming, replies }
+        Batch { head, payload, coming, lend, replies }
+    }
+
+    /// Sends a batch; gives the memory of its head back.
+    async fn send(
+        &self,
+        context: &Context,
+        connection: &dyn Connection,
+        batch: Batch,
+    ) -> Result<Vec<u8>, Broken> {
+        let Batch { head, payload, coming, lend, replies } = batch;
+        let keep = |piece: &DmaRef| {
+            if lend.is_some_and(|least| piece.len() >= least) {
+                self.lent.keep(piece);
+            }
+        };
+        payload.iter().for_each(keep);
+        let op = SendOp { head, payload, lend, ..SendOp::default() };
+        let mut outcome = send_part(context, connection, op).await;
+        // Every read is waited for, also when nobody reads the reply any more.
+        for read in coming {
+            let piece = read.finish_reply(context).await;
+            outcome = match (outcome, piece) {
+                (Ok(head), Some(piece)) => {
+                    keep(&piece);
+                    let op = SendOp { payload: vec![piece], lend, ..SendOp::default() };
+                    send_part(context, connection, op).await.map(|_| head)
+                }
+                _ => Err(Broken),
+            };
+        }
+        let now = context.local.now();
+        for reply in &replies {
+            context.counters.wait_send.record(now.saturating_duration_since(reply.ready));
+        }
+        outcome
     }
 }
 
@@ -186,34 +235,6 @@ fn discard(context: &Rc<Context>, mut reply: Reply) {
         }
         drop((reply, work));
     });
-}
-
-/// Sends a batch; gives the memory of its head back.
-async fn send(
-    context: &Context,
-    connection: &dyn Connection,
-    batch: Batch,
-) -> Result<Vec<u8>, Broken> {
-    let Batch { head, payload, coming, replies } = batch;
-    let op = SendOp { head, payload, tail: Vec::new() };
-    let mut outcome = send_part(context, connection, op).await;
-    // Every read is waited for, also when nobody reads the reply any more.
-    for read in coming {
-        let piece = read.finish_reply(context).await;
-        outcome = match (outcome, piece) {
-            (Ok(head), Some(piece)) => {
-                let payload = vec![piece];
-                let op = SendOp { head: Vec::new(), payload, tail: Vec::new() };
-                send_part(context, connection, op).await.map(|_| head)
-            }
-            _ => Err(Broken),
-        };
-    }
-    let now = context.local.now();
-    for reply in &replies {
-        context.counters.wait_send.record(now.saturating_duration_since(reply.ready));
-    }
-    outcome
 }
 
 async fn send_part(

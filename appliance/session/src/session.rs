@@ -18,10 +18,20 @@ use crate::Context;
 use crate::connect::{Connected, connect};
 use crate::context::Live;
 use crate::input::{Input, InputError};
+use crate::lent::{BadCount, Peer};
 use crate::outbox::{Outbox, Reply};
 
 /// How long a peer that broke the protocol has to read why.
 const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Pauses between looks whether the end of a peer is gone that was lent something: its system answers
+/// as soon as it has dealt with our last word.
+const LAST_LOOKS: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(1),
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+];
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +48,9 @@ pub enum End {
     /// A meta that no correct client sends where there is payload behind it.
     #[error("a meta was refused")]
     Meta(#[from] MetaError),
+    /// Another count of lent payload than a correct client's.
+    #[error("a count of lent payload was refused")]
+    Count(#[from] BadCount),
     /// More payload than there is credit for.
     #[error("payload came without credit")]
     NoCredit,
@@ -120,7 +133,7 @@ async fn run(
     input: &mut Input,
     connected: Connected,
 ) {
-    let Connected { sealer, mut opener, client, proof, limits, namespace } = connected;
+    let Connected { sealer, mut opener, client, proof, limits, namespace, counts_lent } = connected;
     let session = Rc::new(Session {
         context: context.clone(),
         number: context.session_number(),
@@ -140,6 +153,9 @@ async fn run(
         payload_done: Event::default(),
     });
     let outbox = session.outbox.clone();
+    if counts_lent && connection.lends() {
+        outbox.lent.allow();
+    }
     context.local.spawn(outbox.run(context.clone(), connection.clone(), sealer));
     let live = Live {
         session: Rc::downgrade(&session),
@@ -187,6 +203,7 @@ impl Session {
         let peeked = opener.peek(&raw)?;
         let meta = input.bytes(peeked.meta_length() as usize).await?;
         let header = opener.open(&raw, &meta)?;
+        self.outbox.lent.consumed(&self.context, header.consumed())?;
         match header.opcode() {
             Opcode::Put => self.put_inline(input, header, meta, began).await,
             Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
@@ -286,21 +303,47 @@ impl Session {
         }
         drop(waiting);
         self.payload_done.notify_all();
-        let held = std::mem::take(&mut *self.held.borrow_mut());
-        if !held.is_empty() {
-            self.context.store.unhold(held.into_keys().collect(), self.number).await;
-        }
         if !matches!(end, End::Goodbye | End::Input(_)) {
             self.context.counters.violations.bump();
             let error = chain(end);
             tracing::warn!(peer = connection.peer(), error, "connection closed");
             // The peer is told why, if it still reads.
             self.outbox.end(goodbye(&self.context, end.status(), error));
-            let deadline = self.context.local.now() + LAST_WORD;
-            let _ = timeout(&self.context.local, deadline, self.outbox.flushed()).await;
+            self.flush_last_word().await;
+        } else if self.outbox.lent.is_out() {
+            // Where there is nobody any more to hear it, the peer's system says so.
+            self.outbox.end(goodbye(&self.context, Status::Ok, "the connection ended".into()));
+            self.flush_last_word().await;
         }
+        let peer = self.peer(connection).await;
         self.outbox.close(&self.context);
         connection.shutdown();
+        self.outbox.lent.end(&self.context, peer);
+        // Leases live for as long as their connection.
+        let held = std::mem::take(&mut *self.held.borrow_mut());
+        if !held.is_empty() {
+            self.context.store.unhold(held.into_keys().collect(), self.number).await;
+        }
+    }
+
+    async fn flush_last_word(&self) {
+        let local = &self.context.local;
+        let _ = timeout(local, local.now() + LAST_WORD, self.outbox.flushed()).await;
+    }
+
+    /// What became of the peer's end, if that matters.
+    async fn peer(&self, connection: &Rc<dyn Connection>) -> Peer {
+        let local = &self.context.local;
+        if !self.outbox.lent.is_out() {
+            return Peer::MayRead;
+        }
+        for pause in LAST_LOOKS {
+            if connection.is_peer_gone() {
+                return Peer::Gone;
+            }
+            local.sleep(pause).await;
+        }
+        Peer::MayRead
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The evictor is one task. It sleeps until the space in use passes the high watermark, until a put
 //! found no place, or until a drive remembers as many blocks as it may; then it takes victims in
-//! the policy's order, skipping blocks that are leased or being changed, until the low watermark is
+//! the policy's order, skipping blocks that are leased, lent or being changed, until the low watermark is
 //! reached and the put would find its place. No put waits for it: a put that comes too early is
 //! told to come again.
 
@@ -155,8 +155,10 @@ impl Store {
                 return true;
             }
             let key = blocks.get(slot).hash();
-            // A block that is being read may leave the index: its units wait for the reader.
-            let guard = if self.held(slot) { None } else { self.locks.try_lock(key) };
+            // A block that is being read may leave the index: its units wait for the reader. Not so one
+            // that is lent: nobody knows for how long, and nothing would be gained.
+            let stays = self.held(slot) || blocks.is_lent(slot);
+            let guard = if stays { None } else { self.locks.try_lock(key) };
             match guard {
                 Some(guard) => {
                     taken += blocks.units(slot);

@@ -30,8 +30,9 @@ enum Call {
     PlaceAgain(u64, DriveId, OneSender<Result<Vec<Extent>, Refusal>>),
     Commit(u64, Vec<u32>, OneSender<Result<Stored, CommitError>>),
     Abort(u64),
-    Lease(KeyHash, OneSender<Result<LeaseGrant, Miss>>),
+    Lease(KeyHash, bool, OneSender<Result<LeaseGrant, Miss>>),
     Unpin(Slot),
+    UnpinLent(Slot),
     Verified(Slot, u64, u16),
     Exists(Vec<KeyHash>, OneSender<Vec<Result<Existing, Miss>>>),
     MatchPrefix(Vec<KeyHash>, OneSender<usize>),
@@ -78,8 +79,10 @@ fn answer(store: &Rc<Store>, call: Call) {
     let spawned = store.clone();
     match call {
         Call::Abort(id) => store.abort(id),
-        Call::Lease(key, reply) => reply.send(store.lease(key)),
+        Call::Lease(key, false, reply) => reply.send(store.lease(key)),
+        Call::Lease(key, true, reply) => reply.send(store.lease_to_lend(key)),
         Call::Unpin(slot) => store.unpin(slot),
+        Call::UnpinLent(slot) => store.unpin_lent(slot),
         Call::Verified(slot, generation, bits) => store.mark_verified(slot, generation, bits),
         Call::Exists(keys, reply) => reply.send(store.exists(&keys)),
         Call::MatchPrefix(keys, reply) => reply.send(store.match_prefix(&keys)),
@@ -209,14 +212,26 @@ impl StoreHandle {
     /// # Errors
     /// The miss and its reason.
     pub async fn lease(&self, key: KeyHash) -> Result<ReadLease, Miss> {
+        self.pin(key, false).await
+    }
+
+    /// See [`Store::lease_to_lend`].
+    ///
+    /// # Errors
+    /// The miss and its reason.
+    pub async fn lease_to_lend(&self, key: KeyHash) -> Result<ReadLease, Miss> {
+        self.pin(key, true).await
+    }
+
+    async fn pin(&self, key: KeyHash, lent: bool) -> Result<ReadLease, Miss> {
         match self {
             Self::Here(store) => {
-                let grant = store.lease(key)?;
+                let grant = if lent { store.lease_to_lend(key) } else { store.lease(key) }?;
                 Ok(ReadLease { grant, end: Some(LeaseEnd::Here(store.clone())) })
             }
             Self::There(remote) => {
                 let permit = remote.ends.reserve().await;
-                let answer = remote.ask(|reply| Call::Lease(key, reply)).await;
+                let answer = remote.ask(|reply| Call::Lease(key, lent, reply)).await;
                 let grant = answer.unwrap_or(Err(Miss(crate::MissReason::Never)))?;
                 Ok(ReadLease { grant, end: Some(LeaseEnd::There(permit)) })
             }
@@ -457,9 +472,12 @@ impl ReadLease {
 
 impl Drop for ReadLease {
     fn drop(&mut self) {
+        let LeaseGrant { slot, lent, .. } = self.grant;
         match self.end.take() {
-            Some(LeaseEnd::Here(store)) => store.unpin(self.grant.slot),
-            Some(LeaseEnd::There(permit)) => permit.send(Call::Unpin(self.grant.slot)),
+            Some(LeaseEnd::Here(store)) if lent => store.unpin_lent(slot),
+            Some(LeaseEnd::Here(store)) => store.unpin(slot),
+            Some(LeaseEnd::There(permit)) if lent => permit.send(Call::UnpinLent(slot)),
+            Some(LeaseEnd::There(permit)) => permit.send(Call::Unpin(slot)),
             None => {}
         }
     }

@@ -35,6 +35,8 @@ pub struct LeaseGrant {
     pub extents: Vec<Extent>,
     /// One bit per extent that needs no check before it is sent.
     pub verified: u16,
+    /// Its bytes may be lent to a peer.
+    pub lent: bool,
 }
 
 impl Store {
@@ -51,6 +53,19 @@ impl Store {
     /// # Errors
     /// [`Miss`] with the reason.
     pub fn lease(self: &Rc<Self>, key: KeyHash) -> Result<LeaseGrant, Miss> {
+        self.pin(key, false)
+    }
+
+    /// Pins the block of a key for a read that may last for as long as a peer likes: the block is not
+    /// evicted meanwhile, and nobody counts on its units. It ends by [`Store::unpin_lent`].
+    ///
+    /// # Errors
+    /// [`Miss`] with the reason.
+    pub fn lease_to_lend(self: &Rc<Self>, key: KeyHash) -> Result<LeaseGrant, Miss> {
+        self.pin(key, true)
+    }
+
+    fn pin(self: &Rc<Self>, key: KeyHash, lent: bool) -> Result<LeaseGrant, Miss> {
         let found = self.find(key);
         self.count_lookup(&found);
         let slot = match found {
@@ -63,7 +78,7 @@ impl Store {
         self.policy.borrow_mut().accessed(slot);
         self.counters.leases.bump();
         let mut blocks = self.blocks.borrow_mut();
-        blocks.pin(slot);
+        blocks.pin(slot, lent);
         let block = blocks.get(slot);
         Ok(LeaseGrant {
             slot,
@@ -71,12 +86,18 @@ impl Store {
             generation: block.generation(),
             extents: blocks.spans(slot).map(|span| self.extent(span)).collect(),
             verified: blocks.verified(slot),
+            lent,
         })
     }
 
     /// Ends a read. The units of a block that was unpublished meanwhile are freed by its remover.
     pub fn unpin(&self, slot: Slot) {
-        self.blocks.borrow_mut().unpin(slot);
+        self.blocks.borrow_mut().unpin(slot, false);
+    }
+
+    /// Ends a read of what may have been lent.
+    pub fn unpin_lent(&self, slot: Slot) {
+        self.blocks.borrow_mut().unpin(slot, true);
     }
 
     /// Extents of a pinned block were read and their CRCs were right.

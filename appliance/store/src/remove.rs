@@ -157,12 +157,14 @@ impl Store {
 
     /// Frees the units of a removed block now, or when its last reader is done.
     pub(crate) fn free_when_unread(self: &Rc<Self>, slot: Slot) {
-        let (units, unread) = {
+        let (units, unread, lent) = {
             let mut blocks = self.blocks.borrow_mut();
             assert!(!blocks.get(slot).is_published(), "only removed blocks are freed");
-            (blocks.units(slot), blocks.unread(slot))
+            (blocks.units(slot), blocks.unread(slot), blocks.is_lent(slot))
         };
         let Some(unread) = unread else { return self.free_block(slot) };
+        // What is lent may never be free: nobody counts on it.
+        let units = if lent { 0 } else { units };
         self.leaving.set(self.leaving.get() + units);
         let store = self.clone();
         self.local.spawn(async move {

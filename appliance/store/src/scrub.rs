@@ -152,7 +152,7 @@ impl Store {
         buf: DmaBuf,
     ) -> Result<(), Bad> {
         let journal = self.drive(extent.drive).journal.clone();
-        self.blocks.borrow_mut().pin(slot);
+        self.blocks.borrow_mut().pin(slot, false);
         let read = journal.scrub_extent((extent.range, extent.length, extent.crc), buf).await;
         self.unpin(slot);
         match read {

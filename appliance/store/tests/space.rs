@@ -189,6 +189,38 @@ fn what_waits_for_its_readers_drives_nobody_else_out() {
 }
 
 #[test]
+fn what_is_lent_stays_and_nobody_counts_on_its_space() {
+    let (_machine, mut node) = one_drive(watermarks(0.8, 0.5));
+    let (_, total) = units(&node.store);
+    let store = node.store.clone();
+    // A tenth of the space is lent for as long as somebody likes, half of it already deleted.
+    let lent: Vec<_> = (0..total as usize / 10)
+        .map(|n| {
+            let name = format!("lent {n}");
+            put_again(&mut node, &name, 10).expect("there is room");
+            store.lease_to_lend(node.hash(&name)).expect("it is there")
+        })
+        .collect();
+    for n in 0..lent.len() / 2 {
+        node.delete(&format!("lent {n}"));
+    }
+    // Far more than there is space for, one after the other: each finds its place.
+    for n in 0..2 * total {
+        put_again(&mut node, &format!("small {n}"), 10).expect("others make room");
+    }
+    node.settle();
+    for n in lent.len() / 2..lent.len() {
+        assert!(node.existing(&format!("lent {n}")).is_ok(), "others went");
+    }
+    for lease in lent {
+        store.unpin_lent(lease.slot);
+    }
+    node.settle();
+    assert_eq!(node.store.under_way().leaving, 0);
+    assert_eq!(node.store.under_way().readers, 0);
+}
+
+#[test]
 fn leases_keep_blocks_from_eviction_until_they_end_or_expire() {
     let (_machine, mut node) = one_drive(watermarks(0.5, 0.1));
     for n in 0..4 {

@@ -140,7 +140,7 @@ impl<'a> Gets<'a> {
             return Err(LinkFault::Unexpected("another range than the one asked for"));
         }
         let into = wanted.target.take(length as usize);
-        let crcs = link.receive_payload(into, answer.offset, deadline)?;
+        let crcs = link.receive_payload(header, into, answer.offset, deadline)?;
         let extent = u64::from(link.limits.extent);
         let count = extents_touched(answer.offset, length, extent) as usize;
         let sent = match header.has_trailer() {

@@ -45,6 +45,8 @@ pub(crate) struct Link {
     out: Vec<u8>,
     meta: Vec<u8>,
     namespace: u32,
+    /// Payload received that the server lent, in bytes.
+    consumed: u64,
     /// What the server allows.
     pub limits: Limits,
     /// Inline Put frames that may still be sent.
@@ -120,6 +122,7 @@ impl Greeting {
             out: Vec::new(),
             meta,
             namespace: answer.namespace,
+            consumed: 0,
             limits: answer.limits,
             credits: CreditAccount::new(answer.limits.credits),
         })
@@ -134,6 +137,7 @@ fn hello(settings: &Settings, client_nonce: [u8; 32]) -> ClientHello<'_> {
         namespace: &settings.namespace,
         version_min: VERSION,
         version_max: VERSION,
+        counts_lent: true,
     }
 }
 
@@ -254,7 +258,8 @@ impl Link {
         let left = deadline.saturating_duration_since(Instant::now()).as_millis();
         // 0 would leave it to the server.
         let deadline_ms = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
-        let mut header = header.with_namespace(self.namespace).with_deadline_ms(deadline_ms);
+        let header = header.with_namespace(self.namespace).with_deadline_ms(deadline_ms);
+        let mut header = header.with_consumed(self.consumed);
         self.out.clear();
         self.sealer.seal(&mut header, meta, &mut self.out);
         *header.mac()
@@ -291,10 +296,11 @@ impl Link {
         &self.meta
     }
 
-    /// Receives payload into `into`, which begins at `offset` of its value, and returns its CRCs, one per
-    /// extent touched.
+    /// Receives the payload of the reply `header` into `into`, which begins at `offset` of its value, and
+    /// returns its CRCs, one per extent touched.
     pub fn receive_payload(
         &mut self,
+        header: &Header,
         into: &mut [u8],
         offset: u64,
         deadline: Instant,
@@ -308,6 +314,9 @@ impl Link {
             self.stream.recv_exact(slice, deadline).map_err(LinkFault::moving)?;
             crcs.update(slice);
             got = end;
+        }
+        if header.is_lent() {
+            self.consumed += got as u64;
         }
         crcs.list().ok_or(LinkFault::Unexpected("more extents than a value has"))
     }

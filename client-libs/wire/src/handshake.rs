@@ -17,9 +17,13 @@
 use crate::frame::{Opener, Sealer, Side};
 use crate::header::{HEADER_LEN, Header, VERSION};
 use crate::key::{SharedKey, connect_key, session_key};
-use crate::meta::MetaError;
-use crate::meta::cursor::{Reader, finish, put_str};
+use crate::meta::cursor::{Reader, finish, next_extension, put_str, unknown};
+use crate::meta::{MetaError, append_extension};
 use crate::{FrameError, MAX_EXTENTS, MAX_INLINE, MAX_ITEMS, MAX_NAMESPACE, MAX_VALUE, Opcode};
+
+/// Extension of ClientHello, without bytes: the client counts lent payload, see
+/// [`ClientHello::counts_lent`].
+const COUNTS_LENT: u16 = 1;
 
 /// What the client says first (meta of the Connect request).
 ///
@@ -41,6 +45,9 @@ pub struct ClientHello<'a> {
     pub version_min: u8,
     /// The newest version the client speaks.
     pub version_max: u8,
+    /// The client says in every header how much [lent](crate::flags::LENT) payload it has taken, so
+    /// the server may lend. An extension: a server that does not know it copies.
+    pub counts_lent: bool,
 }
 
 impl<'a> ClientHello<'a> {
@@ -56,6 +63,9 @@ impl<'a> ClientHello<'a> {
         out.extend_from_slice(&self.key_id.to_le_bytes());
         out.extend_from_slice(&[self.version_min, self.version_max]);
         put_str(out, self.namespace);
+        if self.counts_lent {
+            append_extension(out, COUNTS_LENT, &[]);
+        }
     }
 
     /// Reads the meta of a Connect request.
@@ -76,9 +86,22 @@ impl<'a> ClientHello<'a> {
         if version_min == 0 || version_min > version_max {
             return Err(MetaError::Versions { min: version_min, max: version_max });
         }
-        let hello =
-            ClientHello { client_nonce, client_id, key_id, namespace, version_min, version_max };
-        finish(reader, hello)
+        let mut counts_lent = false;
+        while let Some((kind, _)) = next_extension(&mut reader)? {
+            match kind {
+                COUNTS_LENT => counts_lent = true,
+                kind => unknown(kind)?,
+            }
+        }
+        Ok(ClientHello {
+            client_nonce,
+            client_id,
+            key_id,
+            namespace,
+            version_min,
+            version_max,
+            counts_lent,
+        })
     }
 
     /// The newest version that both speak; `None` is answered with

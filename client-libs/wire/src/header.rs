@@ -28,8 +28,13 @@ pub mod flags {
     pub const FROM_SERVER: u32 = 4;
     /// More replies to this request follow.
     pub const MORE: u32 = 8;
+    /// The payload is lent: it lies in the sender's memory until the receiver's [`consumed`] says
+    /// that it was taken. Only on replies, and only to who said that it counts.
+    ///
+    /// [`consumed`]: super::Header::consumed
+    pub const LENT: u32 = 16;
     /// All bits this version knows; any other is refused.
-    pub const ALL: u32 = REPLY | TRAILER | FROM_SERVER | MORE;
+    pub const ALL: u32 = REPLY | TRAILER | FROM_SERVER | MORE | LENT;
 }
 
 /// The header as it lies on the wire; all numbers little-endian, no padding.
@@ -115,15 +120,15 @@ impl Raw {
         self.check_lengths(opcode)
     }
 
-    /// A reply comes from a server; only a reply may announce more of its kind; only a reply and a
-    /// Goodbye have a status.
+    /// A reply comes from a server; only a reply may announce more of its kind, or be lent; only a
+    /// reply and a Goodbye have a status.
     fn check_flags(&self) -> Result<(), FrameError> {
         let got = self.flags.get();
         let has = |bit| got & bit != 0;
         let reply = has(flags::REPLY);
         let known = got & !flags::ALL == 0;
         let from = !reply || has(flags::FROM_SERVER);
-        let more = reply || !has(flags::MORE);
+        let more = reply || !has(flags::MORE | flags::LENT);
         let goodbye = self.opcode == Opcode::Goodbye.raw();
         let status = reply || goodbye || self.status.get() == 0;
         match known && from && more && status {
@@ -297,6 +302,12 @@ impl Header {
         self.flags() & flags::MORE != 0
     }
 
+    /// Whether the payload is lent.
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.flags() & flags::LENT != 0
+    }
+
     /// The same header with the flag bits `bits` set as well.
     #[inline]
     #[must_use]
@@ -317,6 +328,13 @@ impl Header {
     #[must_use]
     pub fn with_more(self) -> Header {
         self.with_flags(flags::MORE)
+    }
+
+    /// Says that the payload is lent.
+    #[inline]
+    #[must_use]
+    pub fn with_lent(self) -> Header {
+        self.with_flags(flags::LENT)
     }
 
     /// The same reply or Goodbye with another status.

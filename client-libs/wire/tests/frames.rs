@@ -228,9 +228,10 @@ fn unknown_codes_and_flags() {
     }
     assert_eq!(tampered(6, &[200]), Err(FrameError::UnknownStatus { got: 200 }));
     assert_eq!(tampered(6, &[6]), Err(FrameError::BadFlags { got: 0 }), "a request has no status");
-    assert_eq!(tampered(8, &[16]), Err(FrameError::BadFlags { got: 16 }));
+    assert_eq!(tampered(8, &[32]), Err(FrameError::BadFlags { got: 32 }));
     assert_eq!(tampered(8, &[flags::REPLY as u8]), Err(FrameError::BadFlags { got: 1 }));
     assert_eq!(tampered(8, &[flags::MORE as u8]), Err(FrameError::BadFlags { got: 8 }));
+    assert_eq!(tampered(8, &[flags::LENT as u8]), Err(FrameError::BadFlags { got: 16 }));
 }
 
 #[test]
@@ -336,13 +337,13 @@ fn header() -> impl Strategy<Value = Header> {
     let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
     let small = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u8>(), any::<u8>());
     let codes = (prop::sample::select(Opcode::ALL), prop::sample::select(Status::ALL));
-    (codes, numbers, small, any::<[u8; 16]>(), 0u32..16).prop_map(
+    (codes, numbers, small, any::<[u8; 16]>(), 0u32..32).prop_map(
         |((opcode, status), (id, generation, consumed, stored), small, trace_id, bits)| {
             let (namespace, deadline_ms, credits, priority, codec) = small;
             let reply = bits & flags::REPLY != 0;
             let header = Header::request(opcode, id);
             let header = if reply { Header::reply(&header, status) } else { header };
-            let more = if reply { bits & flags::MORE } else { 0 };
+            let more = if reply { bits & (flags::MORE | flags::LENT) } else { 0 };
             header
                 .with_flags(more | bits & flags::TRAILER)
                 .with_payload_length(generation.min(opcode.payload_limit(reply)))

@@ -94,6 +94,7 @@ impl Parts {
                 namespace,
                 version_min: *version_min,
                 version_max: *version_max,
+                counts_lent: false,
             }),
             Request::Exists(KeyList { keys: keys.clone() }),
             Request::MatchPrefix(MatchItems {
@@ -389,6 +390,7 @@ fn hellos_out_of_bounds_are_named() {
         namespace: "n",
         version_min: 1,
         version_max: 1,
+        counts_lent: false,
     };
     let with = |at: usize, bytes: &[u8]| {
         let mut meta = Vec::new();
@@ -401,6 +403,18 @@ fn hellos_out_of_bounds_are_named() {
     assert_eq!(with(52, &[2, 1]), Err(MetaError::Versions { min: 2, max: 1 }));
     assert_eq!(with(54, &[0, 0]), Err(MetaError::NamespaceLength { got: 0 }));
     assert!(matches!(with(56, &[0xff]), Err(MetaError::Text(_))));
+    // Whether it counts lent payload is an extension.
+    for counts_lent in [true, false] {
+        let mut meta = Vec::new();
+        let hello = ClientHello { counts_lent, ..hello };
+        hello.encode(&mut meta);
+        assert_eq!(ClientHello::parse(&meta), Ok(hello));
+        append_extension(&mut meta, 2, b"unknown");
+        assert_eq!(ClientHello::parse(&meta), Ok(hello));
+        append_extension(&mut meta, MUST_UNDERSTAND, b"");
+        let error = MetaError::MustUnderstand { kind: MUST_UNDERSTAND };
+        assert_eq!(ClientHello::parse(&meta), Err(error));
+    }
     assert_eq!(hello.negotiate(), Some(VERSION));
     assert_eq!(ClientHello { version_min: 2, version_max: 9, ..hello }.negotiate(), None);
     assert_eq!(ClientHello { version_max: 9, ..hello }.negotiate(), Some(VERSION));
@@ -415,6 +429,7 @@ fn an_old_server_hello_is_not_the_answer() {
         namespace: "n",
         version_min: 1,
         version_max: 1,
+        counts_lent: false,
     };
     let limits = Limits {
         max_value: 1 << 20,

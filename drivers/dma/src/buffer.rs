@@ -7,7 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::arena::{Arena, Lend};
 use crate::ledger::{Class, Run};
@@ -16,8 +16,15 @@ use crate::pool::Pool;
 
 /// Where a buffer's memory goes back to.
 pub(crate) enum Home {
-    Pool { pool: Pool, run: Run },
-    Arena { arena: Arena, lend: Lend },
+    /// The lock is for the account that the run is charged to.
+    Pool {
+        pool: Pool,
+        run: Mutex<Run>,
+    },
+    Arena {
+        arena: Arena,
+        lend: Lend,
+    },
 }
 
 impl Home {
@@ -25,6 +32,12 @@ impl Home {
         match self {
             Home::Pool { pool, .. } => pool.mapping(),
             Home::Arena { arena, .. } => arena.mapping(),
+        }
+    }
+
+    fn charge(&self, class: Class) {
+        if let Home::Pool { pool, run } = self {
+            pool.charge(&mut run.lock().unwrap_or_else(PoisonError::into_inner), class);
         }
     }
 
@@ -37,7 +50,9 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         match self {
-            Home::Pool { pool, run } => pool.release(*run),
+            Home::Pool { pool, run } => {
+                pool.release(*run.get_mut().unwrap_or_else(PoisonError::into_inner));
+            }
             Home::Arena { arena, lend } => arena.give_back(lend),
         }
     }
@@ -65,7 +80,9 @@ impl DmaBuf {
     /// is dropped, and that stays mapped until then.
     pub(crate) unsafe fn new(start: NonNull<u8>, len: usize, home: Home) -> DmaBuf {
         let capacity = match &home {
-            Home::Pool { run, .. } => crate::UNIT << run.order,
+            Home::Pool { run, .. } => {
+                crate::UNIT << run.lock().unwrap_or_else(PoisonError::into_inner).order
+            }
             Home::Arena { .. } => len,
         };
         assert!(len <= capacity, "a buffer fits its run");
@@ -94,9 +111,7 @@ impl DmaBuf {
 
     /// Charges it to another account of its pool; an arena has none.
     pub fn charge(&mut self, class: Class) {
-        if let Home::Pool { pool, run } = &mut self.home {
-            pool.charge(run, class);
-        }
+        self.home.charge(class);
     }
 
     /// The bytes.
@@ -200,10 +215,37 @@ impl DmaRef {
         DmaRef { start: first, len: end - start, home: Arc::clone(&self.home) }
     }
 
+    /// Whether it is from a pool. From an arena it is only as long as its lender keeps the place.
+    pub fn is_pooled(&self) -> bool {
+        matches!(*self.home, Home::Pool { .. })
+    }
+
+    /// Something to ask by whether the memory was given back.
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::downgrade(&self.home))
+    }
+
+    /// Charges the whole buffer, of which this may be a part, to another account of its pool; an arena
+    /// has none.
+    pub fn charge(&self, class: Class) {
+        self.home.charge(class);
+    }
+
     /// Which of the regions that were registered with a device it lies in, and at which offset in it.
     /// The numbers are those of the pool or arena it came from.
     pub fn region(&self) -> (usize, usize) {
         self.home.region(self.start)
+    }
+}
+
+/// Tells whether memory is still held, and does not hold it.
+#[derive(Clone)]
+pub struct Watch(Weak<Home>);
+
+impl Watch {
+    /// Whether a handle of the memory exists; if not, it may be somebody else's by now.
+    pub fn is_held(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 

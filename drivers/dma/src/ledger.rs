@@ -14,6 +14,7 @@
 //! |------------|-------------------------|---------------------|
 //! | Checkpoint | 1/16, 1.75 MiB at least | 1/4, 8 MiB at least |
 //! | Drive      | 0                       | -                   |
+//! | Lent       | 0                       | -                   |
 //! | Send       | 3/16 [^small]           | -                   |
 //! | Receive    | 3/16 [^small]           | -                   |
 //! | Scrub      | 0                       | 1/4, 4 MiB at least |
@@ -27,10 +28,10 @@
 //!
 //! **Why a class always comes by its reserve.** Nobody is given what would leave less free than the
 //! others' reserves lack. So a class that holds less than its reserve finds the rest free, or, where
-//! buffers of it were charged to [`Class::Drive`] since, is first to get what the others give back:
-//! they have no more than their own reserves until it is free again. What a drive that stalled keeps
-//! for good is of that class. It is missing from the commons, and from nobody's reserve, as long as
-//! there are commons.
+//! buffers of it were charged to [`Class::Drive`] or [`Class::Lent`] since, is first to get what the
+//! others give back: they have no more than their own reserves until it is free again. What a drive
+//! that stalled keeps for good is of the one, what a peer keeps that does not go on is of the other.
+//! It is missing from the commons, and from nobody's reserve, as long as there are commons.
 //!
 //! Who waits for several runs keeps those that were found, as far as the class is within its reserve:
 //! nobody else could have had their bytes. So the runs need not be free all at one moment, which they
@@ -56,6 +57,10 @@ pub enum Class {
     /// command of a journal names, until it is answered. A drive that stalled may never answer. Taken
     /// for another class first, and then [charged](crate::DmaBuf::charge) to this one.
     Drive,
+    /// What peers have been lent and not yet taken, for as long as they like. Taken for
+    /// [`Class::Send`] first, and then [charged](crate::DmaRef::charge) to this one by who sees to it
+    /// that it is a small part of the pool.
+    Lent,
     /// What is read from a drive and sent to a client.
     Send,
     /// What is received from a client and written to a drive.
@@ -66,14 +71,15 @@ pub enum Class {
 
 impl Class {
     /// All classes, in the order in which their waiters are served.
-    pub const ALL: [Class; 5] =
-        [Class::Checkpoint, Class::Drive, Class::Send, Class::Receive, Class::Scrub];
+    pub const ALL: [Class; 6] =
+        [Class::Checkpoint, Class::Drive, Class::Lent, Class::Send, Class::Receive, Class::Scrub];
 
     /// The class in status and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Class::Checkpoint => "checkpoint",
             Class::Drive => "drive",
+            Class::Lent => "lent",
             Class::Send => "send",
             Class::Receive => "receive",
             Class::Scrub => "scrub",

@@ -36,7 +36,7 @@ mod pool;
 mod wait;
 
 pub use arena::{Arena, ArenaError};
-pub use buffer::{DmaBuf, DmaRef};
+pub use buffer::{DmaBuf, DmaRef, Watch};
 pub use ledger::Class;
 pub use mapping::{Backing, Hugepages, MapError, OrdinaryReason};
 pub use memory::Memory;

@@ -169,7 +169,7 @@ impl Pool {
         let start = self.0.mapping.at(run.unit as usize * UNIT);
         // SAFETY: the ledger handed out the run's units, which are `len` bytes or more, to nobody else,
         // and takes them back only when this buffer's home is dropped. The home holds the mapping.
-        unsafe { DmaBuf::new(start, len, Home::Pool { pool: self.clone(), run }) }
+        unsafe { DmaBuf::new(start, len, Home::Pool { pool: self.clone(), run: run.into() }) }
     }
 
     /// Gives back the run of a buffer that is dropped.
@@ -299,6 +299,19 @@ mod tests {
             assert_eq!(buffer.as_ptr() as usize % UNIT, 0);
             assert!(buffer.as_slice().iter().all(|&b| usize::from(b) == i));
         }
+        // Another account, for all handles: it has no share, and takes none away.
+        let part = buffers[0].len();
+        buffers[0].charge(Class::Drive);
+        let lent = buffers.remove(0).freeze();
+        let watch = lent.slice(3..4).watch();
+        assert!(lent.is_pooled() && watch.is_held());
+        lent.slice(0..part / 2).charge(Class::Lent);
+        let used = pool.stats().used;
+        assert_eq!(used[Class::Receive.index()], 7 * 128 * 1024);
+        assert_eq!((used[Class::Lent.index()], used[Class::Drive.index()]), (128 * 1024, 0));
+        drop(lent);
+        assert!(!watch.is_held());
+        assert_eq!(pool.stats().used[Class::Lent.index()], 0);
         // Shared handles keep the run until the last of them is gone.
         let shared = buffers.pop().unwrap().freeze();
         let part = shared.slice(10..20);

@@ -84,12 +84,15 @@ pub struct SendOp {
     pub payload: Vec<DmaRef>,
     /// What follows the payload: a trailer, or nothing.
     pub tail: Vec<u8>,
+    /// Pieces of the payload of at least so many bytes stay as they are, after the send is done too, until
+    /// the peer has said that it has taken them: a carrier that [lends](Connection::lends) need not copy them.
+    pub lend: Option<usize>,
 }
 
 impl SendOp {
     /// A frame without payload.
     pub fn head(head: Vec<u8>) -> SendOp {
-        SendOp { head, payload: Vec::new(), tail: Vec::new() }
+        SendOp { head, ..SendOp::default() }
     }
 
     /// Bytes to send in all.
@@ -101,6 +104,12 @@ impl SendOp {
     /// True when there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes behind the `index`-th piece.
+    fn len_after(&self, index: usize) -> usize {
+        let payload: usize = self.payload.iter().skip(index).map(DmaRef::len).sum();
+        if index > self.payload.len() { 0 } else { payload + self.tail.len() }
     }
 
     /// The `index`-th piece in sending order: head, payload, tail.
@@ -181,6 +190,18 @@ pub trait Connection {
 
     /// True when the peer runs on this machine.
     fn is_loopback(&self) -> bool;
+
+    /// Whether a send that [may lend](SendOp::lend) its payload saves something. The peer may then read the
+    /// memory long after the send is done, and after the connection was closed.
+    fn lends(&self) -> bool {
+        false
+    }
+
+    /// Whether the peer's end is known to exist no more, so that nobody reads what was lent to it. Not
+    /// known: false, as after a [shutdown](Connection::shutdown) of ours.
+    fn is_peer_gone(&self) -> bool {
+        false
+    }
 }
 
 /// Receives at least `min` bytes into `buf[at..]`; see [`Connection::start_recv`].

@@ -11,11 +11,13 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use memkv_dma::Watch;
 use memkv_net::{Connection, NetError, RecvBuf, SendOp};
 use memkv_poller::{Clock, Instant, Rng};
 
@@ -38,6 +40,9 @@ pub struct NetOptions {
     pub linger: u32,
     /// Segments at which the connection is reset instead.
     pub reset: u32,
+    /// Payload is lent where the server allows it: whoever reads it late finds that the memory is held
+    /// still, or the run panics.
+    pub lend: bool,
     /// Decides everything that is left to chance.
     pub seed: u64,
 }
@@ -52,6 +57,7 @@ impl NetOptions {
             split: 50_000,
             linger: 0,
             reset: 0,
+            lend: false,
             seed,
         }
     }
@@ -117,6 +123,8 @@ struct Stream {
     tag: u64,
     to_server: Pipe,
     to_client: Pipe,
+    /// What of it lies in the server's memory: which positions, and whether it is held.
+    lent: VecDeque<(Range<u64>, Watch)>,
     /// When the last segment of each direction is due: the next one is never earlier.
     due_server: Instant,
     due_client: Instant,
@@ -213,6 +221,8 @@ impl SimNet {
             let mut state = self.0.borrow_mut();
             state.due.clear();
             for index in 0..state.streams.len() as u32 {
+                // What a machine leaves behind nobody uses again.
+                state.streams[index as usize].lent.clear();
                 if state.streams[index as usize].client_gone {
                     state.break_stream(index, &mut wakers);
                 } else {
@@ -406,6 +416,12 @@ impl State {
             };
             let take = (bytes.len() - *done).min(room as usize);
             stream.to_client.send(&bytes[*done..*done + take]);
+            let may = op.lend.is_some_and(|least| bytes.len() >= least) && self.options.lend;
+            if may && take > 0 && (1..parts - 1).contains(part) {
+                let end = stream.to_client.sent();
+                let range = end - take as u64..end;
+                stream.lent.push_back((range, op.payload[*part - 1].watch()));
+            }
             room -= take as u64;
             *done += take;
             if *done == bytes.len() {
@@ -422,6 +438,7 @@ impl State {
             // Nobody reads: what is sent vanishes, as it does in a kernel whose peer has closed.
             stream.to_client.arrive(u64::MAX);
             stream.to_client.consume(stream.to_client.readable().len());
+            stream.lent.clear();
         } else {
             self.dispatch(index, true, from);
         }
@@ -459,6 +476,7 @@ impl Stream {
             tag: 0,
             to_server: Pipe::default(),
             to_client: Pipe::default(),
+            lent: VecDeque::new(),
             due_server: Instant::default(),
             due_client: Instant::default(),
             receive: Receive::Idle,
@@ -498,6 +516,20 @@ impl Stream {
         let result = if finished || !self.reset { Ok(got) } else { Err(NetError::Reset) };
         self.receive = Receive::Done(result, buf);
         waker
+    }
+
+    /// The client has read on: what it read of the server's memory was still there.
+    fn check_lent(&mut self) {
+        let consumed = self.to_client.consumed();
+        while let Some((range, watch)) = self.lent.front()
+            && range.start < consumed
+        {
+            assert!(watch.is_held(), "a client read memory that the server had given back");
+            if range.end > consumed {
+                return;
+            }
+            self.lent.pop_front();
+        }
     }
 
     /// Ends a send that is on its way; a waker when somebody waits for it.
@@ -618,6 +650,14 @@ impl Connection for ServerEnd {
     fn is_loopback(&self) -> bool {
         true
     }
+
+    fn lends(&self) -> bool {
+        self.with(|state| state.options.lend)
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        self.with(|state| state.streams[self.index as usize].client_gone)
+    }
 }
 
 impl Drop for ServerEnd {
@@ -672,6 +712,7 @@ impl ClientEnd {
             let stream = &mut state.streams[self.index as usize];
             let (taken, result) = read(stream.to_client.readable());
             stream.to_client.consume(taken);
+            stream.check_lent();
             result
         })
     }

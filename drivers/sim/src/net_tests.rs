@@ -74,7 +74,12 @@ fn a_send_larger_than_the_window_waits_for_arrivals() {
     let fixture = fixture(|options| options.window = 100);
     let (client, server) = fixture.net.connect(5);
     let head: Vec<u8> = (0..=255).collect();
-    server.start_send(SendOp { head: head.clone(), payload: Vec::new(), tail: vec![9; 50] });
+    server.start_send(SendOp {
+        head: head.clone(),
+        payload: Vec::new(),
+        tail: vec![9; 50],
+        lend: None,
+    });
     assert!(poll_send(&*server).is_pending());
     fixture.settle();
     let Poll::Ready((result, op)) = poll_send(&*server) else { panic!("still sending") };

@@ -25,6 +25,11 @@ impl Pipe {
         self.consumed + (self.bytes.len() - self.head) as u64
     }
 
+    /// Position after the last byte that was consumed.
+    pub(crate) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
     /// Bytes that are on their way.
     pub(crate) fn in_flight(&self) -> u64 {
         self.sent() - self.arrived

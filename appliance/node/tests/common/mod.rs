@@ -60,6 +60,8 @@ pub struct Wire {
     pub sealer: Sealer,
     pub opener: Opener,
     pub hello: ServerHello,
+    /// Lent payload received.
+    pub consumed: u64,
     next_request: u64,
 }
 
@@ -92,6 +94,7 @@ impl Wire {
             namespace,
             version_min: VERSION,
             version_max: VERSION,
+            counts_lent: true,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);
@@ -102,7 +105,7 @@ impl Wire {
         let hello = ServerHello::parse(&reply.meta).expect("a server's hello");
         let (sealer, opener) =
             session_keys(key, key_id, VERSION, &client_nonce, &hello.server_nonce, Side::Client);
-        Ok(Self { socket, sealer, opener, hello, next_request: 1 })
+        Ok(Self { socket, sealer, opener, hello, consumed: 0, next_request: 1 })
     }
 
     /// A new request's header.
@@ -113,7 +116,7 @@ impl Wire {
 
     /// Seals and sends a frame with an optional payload and trailer.
     pub fn send(&mut self, mut header: Header, meta: &[u8], payload: &[u8], crcs: Option<&[u32]>) {
-        header = header.with_payload_length(payload.len() as u64);
+        header = header.with_payload_length(payload.len() as u64).with_consumed(self.consumed);
         if crcs.is_some() {
             header = header.with_trailer();
         }
@@ -133,7 +136,11 @@ impl Wire {
 
     /// The next frame, or the end of the connection.
     pub fn receive(&mut self) -> Result<Frame, Closed> {
-        receive(&mut self.socket, &mut self.opener)
+        let frame = receive(&mut self.socket, &mut self.opener)?;
+        if frame.header.is_lent() {
+            self.consumed += frame.payload.len() as u64;
+        }
+        Ok(frame)
     }
 
     /// The status and text of the goodbye that must come next, then the end.

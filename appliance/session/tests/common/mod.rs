@@ -41,6 +41,7 @@ pub struct Options {
     pub pool_bytes: u64,
     pub extent_bytes: u32,
     pub limits: SessionLimits,
+    pub lendable: u64,
     pub namespaces: Vec<NamespaceLimits>,
 }
 
@@ -52,6 +53,7 @@ impl Default for Options {
             pool_bytes: 8 << 20,
             extent_bytes: 1 << 20,
             limits: SessionLimits::default(),
+            lendable: 0,
             namespaces: Vec::new(),
         }
     }
@@ -77,7 +79,8 @@ impl Machine {
         let clock = SimClock::new(1_800_000_000);
         let world_options = WorldOptions { reactors: 2, inbox_capacity: 64, seed: 11 };
         let mut world = World::new(world_options, clock.clone());
-        let net = SimNet::new(NetOptions::new(12), clock.clone());
+        let net = NetOptions { lend: options.lendable > 0, ..NetOptions::new(12) };
+        let net = SimNet::new(net, clock.clone());
         world.add_source(Rc::new(net.clone()));
         let pool =
             PoolConfig { size: options.pool_bytes, chunk: 2 << 20, hugepages: Hugepages::Never };
@@ -115,6 +118,7 @@ impl Machine {
                 store: handle,
                 keys,
                 limits: options.limits,
+                lendable: options.lendable,
                 namespaces: options.namespaces.clone(),
                 identity: memkv_session::Identity { server: [3; 16], incarnation: 1 },
                 entropy: Box::new(|bytes| bytes.fill(9)),
@@ -308,6 +312,8 @@ pub struct Client {
     pub end: ClientEnd,
     pub extent: usize,
     pub limits: Limits,
+    /// What it says that it has taken of lent payload.
+    pub consumed: u64,
     sealer: Sealer,
     opener: Opener,
     next_request: u64,
@@ -332,6 +338,7 @@ impl Client {
             namespace: "tests",
             version_min: VERSION,
             version_max: VERSION,
+            counts_lent: true,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);
@@ -341,7 +348,7 @@ impl Client {
         let nonces = (&client_nonce, &hello.server_nonce);
         let (sealer, opener) = session_keys(&key, id, VERSION, nonces.0, nonces.1, Side::Client);
         let (extent, limits) = (hello.limits.extent as usize, hello.limits);
-        Some(Client { end, extent, limits, sealer, opener, next_request: 1 })
+        Some(Client { end, extent, limits, consumed: 0, sealer, opener, next_request: 1 })
     }
 
     pub fn request(&mut self, opcode: Opcode) -> Header {
@@ -354,7 +361,8 @@ impl Client {
     }
 
     pub fn send(&mut self, header: Header, meta: &[u8], payload: &[u8]) {
-        let mut header = header.with_payload_length(payload.len() as u64);
+        let header = header.with_payload_length(payload.len() as u64);
+        let mut header = header.with_consumed(self.consumed);
         let sealer = &mut self.sealer;
         self.end.send_with(|out| {
             sealer.seal(&mut header, meta, out);
@@ -407,7 +415,8 @@ impl Client {
         let mut meta = Vec::new();
         DataMeta { item: 0 }.encode(&mut meta);
         let header = Header::request(Opcode::Data, request);
-        let mut header = header.with_payload_length(value.len() as u64).with_trailer();
+        let header = header.with_payload_length(value.len() as u64).with_trailer();
+        let mut header = header.with_consumed(self.consumed);
         let mut frame = Vec::new();
         self.sealer.seal(&mut header, &meta, &mut frame);
         frame.extend_from_slice(&value[..sent.unwrap_or(value.len())]);

@@ -14,6 +14,8 @@ use crate::block::{Block, KeyHash, Slot, UNVERIFIED};
 #[derive(Default)]
 struct Pins {
     count: u32,
+    /// Of those: reads that may last for as long as a peer likes.
+    lent: u32,
     /// Told when the last one ends after the block left the index; made by the first who waits.
     unread: Option<Rc<Event>>,
 }
@@ -221,17 +223,27 @@ impl Slab {
         self.pins[&slot].count
     }
 
-    /// A read begins.
-    pub fn pin(&mut self, slot: Slot) {
-        self.entry(slot).set_pinned(true);
-        self.pins.entry(slot).or_default().count += 1;
+    /// Whether one of the reads may last for as long as a peer likes.
+    pub fn is_lent(&self, slot: Slot) -> bool {
+        self.get(slot).is_pinned() && self.pins[&slot].lent > 0
     }
 
-    /// A read ends. If it was the last one and somebody waits for that, he is told.
-    pub fn unpin(&mut self, slot: Slot) {
+    /// A read begins; `lent`: it may last for as long as a peer likes.
+    pub fn pin(&mut self, slot: Slot, lent: bool) {
+        self.entry(slot).set_pinned(true);
+        let pins = self.pins.entry(slot).or_default();
+        pins.count += 1;
+        pins.lent += u32::from(lent);
+    }
+
+    /// A read ends, which began as the same kind. If it was the last one and somebody waits for that, he
+    /// is told.
+    pub fn unpin(&mut self, slot: Slot, lent: bool) {
         assert!(self.get(slot).is_pinned(), "a read ends once");
         let pins = self.pins.get_mut(&slot).expect("a pinned block is read by somebody");
         pins.count -= 1;
+        pins.lent -= u32::from(lent);
+        assert!(pins.lent <= pins.count, "a read ends as what it began");
         if pins.count > 0 {
             return;
         }

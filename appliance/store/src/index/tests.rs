@@ -97,17 +97,45 @@ fn a_block_that_is_read_is_pinned_until_the_last_reader_is_done() {
     let mut index = Index::default();
     let slot = index.insert(&block(1, vec![extent(0, 1)]));
     assert!(index.unread(slot).is_none());
-    index.pin(slot);
-    index.pin(slot);
+    index.pin(slot, false);
+    index.pin(slot, false);
     assert!(index.unread(slot).is_some());
     index.unpublish(slot);
-    index.unpin(slot);
+    index.unpin(slot, false);
     assert_eq!(index.pins(slot), 1);
-    index.unpin(slot);
+    index.unpin(slot, false);
     assert_eq!((index.pins(slot), index.get(slot).is_pinned()), (0, false));
-    assert!(index.unread(slot).is_none());
+    assert!(index.unread(slot).is_none() && !index.is_lent(slot));
     index.remove(slot);
     assert!(index.at(slot.number()).is_none());
+}
+
+#[test]
+fn a_block_is_lent_until_the_last_who_has_it_gives_it_back() {
+    let mut index = Index::default();
+    let slot = index.insert(&block(1, vec![extent(0, 1)]));
+    assert!(!index.is_lent(slot));
+    index.pin(slot, false);
+    assert!(!index.is_lent(slot));
+    index.pin(slot, true);
+    index.pin(slot, true);
+    index.unpin(slot, true);
+    assert!(index.is_lent(slot));
+    index.unpin(slot, true);
+    assert!(!index.is_lent(slot) && index.pins(slot) == 1);
+    index.unpin(slot, false);
+    assert!(!index.get(slot).is_pinned());
+}
+
+#[test]
+#[should_panic(expected = "a read ends as what it began")]
+fn a_read_does_not_end_as_another_kind() {
+    let mut index = Index::default();
+    let slot = index.insert(&block(1, vec![extent(0, 1)]));
+    index.pin(slot, false);
+    index.pin(slot, true);
+    index.unpin(slot, false);
+    index.unpin(slot, false);
 }
 
 #[test]
@@ -115,9 +143,9 @@ fn a_block_that_is_read_is_pinned_until_the_last_reader_is_done() {
 fn a_read_does_not_end_twice() {
     let mut index = Index::default();
     let slot = index.insert(&block(1, vec![extent(0, 1)]));
-    index.pin(slot);
-    index.unpin(slot);
-    index.unpin(slot);
+    index.pin(slot, false);
+    index.unpin(slot, false);
+    index.unpin(slot, false);
 }
 
 #[test]
@@ -125,7 +153,7 @@ fn a_read_does_not_end_twice() {
 fn a_block_that_is_read_is_not_removed() {
     let mut index = Index::default();
     let slot = index.insert(&block(1, vec![extent(0, 1)]));
-    index.pin(slot);
+    index.pin(slot, false);
     index.unpublish(slot);
     index.remove(slot);
 }

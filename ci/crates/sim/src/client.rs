@@ -44,12 +44,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(index: u64) -> Client {
+    pub fn new(index: u64, spaces: usize) -> Client {
         let mut id = [0x5a; 16];
         id[..8].copy_from_slice(&index.to_le_bytes());
         Client {
             index,
-            space: index as usize % SPACES.len(),
+            space: index as usize % spaces,
             id,
             link: None,
             closing: false,
@@ -111,10 +111,10 @@ impl Client {
     /// Takes what has arrived and nothing else: the last words of a server that is about to stop.
     pub fn read(&mut self, stage: &mut Stage) -> Result<(), Broken> {
         while let Some(link) = &mut self.link {
-            let requests = &mut self.requests;
+            let (requests, closing) = (&mut self.requests, self.closing);
             let mut next = None;
             let arrival = link.receive(|header, meta, payload| {
-                next = Some(take_frame(stage, requests, header, meta, payload)?);
+                next = Some(take_frame(stage, requests, closing, (header, meta, payload))?);
                 Ok::<(), Broken>(())
             });
             match arrival {
@@ -361,13 +361,14 @@ impl Client {
 fn take_frame(
     stage: &mut Stage,
     requests: &mut [Request],
-    header: &Header,
-    meta: &[u8],
-    payload: &[u8],
+    closing: bool,
+    (header, meta, payload): (&Header, &[u8], &[u8]),
 ) -> Result<(Option<usize>, u32, Then), Broken> {
     let unexplained = |detail: String| Broken { what: What::Unexplained, key: u32::MAX, detail };
     if header.opcode() == Opcode::Goodbye {
-        if header.status() == Status::ShuttingDown {
+        // The second is the answer to our own end.
+        let ends = header.status() == Status::Ok && closing;
+        if header.status() == Status::ShuttingDown || ends {
             return Ok((None, 0, Then::Wait));
         }
         // Bytes for an offer that ran out meanwhile end the connection; the client could not know.

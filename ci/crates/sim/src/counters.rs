@@ -93,6 +93,8 @@ pub enum Count {
     RowsMerged,
     RowsFromLog,
     RecordsLost,
+    BytesLent,
+    BytesLentForGood,
 }
 
 use Count::*;
@@ -165,6 +167,8 @@ pub const LEAST: &[(Count, u64)] = &[
     (RowsMerged, 10_000),
     (RowsFromLog, 10_000),
     (RecordsLost, 20),
+    (BytesLent, 10_000_000),
+    (BytesLentForGood, 10_000),
 ];
 
 /// Counts of one seed, or of many: at the place of each its count, once it happened.

@@ -9,7 +9,7 @@ use memkv_wire::meta::TO_THE_END;
 
 use crate::counters::Count;
 use crate::model::{KeyId, Presence};
-use crate::options::{FaultMode, Interruption, SPACES, Stop, Trigger};
+use crate::options::{FaultMode, Interruption, Stop, Trigger};
 use crate::oracle::{Zone, zone_of};
 use crate::requests::{GetWork, Work};
 use crate::run::{Failure, Power, Run};
@@ -195,6 +195,7 @@ impl Run {
         let (Power::On(server) | Power::Stopping(server, _)) = &self.power else { return };
         let (store, counted) = (server.store.clone(), server.store.counters());
         let (reserve, append, offers) = server.losses();
+        let (lent, for_good) = server.lent();
         let counters = &mut self.stage.counters;
         counters.add(Count::Evictions, counted.evictions.get());
         counters.add(Count::EvictionsWhileSending, counted.evictions_while_read.get());
@@ -214,6 +215,8 @@ impl Run {
         counters.add(Count::LostAfterReserve, reserve);
         counters.add(Count::LostAfterAppend, append);
         counters.add(Count::OffersExpired, offers);
+        counters.add(Count::BytesLent, lent);
+        counters.add(Count::BytesLentForGood, for_good);
         counters.add(Count::ExtentsScrubbed, counted.scrub.extents.get());
         counters.add(Count::CorruptByScrub, counted.scrub.corrupt.get());
         counters.add(Count::RowsMerged, counted.checkpoint_rows.get());
@@ -292,13 +295,13 @@ impl Run {
                 let now = run.stage.now();
                 Work::Delete(vec![run.stage.model.delete_begins(key, 0, now)])
             })?;
-            let spaces = self.clients.len().min(SPACES.len()) as u32;
+            let spaces = self.clients.len().min(self.options.spaces()) as u32;
             let reached = self.options.keys * spaces;
             if (0..reached).all(|key| self.stage.model.presence(key) == Presence::Absent) {
                 break;
             }
         }
-        if self.clients.len() < SPACES.len() {
+        if self.clients.len() < self.options.spaces() {
             return Ok(());
         }
         // What was evicted at the same time may still be on its way out, and an offer whose bytes never

@@ -105,6 +105,7 @@ impl Work {
                 split: 0,
                 linger: 0,
                 reset: 0,
+                lend: false,
                 seed: 7,
             },
             pool_bytes: 32 * MIB,

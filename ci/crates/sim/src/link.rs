@@ -23,6 +23,8 @@ pub struct Link {
     client: [u8; 16],
     namespace: &'static str,
     state: State,
+    /// Lent payload received.
+    consumed: u64,
     /// Inline puts that may still be sent.
     pub credits: u32,
 }
@@ -68,13 +70,14 @@ impl Link {
             namespace,
             version_min: memkv_wire::VERSION,
             version_max: memkv_wire::VERSION,
+            counts_lent: true,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);
         let mut header = Header::request(Opcode::Connect, 0);
         end.send_with(|out| sealer.seal(&mut header, &meta, out));
         let state = State::Greeting { nonce, opener };
-        Link { end, key_id, key, client, namespace, state, credits: 0 }
+        Link { end, key_id, key, client, namespace, state, consumed: 0, credits: 0 }
     }
 
     /// True when requests can be sent.
@@ -93,7 +96,8 @@ impl Link {
     }
 
     /// Sends one frame.
-    pub fn send(&mut self, mut header: Header, meta: &[u8], payload: &[u8]) {
+    pub fn send(&mut self, header: Header, meta: &[u8], payload: &[u8]) {
+        let mut header = header.with_consumed(self.consumed);
         let State::Open { sealer, .. } = &mut self.state else { panic!("requests need a session") };
         self.end.send_with(|out| {
             sealer.seal(&mut header, meta, out);
@@ -104,7 +108,7 @@ impl Link {
     /// Sends one frame with a trailer of CRCs.
     pub fn send_with_trailer(&mut self, header: Header, meta: &[u8], payload: &[u8], crcs: &[u32]) {
         let State::Open { sealer, .. } = &mut self.state else { panic!("requests need a session") };
-        let mut header = header.with_trailer();
+        let mut header = header.with_trailer().with_consumed(self.consumed);
         self.end.send_with(|out| {
             sealer.seal(&mut header, meta, out);
             out.extend_from_slice(payload);
@@ -117,7 +121,7 @@ impl Link {
         &mut self,
         handle: impl FnOnce(&Header, &[u8], &[u8]) -> Result<(), E>,
     ) -> Result<Result<Arrival, E>, LinkError> {
-        let Link { end, state, .. } = self;
+        let Link { end, state, consumed, .. } = self;
         match state {
             State::Greeting { nonce, opener } => {
                 let nonce = *nonce;
@@ -131,6 +135,7 @@ impl Link {
             }
             State::Open { opener, .. } => end.read(|bytes| match whole_frame(opener, bytes) {
                 Ok(Some((header, meta, payload, total))) => {
+                    *consumed += if header.is_lent() { payload.len() as u64 } else { 0 };
                     (total, Ok(handle(&header, meta, payload).map(|()| Arrival::Frame)))
                 }
                 Ok(None) => (0, Ok(Ok(Arrival::Nothing))),
@@ -147,6 +152,7 @@ impl Link {
             namespace: self.namespace,
             version_min: memkv_wire::VERSION,
             version_max: memkv_wire::VERSION,
+            counts_lent: true,
         };
         if !hello.answers(&mine) {
             return Err(LinkError::Replayed);

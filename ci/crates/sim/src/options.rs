@@ -155,6 +155,11 @@ fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
 }
 
 impl Options {
+    /// How many of the [`SPACES`] are used: where memory is lent, those of one tenant.
+    pub fn spaces(&self) -> usize {
+        if self.net.lend { 2 } else { SPACES.len() }
+    }
+
     /// How long blocks of namespaces live, where time to live is played with: in some of those runs, all
     /// of one namespace do not live for long.
     pub fn namespaces(&self) -> Vec<NamespaceLimits> {
@@ -350,6 +355,7 @@ fn draw_net(rng: &mut Rng, seed: u64) -> NetOptions {
         split: pick(rng, &[0, 20_000, 100_000]),
         linger: pick(rng, &[0, 0, 50_000, 300_000]),
         reset: pick(rng, &[0, 0, 0, 500, 3_000]),
+        lend: rng.below(2) == 0,
         seed: seed ^ 0x4e45_5400,
     }
 }

@@ -229,7 +229,9 @@ impl Run {
         Run {
             layout: server::layout(&options, &disks[0]),
             pool: reuse.pool(options.pool_bytes),
-            clients: (0..options.clients as u64).map(Client::new).collect(),
+            clients: (0..options.clients as u64)
+                .map(|index| Client::new(index, options.spaces()))
+                .collect(),
             plan: options.interruptions.iter().copied().collect(),
             power: Power::Off,
             armed: None,

@@ -301,6 +301,13 @@ impl Server {
         done
     }
 
+    /// Sums of the sessions' counters: bytes lent, and of those such as are kept for good.
+    pub fn lent(&self) -> (u64, u64) {
+        let counters = self.contexts.iter().map(|context| context.counters());
+        counters
+            .fold((0, 0), |sum, one| (sum.0 + one.lent_bytes.get(), sum.1 + one.lent_retired.get()))
+    }
+
     /// Sums of the sessions' counters: (lost after reserve, lost after append, offers expired).
     pub fn losses(&self) -> (u64, u64, u64) {
         self.contexts.iter().map(|context| context.counters()).fold((0, 0, 0), |sum, one| {
@@ -330,7 +337,7 @@ fn context(
     incarnation: u64,
 ) -> Rc<Context> {
     let mut keys = KeyRing::default();
-    for (space, (tenant, _)) in SPACES.iter().enumerate() {
+    for (space, (tenant, _)) in SPACES.iter().enumerate().take(options.spaces()) {
         let (id, key) = credential(space);
         keys.add(id, key, tenant);
     }
@@ -341,9 +348,13 @@ fn context(
         drives,
         store,
         keys,
+        // No more than leaves runs for everybody in a pool as small as this.
+        lendable: 48 << 10,
         limits: SessionLimits {
             credits: 64,
             transfer: options.transfer,
+            lend_min: 16 << 10,
+            lend_piece: 16 << 10,
             ..SessionLimits::default()
         },
         namespaces: options.namespaces(),

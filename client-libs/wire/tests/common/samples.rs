@@ -84,6 +84,7 @@ fn requests() -> Vec<(Request<'static>, Vec<u8>)> {
         namespace: "llama-70b",
         version_min: 1,
         version_max: 1,
+        counts_lent: false,
     };
     let run = |(position, key)| MatchItem { position, key };
     let gets = vec![

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::connection::{MORE, SEND_FLAGS};
-#[cfg(target_os = "linux")]
 use super::lend::{LEND_MIN, Pipe};
 use super::options::{self, Threshold};
 use super::spin::{AWAKE, Gate, SMALL, Spin};
@@ -37,12 +36,10 @@ pub struct Stream {
     expects_small: bool,
     spin: Spin,
     gate: Gate,
-    #[cfg(target_os = "linux")]
     pipe: Lending,
 }
 
 /// Whether large sends lend their pages.
-#[cfg(target_os = "linux")]
 #[derive(Debug)]
 enum Lending {
     /// Not known yet.
@@ -117,14 +114,13 @@ impl Stream {
         bytes: &[u8],
         deadline: Instant,
     ) -> Result<(), NetError> {
-        #[cfg(target_os = "linux")]
         if bytes.len() >= LEND_MIN
             && let Some(mut pipe) = self.take_pipe()
         {
             self.send_batch(&mut [IoSlice::new(head)], MORE, deadline)?;
             let mut sent = 0;
             while sent < bytes.len() {
-                match pipe.lend(&self.socket, &bytes[sent..]) {
+                match pipe.lend(&self.socket, &bytes[sent..], true) {
                     Ok(count) => sent += count,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         wait(&self.socket, libc::POLLOUT, deadline)?;
@@ -140,7 +136,6 @@ impl Stream {
     }
 
     /// The pipe for lending, if the peer is on this machine, where it was found to save something.
-    #[cfg(target_os = "linux")]
     fn take_pipe(&mut self) -> Option<Pipe> {
         match std::mem::replace(&mut self.pipe, Lending::No) {
             Lending::By(pipe) => Some(pipe),
@@ -360,7 +355,6 @@ impl Connecting {
             expects_small: false,
             spin: Spin::new(),
             gate: Gate::default(),
-            #[cfg(target_os = "linux")]
             pipe: Lending::Untried,
         })
     }

@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 use socket2::Socket;
 
 use super::engine::Engine;
+use super::lend::{self, Pipe};
 use super::options::Threshold;
 use super::readiness::Event;
 use super::spin::{Gate, SMALL};
@@ -66,6 +67,11 @@ pub(super) struct TcpConnection {
     gate: Gate,
     recv: RefCell<Receive>,
     send: RefCell<Transmit>,
+    /// What the running send lends its payload by.
+    pipe: RefCell<Option<Pipe>>,
+    /// This end was shut down by us; and the peer's was known to be gone before.
+    shut: Cell<bool>,
+    gone: Cell<bool>,
 }
 
 /// What a socket has used up in one round of the engine.
@@ -130,6 +136,9 @@ impl TcpConnection {
             gate: Gate::default(),
             recv: RefCell::new(Receive::Idle),
             send: RefCell::new(Transmit::Idle),
+            pipe: RefCell::default(),
+            shut: Cell::new(false),
+            gone: Cell::new(false),
         }
     }
 
@@ -258,6 +267,7 @@ impl TcpConnection {
                     unreachable!("it was running a moment ago")
                 };
                 self.expect_answer(&op);
+                self.engine.give_pipe(self.pipe.take());
                 *state = Transmit::Done { result, op };
                 drop(state);
                 waker.into_iter().for_each(Waker::wake);
@@ -300,17 +310,39 @@ impl TcpConnection {
 impl TcpConnection {
     /// Sends what comes next, up to `limit` bytes: how many were asked for, and how many went.
     fn send_some(&self, op: &SendOp, sent: Sent, limit: usize) -> (usize, io::Result<usize>) {
+        if let Some(bytes) = self.lent(op, sent.piece) {
+            return self.lend(&bytes[sent.offset..], op.len_after(sent.piece) > 0, limit);
+        }
         if let Some(bytes) = self.known(op, sent.piece) {
             let rest = &bytes[sent.offset..];
             let rest = &rest[..rest.len().min(limit)];
             return (rest.len(), self.engine.send(self.socket.as_raw_fd(), rest));
         }
         let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-        let gathered =
-            gather(op, sent, limit, &mut slices, |piece| self.known(op, piece).is_some());
+        let gathered = gather(op, sent, limit, &mut slices, |piece| {
+            self.lent(op, piece).is_some() || self.known(op, piece).is_some()
+        });
         let more = if gathered.followed { MORE } else { 0 };
         let slices = &slices[..gathered.count];
         (gathered.bytes, self.socket.send_vectored_with_flags(slices, SEND_FLAGS | more))
+    }
+
+    /// Lends the front of `bytes`. What was asked for is what went: only the kernel knows how much of it
+    /// there was room for.
+    fn lend(&self, bytes: &[u8], more: bool, limit: usize) -> (usize, io::Result<usize>) {
+        let mut pipe = self.pipe.borrow_mut();
+        let pipe = pipe.as_mut().expect("only what there is a pipe for is lent");
+        // What is in the pipe goes first, however much that is.
+        let limit = bytes.len().min(limit.max(pipe.held()));
+        let result = pipe.lend(&self.socket, &bytes[..limit], more || limit < bytes.len());
+        (result.as_ref().map_or(limit, |moved| *moved), result)
+    }
+
+    /// A piece that is lent.
+    fn lent<'a>(&self, op: &'a SendOp, piece: usize) -> Option<&'a [u8]> {
+        let least = op.lend.filter(|_| (1..=op.payload.len()).contains(&piece))?;
+        let bytes = op.piece(piece).filter(|bytes| bytes.len() >= least)?;
+        self.pipe.borrow().is_some().then_some(bytes)
     }
 
     /// A message is out: when it was small, and no large one is coming in, the answer may come soon.
@@ -427,6 +459,9 @@ impl Connection for TcpConnection {
     fn start_send(&self, op: SendOp) {
         let mut state = self.send.borrow_mut();
         assert!(matches!(*state, Transmit::Idle), "a send is outstanding");
+        if op.lend.is_some() && self.loopback {
+            *self.pipe.borrow_mut() = self.engine.take_pipe();
+        }
         *state = Transmit::Running { op, sent: Sent::default(), waker: None };
         drop(state);
         self.drive_send();
@@ -445,6 +480,9 @@ impl Connection for TcpConnection {
     }
 
     fn shutdown(&self) {
+        // What the kernel says afterwards is no word of the peer's.
+        self.gone.set(self.is_peer_gone());
+        self.shut.set(true);
         // The kernel raises an edge for both directions, which ends what is outstanding. A peer that was
         // faster has left nothing to shut down.
         let result: io::Result<()> = self.socket.shutdown(Shutdown::Both);
@@ -461,6 +499,14 @@ impl Connection for TcpConnection {
 
     fn is_loopback(&self) -> bool {
         self.loopback
+    }
+
+    fn lends(&self) -> bool {
+        self.loopback && self.engine.has_pipes()
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        self.gone.get() || self.loopback && !self.shut.get() && lend::is_closed(&self.socket)
     }
 }
 

@@ -11,6 +11,7 @@ use memkv_dma::Memory;
 use memkv_poller::{Instant, Interrupt, Local, Poller, Progress};
 
 use super::connection::TcpConnection;
+use super::lend::Pipe;
 use super::listener::Accepted;
 use super::options;
 use super::readiness::{self, Event, Opened, Readiness};
@@ -52,6 +53,9 @@ impl FromStr for Driver {
     }
 }
 
+/// Most pipes kept for later sends. More are needed only while that many sends lend at once.
+const PIPES_KEPT: usize = 4;
+
 /// The TCP engine of one reactor.
 ///
 /// ```text
@@ -70,6 +74,9 @@ pub struct Engine {
     /// A small message is expected soon: an answer to one that was sent.
     expected: Cell<Expected>,
     spin: RefCell<Spin>,
+    pipes: RefCell<Vec<Pipe>>,
+    /// Pipes can be had, as far as is known.
+    has_pipes: Cell<bool>,
     /// Distinct sockets that were at work in this round and in the one before.
     active: Cell<u32>,
     active_before: Cell<u32>,
@@ -90,6 +97,8 @@ impl Engine {
             round: Cell::new(1),
             expected: Cell::default(),
             spin: RefCell::new(Spin::new()),
+            pipes: RefCell::default(),
+            has_pipes: Cell::new(cfg!(target_os = "linux")),
             active: Cell::new(0),
             active_before: Cell::new(0),
         });
@@ -128,6 +137,34 @@ impl Engine {
     /// Sends bytes that the driver [knows](Engine::knows), as many as the socket takes now.
     pub(super) fn send(&self, socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
         self.readiness.borrow_mut().send(socket, bytes)
+    }
+
+    /// Whether a send can lend its pages.
+    pub(super) fn has_pipes(&self) -> bool {
+        self.has_pipes.get()
+    }
+
+    /// A pipe for one send. The first failure is the last try: copies are always possible.
+    pub(super) fn take_pipe(&self) -> Option<Pipe> {
+        if let Some(pipe) = self.pipes.borrow_mut().pop() {
+            return Some(pipe);
+        }
+        if !self.has_pipes.get() {
+            return None;
+        }
+        let pipe = Pipe::new();
+        if let Err(error) = &pipe {
+            tracing::info!(%error, "no pipe to lend pages by, so payload is copied");
+            self.has_pipes.set(false);
+        }
+        pipe.ok()
+    }
+
+    /// A send is over. What is still in its pipe goes with it.
+    pub(super) fn give_pipe(&self, pipe: Option<Pipe>) {
+        let mut pipes = self.pipes.borrow_mut();
+        let kept = pipes.len() < PIPES_KEPT;
+        pipes.extend(pipe.filter(|pipe| kept && pipe.held() == 0));
     }
 
     /// Connections that live on this engine now.

@@ -7,8 +7,8 @@
 //! No byte is copied on this side, which is the greater part of what a large send costs. The price: the
 //! kernel refers to the pages until the peer has received them, even when the connection is closed
 //! before. Whoever changes the bytes earlier changes what the peer receives. So they stay as they are until
-//! the peer has answered; and the peer trusts no bytes but those that have the CRC that was computed
-//! before.
+//! the peer has answered, or said that it has taken them; and the peer trusts no bytes but those that have
+//! the CRC that was computed before.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -53,10 +53,16 @@ impl Pipe {
         Ok(Pipe { reader, writer, held: 0 })
     }
 
+    /// Bytes in it. Only one that is empty can be used for another send.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Lends the front of `bytes`, of which some may be in the pipe since the last call, to the
-    /// socket, as many as it takes now; more is to follow at once. Says how many those are. `WouldBlock`:
-    /// none, the socket has no room.
-    pub fn lend(&mut self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    /// socket, as many as it takes now. Says how many those are. `more` is to follow at once: the last
+    /// packet need not go before it is full, and if nothing follows it goes late. `WouldBlock`: none, the
+    /// socket has no room.
+    pub fn lend(&mut self, socket: &Socket, bytes: &[u8], more: bool) -> io::Result<usize> {
         if self.held == 0 {
             let part =
                 libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -68,7 +74,8 @@ impl Pipe {
             self.held = usize::try_from(taken).map_err(|_| io::Error::last_os_error())?;
         }
         let (from, to) = (self.reader.as_raw_fd(), socket.as_raw_fd());
-        let (none, flags) = (ptr::null_mut(), libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MORE);
+        let more = if more || bytes.len() > self.held { libc::SPLICE_F_MORE } else { 0 };
+        let (none, flags) = (ptr::null_mut(), libc::SPLICE_F_NONBLOCK | more);
         let moved = without_sigpipe(|| {
             // SAFETY: no offsets are passed; both descriptors are open.
             let moved = unsafe { libc::splice(from, none, to, none, self.held, flags) };
@@ -77,6 +84,27 @@ impl Pipe {
         self.held -= moved;
         Ok(moved)
     }
+}
+
+/// Whether the connection of a socket that was not shut down is over all the same: a reset has come. To
+/// the peer's end it was closed then, and what was in it unread is gone.
+pub(super) fn is_closed(socket: &Socket) -> bool {
+    /// `TCP_CLOSE` of the kernel's `tcp_states.h`.
+    const CLOSED: u8 = 7;
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `info`, which has as many, and the count to `len`.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    // SAFETY: numbers only, which were zero before the kernel wrote them.
+    rc == 0 && unsafe { info.assume_init() }.tcpi_state == CLOSED
 }
 
 /// Makes a call that raises SIGPIPE when the peer is gone, and has no flag against it, without the signal:

@@ -30,7 +30,9 @@
 //!
 //! # Lending
 //!
-//! The client's end sends large values as pages and not as copies (`lend.rs`).
+//! Between two ends on one machine large values are sent as pages and not as copies (`lend.rs`): by the
+//! client's end for as long as a call waits for its answer, by an engine where the
+//! [sender](crate::SendOp::lend) keeps them as they are until the peer has said that it took them.
 //!
 //! # Fairness
 //!
@@ -42,7 +44,7 @@
 pub mod blocking;
 mod connection;
 mod engine;
-#[cfg(target_os = "linux")]
+#[cfg_attr(not(target_os = "linux"), path = "no_lend.rs")]
 mod lend;
 mod listener;
 mod options;

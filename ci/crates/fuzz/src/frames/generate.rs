@@ -159,6 +159,7 @@ fn client_hello(rng: &mut Rng) -> ClientHello<'static> {
         namespace: one_of(rng, &["n", "llama-70b/fp8", "größe"]),
         version_min,
         version_max: version_min + rng.below(4) as u8,
+        counts_lent: rng.below(2) == 0,
     }
 }
 

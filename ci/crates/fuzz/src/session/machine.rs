@@ -309,6 +309,7 @@ fn context(
         store: StoreHandle::Here(store.clone()),
         keys,
         limits,
+        lendable: 4 << 20,
         namespaces: Vec::new(),
         identity: Identity { server: [6; 16], incarnation: life },
         entropy: Box::new(move |bytes| {

@@ -376,6 +376,7 @@ fn hello(rng: &mut Rng, wrong: Option<u64>) -> ((u32, memkv_wire::SharedKey), Ve
         namespace: one_of(rng, &["n", "n", "n", "llama-70b/fp8", "größe"]),
         version_min: 1,
         version_max: 1 + rng.below(2) as u8,
+        counts_lent: rng.below(2) == 0,
     };
     let mut opcode = Opcode::Connect;
     match wrong {
@@ -416,6 +417,7 @@ pub fn greet_well(machine: &mut Machine, tenant: u32, nonce: [u8; 32]) -> Link {
         namespace: "n",
         version_min: 1,
         version_max: 1,
+        counts_lent: true,
     };
     let (mut meta, mut frame) = (Vec::new(), Vec::new());
     hello.encode(&mut meta);

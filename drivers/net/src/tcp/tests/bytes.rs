@@ -28,6 +28,7 @@ fn large_values_cross_tiny_socket_buffers_both_ways_at_once(fixture: Fixture) {
             frozen(&pool, &outgoing[4 * MIB..7 * MIB]),
         ],
         tail: outgoing[7 * MIB..].to_vec(),
+        lend: None,
     };
     let buf = RecvBuf::Dma(pool.allocate(Class::Receive, 4 * MIB).expect("memory"));
     let got = reactor.block_on(async move {
@@ -171,7 +172,8 @@ fn a_send_of_many_small_pieces_keeps_their_order(fixture: Fixture) {
     let payload: Vec<_> = bytes.chunks(100).map(|piece| frozen(&pool, piece)).collect();
     reactor.block_on(async move {
         let (sent, _) =
-            send(&*connection, SendOp { head: Vec::new(), payload, tail: Vec::new() }).await;
+            send(&*connection, SendOp { head: Vec::new(), payload, tail: Vec::new(), lend: None })
+                .await;
         sent.expect("sent");
         let (sent, _) = send(&*connection, SendOp::default()).await;
         sent.expect("nothing to send is sent at once");

@@ -24,8 +24,12 @@ fn a_peer_that_ends_one_direction_still_receives(fixture: Fixture) {
     let Fixture { mut reactor, engine, pool } = fixture;
     let (connection, mut peer) = pair(&engine);
     let answer = pattern(3 * MIB, 3);
-    let op =
-        SendOp { head: Vec::new(), payload: vec![frozen(&pool, &answer)], tail: b"end".to_vec() };
+    let op = SendOp {
+        head: Vec::new(),
+        payload: vec![frozen(&pool, &answer)],
+        tail: b"end".to_vec(),
+        lend: None,
+    };
     peer.write_all(b"request").expect("write");
     peer.shutdown(Shutdown::Write).expect("half-close");
     let reader = thread::spawn(move || {
@@ -50,7 +54,7 @@ fn a_reset_ends_both_directions_and_gives_the_buffers_back(fixture: Fixture) {
     let connection = attach(&engine, ours);
     let payload = frozen(&pool, &pattern(4 * MIB, 4));
     reactor.block_on(async move {
-        let op = SendOp { head: vec![7; 10], payload: vec![payload], tail: Vec::new() };
+        let op = SendOp { head: vec![7; 10], payload: vec![payload], tail: Vec::new(), lend: None };
         connection.start_send(op);
         connection.start_recv(small(16), 0, 16);
         // Closing with a linger time of 0 sends a reset (RFC 9293, ABORT).
@@ -96,7 +100,7 @@ fn a_dropped_send_is_finished_all_the_same(fixture: Fixture) {
         all
     });
     reactor.block_on(async move {
-        let op = SendOp { head: Vec::new(), payload: vec![payload], tail: Vec::new() };
+        let op = SendOp { head: Vec::new(), payload: vec![payload], tail: Vec::new(), lend: None };
         assert!(poll_once(send(&*connection, op)).is_none(), "64 KiB buffers cannot take 2 MiB");
         let (result, op) = std::future::poll_fn(|cx| connection.poll_send(cx)).await;
         result.expect("sent");
@@ -120,7 +124,7 @@ fn shutdown_ends_what_is_outstanding(fixture: Fixture) {
     let connection = attach(&engine, ours);
     let payload = frozen(&pool, &pattern(4 * MIB, 6));
     reactor.block_on(async move {
-        let op = SendOp { head: Vec::new(), payload: vec![payload], tail: Vec::new() };
+        let op = SendOp { head: Vec::new(), payload: vec![payload], tail: Vec::new(), lend: None };
         connection.start_send(op);
         connection.start_recv(small(8), 0, 8);
         connection.shutdown();

@@ -45,7 +45,8 @@ fn known_and_unknown_memory_go_out_in_order(fixture: Fixture) {
     // Twice: what is left of one send is not in the way of the next.
     let expected = [&bytes[..], &bytes[..]].concat();
     reactor.block_on(async move {
-        let mut op = SendOp { head: bytes[..100].to_vec(), payload, tail: bytes[at..].to_vec() };
+        let mut op =
+            SendOp { head: bytes[..100].to_vec(), payload, tail: bytes[at..].to_vec(), lend: None };
         for _ in 0..2 {
             let (result, back) = send(&*connection, op).await;
             result.expect("sent");
@@ -71,6 +72,7 @@ fn many_streams_at_once_do_not_mix(fixture: Fixture) {
             head: vec![at as u8; 7],
             payload: vec![frozen(&pool, &bytes)],
             tail: vec![at as u8; 9],
+            lend: None,
         };
         sends.push(async move { send(&*connection, op).await.0 });
         readers.push(thread::spawn(move || {
@@ -102,7 +104,8 @@ fn a_reset_during_a_send_of_known_memory_is_an_error(fixture: Fixture) {
         socket2::SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).expect("linger");
     });
     reactor.block_on(async move {
-        let op = SendOp { head: Vec::new(), payload: vec![payload; 3], tail: Vec::new() };
+        let op =
+            SendOp { head: Vec::new(), payload: vec![payload; 3], tail: Vec::new(), lend: None };
         let (result, mut op) = send(&*connection, op).await;
         assert!(matches!(result, Err(NetError::Reset | NetError::Closed)), "{result:?}");
         assert_eq!(op.len(), 12 * MIB);

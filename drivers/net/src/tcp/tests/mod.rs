@@ -89,6 +89,8 @@ mod bytes;
 mod company;
 mod ends;
 mod known;
+#[cfg(target_os = "linux")]
+mod lent;
 mod waking;
 
 fn pool() -> Pool {
