@@ -28,6 +28,9 @@ use crate::{Connection, NetError, RecvBuf, SendOp};
 pub(super) const QUANTUM: usize = 1 << 20;
 /// Most bytes of one visit of a socket that is alone: the largest buffer there is.
 pub(super) const QUANTUM_ALONE: usize = 4 << 20;
+/// Sockets at work that make a crowd, and what all of it moves of bulk in one round.
+pub(super) const CROWD: u32 = 16;
+pub(super) const QUANTUM_CROWD: usize = 256 << 10;
 /// Most system calls of one visit.
 const CALLS_MAX: u32 = 64;
 /// Most pieces of one vectored send (the system takes 1024).
@@ -36,6 +39,18 @@ const PIECES_MAX: usize = 64;
 /// A piece from this size on is sent by the engine's own way where it has one. Smaller ones go together
 /// with what precedes and follows them.
 const KNOWN_MIN: usize = 128 << 10;
+/// An operation with no more than this before it is light: it is visited before bulk, and needs no share
+/// of what bulk may move in a round.
+const LIGHT: usize = 16 << 10;
+
+/// In which of the engine's queues an operation waits for its visit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Weight {
+    /// First, all of them in every round.
+    Light,
+    /// As many as a round's bytes suffice for, in turn.
+    Bulk,
+}
 
 /// More follows at once: the kernel need not send a packet that is not full.
 #[cfg(target_os = "linux")]
@@ -60,8 +75,8 @@ pub(super) struct TcpConnection {
     writable: Cell<bool>,
     /// The peer sends no more: no later edge will come, so the socket counts as readable for ever.
     ended: Cell<bool>,
-    /// It stands in the engine's ready queue.
-    queued: Cell<bool>,
+    /// It stands in the engine's queues: in the light one, in the one of bulk.
+    queued: [Cell<bool>; 2],
     visit: Cell<Visit>,
     threshold: Threshold,
     gate: Gate,
@@ -94,6 +109,31 @@ enum Transmit {
     Done { result: Result<(), NetError>, op: SendOp },
 }
 
+impl Receive {
+    /// The weight of what is running.
+    fn weight(&self) -> Option<Weight> {
+        match self {
+            Receive::Running { min, got, .. } => Some(weight(min - got)),
+            _ => None,
+        }
+    }
+}
+
+impl Transmit {
+    /// The weight of what is running.
+    fn weight(&self) -> Option<Weight> {
+        match self {
+            Transmit::Running { op, .. } => Some(weight(op.len())),
+            _ => None,
+        }
+    }
+}
+
+/// The weight of an operation that so many bytes are missing of.
+fn weight(bytes: usize) -> Weight {
+    if bytes <= LIGHT { Weight::Light } else { Weight::Bulk }
+}
+
 /// How far a send has come: the pieces before `piece` are out, and `offset` bytes of that one.
 #[derive(Clone, Copy, Default)]
 struct Sent {
@@ -108,7 +148,7 @@ enum Step<T> {
     /// It waits for the next edge.
     Blocked,
     /// It could go on, but the visit is over.
-    OutOfQuantum,
+    OutOfQuantum(Weight),
 }
 
 impl TcpConnection {
@@ -130,7 +170,7 @@ impl TcpConnection {
             readable: Cell::new(true),
             writable: Cell::new(true),
             ended: Cell::new(false),
-            queued: Cell::new(false),
+            queued: Default::default(),
             visit: Cell::default(),
             threshold: Threshold::new(),
             gate: Gate::default(),
@@ -147,29 +187,33 @@ impl TcpConnection {
         self.readable.set(self.readable.get() || event.readable);
         self.writable.set(self.writable.get() || event.writable);
         self.ended.set(self.ended.get() || event.ended);
-        let recv = event.readable && matches!(*self.recv.borrow(), Receive::Running { .. });
-        let send = event.writable && matches!(*self.send.borrow(), Transmit::Running { .. });
-        if recv || send {
-            self.enqueue();
+        let recv = self.recv.borrow().weight().filter(|_| event.readable);
+        let send = self.send.borrow().weight().filter(|_| event.writable);
+        recv.into_iter().chain(send).for_each(|weight| self.enqueue(weight));
+    }
+
+    /// Moves on with whatever of this weight can: the engine's turn for this socket.
+    pub(super) fn visit(&self, weight: Weight) {
+        self.queued[weight as usize].set(false);
+        // Sends first: they free memory that somebody else may wait for.
+        let send = self.send.borrow().weight();
+        if send == Some(weight) {
+            self.drive_send();
+        }
+        let recv = self.recv.borrow().weight();
+        if recv == Some(weight) {
+            self.drive_recv();
         }
     }
 
-    /// Moves on with whatever can: the engine's turn for this socket.
-    pub(super) fn visit(&self) {
-        self.queued.set(false);
-        // Sends first: they free memory that somebody else may wait for.
-        self.drive_send();
-        self.drive_recv();
-    }
-
-    fn enqueue(&self) {
-        if !self.queued.replace(true) {
-            self.engine.enqueue(self.token);
+    fn enqueue(&self, weight: Weight) {
+        if !self.queued[weight as usize].replace(true) {
+            self.engine.enqueue(self.token, weight);
         }
     }
 
     /// Bytes this socket may still move in this round, 0 when its visit is over.
-    fn allowance(&self) -> usize {
+    fn allowance(&self, weight: Weight) -> usize {
         let mut visit = self.visit.get();
         if visit.round != self.engine.round() {
             visit = Visit { round: self.engine.round(), ..Visit::default() };
@@ -180,11 +224,15 @@ impl TcpConnection {
             return 0;
         }
         let quantum = if self.engine.is_crowded() { QUANTUM } else { QUANTUM_ALONE };
-        quantum.saturating_sub(visit.bytes)
+        let mine = quantum.saturating_sub(visit.bytes);
+        if weight == Weight::Bulk { mine.min(self.engine.bulk_left()) } else { mine }
     }
 
     /// Counts a system call and what it moved against the visit.
-    fn spend(&self, bytes: usize) {
+    fn spend(&self, bytes: usize, weight: Weight) {
+        if weight == Weight::Bulk {
+            self.engine.spend_bulk(bytes);
+        }
         let mut visit = self.visit.get();
         visit.calls += 1;
         visit.bytes += bytes;
@@ -196,7 +244,7 @@ impl TcpConnection {
         let Receive::Running { buf, at, min, got, .. } = &mut *state else { return };
         match self.advance_recv(buf, *at, *min, got) {
             Step::Blocked => {}
-            Step::OutOfQuantum => self.enqueue(),
+            Step::OutOfQuantum(weight) => self.enqueue(weight),
             Step::Finished(result) => {
                 let Receive::Running { buf, waker, .. } =
                     std::mem::replace(&mut *state, Receive::Idle)
@@ -218,16 +266,17 @@ impl TcpConnection {
         got: &mut usize,
     ) -> Step<usize> {
         while self.readable.get() || self.ended.get() {
-            let allowance = self.allowance();
+            let weight = weight(min - *got);
+            let allowance = self.allowance(weight);
             if allowance == 0 {
-                return Step::OutOfQuantum;
+                return Step::OutOfQuantum(weight);
             }
             let rest = &mut buf.as_mut_slice()[at + *got..];
             let asked = rest.len().min(allowance);
             match (&self.socket).read(&mut rest[..asked]) {
                 Ok(0) => return Step::Finished(Ok(*got)),
                 Ok(count) => {
-                    self.spend(count);
+                    self.spend(count, weight);
                     *got += count;
                     // Less than asked: the socket is drained, and what comes next raises an edge.
                     self.readable.set(count == asked);
@@ -236,7 +285,7 @@ impl TcpConnection {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.spend(0);
+                    self.spend(0, weight);
                     self.readable.set(false);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -259,7 +308,7 @@ impl TcpConnection {
         let Transmit::Running { op, sent, .. } = &mut *state else { return };
         match self.advance_send(op, sent) {
             Step::Blocked => {}
-            Step::OutOfQuantum => self.enqueue(),
+            Step::OutOfQuantum(weight) => self.enqueue(weight),
             Step::Finished(result) => {
                 let Transmit::Running { op, waker, .. } =
                     std::mem::replace(&mut *state, Transmit::Idle)
@@ -276,8 +325,9 @@ impl TcpConnection {
     }
 
     fn advance_send(&self, op: &SendOp, sent: &mut Sent) -> Step<()> {
+        let weight = weight(op.len());
         loop {
-            let allowance = self.allowance();
+            let allowance = self.allowance(weight);
             sent.skip_empty(op);
             if op.piece(sent.piece).is_none() {
                 return Step::Finished(Ok(()));
@@ -286,18 +336,18 @@ impl TcpConnection {
                 return Step::Blocked;
             }
             if allowance == 0 {
-                return Step::OutOfQuantum;
+                return Step::OutOfQuantum(weight);
             }
             let (asked, result) = self.send_some(op, *sent, allowance);
             match result {
                 Ok(moved) => {
-                    self.spend(moved);
+                    self.spend(moved, weight);
                     sent.advance(op, moved);
                     // Less than asked: the send buffer is full, and room in it raises an edge.
                     self.writable.set(moved == asked);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.spend(0);
+                    self.spend(0, weight);
                     self.writable.set(false);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use memkv_dma::Memory;
 use memkv_poller::{Instant, Interrupt, Local, Poller, Progress};
 
-use super::connection::TcpConnection;
+use super::connection::{CROWD, QUANTUM, QUANTUM_ALONE, QUANTUM_CROWD, TcpConnection, Weight};
 use super::lend::Pipe;
 use super::listener::Accepted;
 use super::options;
@@ -67,8 +67,11 @@ pub struct Engine {
     readiness: RefCell<Box<dyn Readiness>>,
     reason: String,
     table: RefCell<Table>,
-    /// Sockets that can go on, by token; each at most once.
-    ready: RefCell<VecDeque<u64>>,
+    /// Sockets that can go on, by token; each at most once: with something light, with bulk.
+    light: RefCell<VecDeque<u64>>,
+    bulk: RefCell<VecDeque<u64>>,
+    /// Bytes of bulk that were moved in this round.
+    bulk_spent: Cell<usize>,
     /// Counts the polls; a socket's quantum is per round.
     round: Cell<u64>,
     /// A small message is expected soon: an answer to one that was sent.
@@ -92,7 +95,9 @@ impl Engine {
             readiness: RefCell::new(set),
             reason,
             table: RefCell::default(),
-            ready: RefCell::default(),
+            light: RefCell::default(),
+            bulk: RefCell::default(),
+            bulk_spent: Cell::new(0),
             // Above what a new socket has, so that its first visit counts.
             round: Cell::new(1),
             expected: Cell::default(),
@@ -185,13 +190,40 @@ impl Engine {
     /// True when a socket that is being visited has company: others wait for a visit, or were at
     /// work lately.
     pub(super) fn is_crowded(&self) -> bool {
-        self.active.get() > 1 || self.active_before.get() > 1 || !self.ready.borrow().is_empty()
+        self.active.get() > 1 || self.active_before.get() > 1 || self.has_ready()
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.light.borrow().is_empty() || !self.bulk.borrow().is_empty()
+    }
+
+    /// Bytes of bulk that all sockets together may still move in this round: whoever has something light
+    /// then waits for no more than that, however many there are.
+    pub(super) fn bulk_left(&self) -> usize {
+        let most = match self.is_crowded() {
+            _ if self.active_before.get().max(self.active.get()) >= CROWD => QUANTUM_CROWD,
+            true => QUANTUM,
+            false => QUANTUM_ALONE,
+        };
+        most.saturating_sub(self.bulk_spent.get())
+    }
+
+    /// So many bytes of bulk were moved.
+    pub(super) fn spend_bulk(&self, bytes: usize) {
+        self.bulk_spent.set(self.bulk_spent.get() + bytes);
     }
 
     /// Queues a socket for a visit in this or the next round. The socket sees to it that it is queued
     /// once.
-    pub(super) fn enqueue(&self, token: u64) {
-        self.ready.borrow_mut().push_back(token);
+    pub(super) fn enqueue(&self, token: u64, weight: Weight) {
+        self.queue(weight).borrow_mut().push_back(token);
+    }
+
+    fn queue(&self, weight: Weight) -> &RefCell<VecDeque<u64>> {
+        match weight {
+            Weight::Light => &self.light,
+            Weight::Bulk => &self.bulk,
+        }
     }
 
     /// A small message was sent by a socket: an answer may come soon.
@@ -217,7 +249,8 @@ impl Engine {
     pub(super) fn detach(&self, token: u64) {
         self.readiness.borrow_mut().remove(token);
         self.table.borrow_mut().release(token);
-        self.ready.borrow_mut().retain(|queued| *queued != token);
+        self.light.borrow_mut().retain(|queued| *queued != token);
+        self.bulk.borrow_mut().retain(|queued| *queued != token);
     }
 
     /// Takes the kernel's events and queues the sockets that waited for them.
@@ -237,16 +270,22 @@ impl Engine {
         taken
     }
 
-    /// Visits every socket that is queued now once. What a visit queues again waits for the next round.
+    /// Visits sockets that are queued now: those with something light, then those with bulk, until a
+    /// round's bytes are spent. What is left, and what a visit queues again, waits for the next round.
     fn visit(&self) -> u32 {
-        let queued = self.ready.borrow().len();
         let mut visits = 0;
-        for _ in 0..queued {
-            let Some(token) = self.ready.borrow_mut().pop_front() else { break };
-            let connection = self.table.borrow().get(token);
-            if let Some(connection) = connection {
-                connection.visit();
-                visits += 1;
+        for weight in [Weight::Light, Weight::Bulk] {
+            let queued = self.queue(weight).borrow().len();
+            for _ in 0..queued {
+                if weight == Weight::Bulk && self.bulk_left() == 0 {
+                    return visits;
+                }
+                let Some(token) = self.queue(weight).borrow_mut().pop_front() else { break };
+                let connection = self.table.borrow().get(token);
+                if let Some(connection) = connection {
+                    connection.visit(weight);
+                    visits += 1;
+                }
             }
         }
         visits
@@ -287,6 +326,7 @@ impl Poller for EnginePoller {
         }
         engine.round.set(engine.round.get() + 1);
         engine.active_before.set(engine.active.replace(0));
+        engine.bulk_spent.set(0);
         let done = engine.collect() + engine.visit();
         if done > 0 {
             engine.heard();
@@ -314,7 +354,7 @@ impl Poller for EnginePoller {
     }
 
     fn arm(&mut self) -> Interrupt {
-        if !self.engine.ready.borrow().is_empty() {
+        if self.engine.has_ready() {
             Interrupt::Busy
         } else if self.engine.table.borrow().live == 0 {
             Interrupt::Quiet

@@ -36,10 +36,12 @@
 //!
 //! # Fairness
 //!
-//! A visit moves at most 1 MiB while another socket is ready, so that one connection that streams cannot
-//! keep the others waiting for more than about 200 µs each; alone it may take the whole rest of a value.
+//! Small before bulk: sockets with no more than 16 KiB to move are visited first, all of them in every round.
+//! Then bulk has its turn, socket by socket. All of it together moves at most 1 MiB in a round while several
+//! sockets are at work, which takes about 200 µs, and 256 KiB while it is a crowd of them, so that a small
+//! message waits for no more than that, however many stream; a socket alone may take the whole rest of a value.
 //! The number of system calls per visit is bounded too, so that a flood of small requests cannot keep a
-//! task from ever yielding. What a visit leaves over is continued in the next round.
+//! task from ever yielding. What a visit or a round leaves over is continued in the next round.
 
 pub mod blocking;
 mod connection;

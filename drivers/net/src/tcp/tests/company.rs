@@ -141,6 +141,53 @@ fn a_visit_in_company_moves_a_quantum_and_alone_the_whole_rest(fixture: Fixture)
     });
 }
 
+on_every_engine!(a_small_message_waits_for_no_more_bulk_than_one_round_moves);
+fn a_small_message_waits_for_no_more_bulk_than_one_round_moves(fixture: Fixture) {
+    const MANY: usize = 32;
+    const LEN: usize = 256 << 10;
+    let Fixture { mut reactor, engine, pool } = fixture;
+    let local = reactor.local();
+    // All of the bulk is there: nothing but the engine's rounds holds any of it up.
+    let full = || {
+        let (ours, mut theirs) = sockets(Some(2 << 20));
+        theirs.write_all(&vec![7; LEN]).expect("the buffers hold it");
+        let mut seen = vec![0; LEN];
+        while ours.peek(&mut seen).expect("peek") < LEN {
+            thread::yield_now();
+        }
+        (attach(&engine, ours), theirs)
+    };
+    let (bulk, _peers): (Vec<_>, Vec<_>) = (0..MANY).map(|_| full()).unzip();
+    let (quiet, mut asking) = pair(&engine);
+    reactor.block_on(async move {
+        for connection in &bulk {
+            let buf = pool.allocate(Class::Receive, LEN).expect("memory");
+            connection.start_recv(RecvBuf::Dma(buf), 0, LEN);
+        }
+        quiet.start_recv(small(4096), 0, 4);
+        asking.write_all(b"ping").expect("write");
+        let ended = |connection: &Rc<dyn Connection>| {
+            poll_once(poll_fn(|cx| connection.poll_recv(cx))).is_some()
+        };
+        let mut left = bulk;
+        let mut took = None;
+        for round in 0..10 * MANY {
+            let before = left.len();
+            left.retain(|connection| !ended(connection));
+            assert!(before - left.len() <= QUANTUM / LEN, "bulk of more than a round in one");
+            if took.is_none() && ended(&quiet) {
+                took = Some(round);
+                assert!(left.len() > MANY / 2, "it waited for most of the bulk");
+            }
+            if left.is_empty() {
+                break;
+            }
+            rounds(&local, 1).await;
+        }
+        assert!(left.is_empty() && took.is_some(), "{} left, {took:?}", left.len());
+    });
+}
+
 on_every_engine!(an_accepted_connection_survives_a_dropped_accept);
 fn an_accepted_connection_survives_a_dropped_accept(fixture: Fixture) {
     let Fixture { mut reactor, engine: _engine, .. } = fixture;
