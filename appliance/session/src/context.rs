@@ -15,6 +15,7 @@ use memkv_store::{DRIVES_MAX, DriveId, StoreHandle};
 use memkv_wire::{SharedKey, Status};
 
 use crate::SessionCounters;
+use crate::backlog::Backlog;
 use crate::lent::Loans;
 use crate::outbox::Outbox;
 use crate::session::{Session, goodbye};
@@ -222,6 +223,8 @@ pub struct Context {
     pub(crate) drained: Event,
     /// Work that must end before the store may stop: sessions and the requests they left behind.
     pub(crate) working: Cell<usize>,
+    /// What all sessions have promised to move.
+    pub(crate) backlog: Rc<Backlog>,
     next_session: Cell<u64>,
     live: RefCell<BTreeMap<u64, Live>>,
 }
@@ -250,6 +253,7 @@ impl Context {
             draining: Cell::new(false),
             drained: Event::default(),
             working: Cell::new(0),
+            backlog: Rc::default(),
             next_session: Cell::new(1),
             live: RefCell::default(),
         })

@@ -8,6 +8,7 @@ use memkv_poller::local::LocalPermit;
 use memkv_store::{Extent, KeyHash, Miss, MissReason, ReadLease};
 use memkv_wire::{Crc32c, GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status};
 
+use crate::backlog::Promise;
 use crate::outbox::Reply;
 use crate::reads::{ReadError, Reading, start_reads};
 use crate::replies;
@@ -20,7 +21,7 @@ struct Found {
     crcs: Vec<u32>,
     offset: u64,
     bytes: u64,
-    budget: LocalPermit,
+    budget: (LocalPermit, Promise),
 }
 
 /// What of one extent is sent.
@@ -87,6 +88,10 @@ impl Session {
     /// Pins the block and reads what is wanted of it, checked where it must be.
     async fn find_bytes(&self, key: KeyHash, offset: u64, length: u64) -> Result<Found, ItemReply> {
         let context = &self.context;
+        if let Err(retry_ms) = self.share.admits() {
+            context.counters.busy.bump();
+            return Err(ItemReply::busy(retry_ms));
+        }
         let since = context.local.now();
         let leased = match self.outbox.lent.is_allowed(context) {
             true => context.store.lease_to_lend(key).await,
@@ -103,6 +108,7 @@ impl Session {
         let cuts = cuts(&block.extents, offset, end);
         // The budget is the connection's: a peer that reads slowly holds its own share of chunks.
         let bytes: u64 = cuts.iter().map(|cut| u64::from(cut.extent.length)).sum();
+        let promise = self.share.promise(bytes);
         let budget = self.sending.acquire(bytes.min(self.sending_most) as usize).await;
         let since = context.local.now();
         match self.read_cuts(&lease, &cuts).await {
@@ -110,7 +116,7 @@ impl Session {
                 let now = context.local.now();
                 context.counters.wait_read.record(now.saturating_duration_since(since));
                 let bytes = cuts.iter().map(|cut| (cut.to - cut.from) as u64).sum();
-                Ok(Found { lease, pieces, crcs, offset, bytes, budget })
+                Ok(Found { lease, pieces, crcs, offset, bytes, budget: (budget, promise) })
             }
             Err(Bad::Drive(error)) => {
                 error.report(context).await;

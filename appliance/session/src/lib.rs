@@ -13,6 +13,7 @@
 //! is.
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod connect;
 mod context;
 mod extents;

@@ -17,6 +17,7 @@ use memkv_store::ReadLease;
 use memkv_wire::{Header, Sealer};
 
 use crate::Context;
+use crate::backlog::Promise;
 use crate::join::hastened;
 use crate::lent::Lent;
 use crate::reads::Reading;
@@ -31,9 +32,8 @@ pub struct Reply {
     pub payload: Vec<Reading>,
     /// Keeps the payload where it is.
     pub lease: Option<ReadLease>,
-    /// The share of the connection's sending budget.
-    #[expect(dead_code, reason = "held until the reply is sent, never read")]
-    pub budget: Option<LocalPermit>,
+    /// The share of the connection's sending budget, and the promise that the reply keeps.
+    pub budget: Option<(LocalPermit, Promise)>,
     pub ready: Instant,
 }
 
@@ -213,6 +213,9 @@ impl Outbox {
         let now = context.local.now();
         for reply in &replies {
             context.counters.wait_send.record(now.saturating_duration_since(reply.ready));
+            if let Some((_, promise)) = &reply.budget {
+                promise.kept(now);
+            }
         }
         outcome
     }

@@ -366,6 +366,11 @@ impl Session {
             return replies::item(Status::ShuttingDown);
         }
         let length = request.length;
+        if let Err(retry_ms) = self.share.admits() {
+            context.counters.busy.bump();
+            return ItemReply::busy(retry_ms);
+        }
+        let promise = self.share.promise(length);
         let since = context.local.now();
         let reserved = context.store.reserve(request).await;
         context.counters.wait_reserve.record(context.local.now().saturating_duration_since(since));
@@ -373,7 +378,7 @@ impl Session {
             // The client left while we waited: the place goes back at once.
             Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
             Ok(reservation) => {
-                self.offers.borrow_mut().insert(name, reservation);
+                self.offers.borrow_mut().insert(name, (reservation, promise));
                 ItemReply { length, ..replies::item(Status::Want) }
             }
             Err(refusal) => replies::refusal(&refusal, length),
@@ -413,7 +418,7 @@ impl Session {
         let DataMeta { item } = DataMeta::parse(meta)?;
         let request = header.request_id();
         let offered = self.offers.borrow_mut().remove(&(request, item));
-        let reservation = offered.ok_or(End::NotWanted { request, item })?;
+        let (reservation, promise) = offered.ok_or(End::NotWanted { request, item })?;
         let (got, offered) = (header.payload_length(), reservation.length());
         if got != offered {
             return Err(End::WrongLength { got, offered });
@@ -438,6 +443,7 @@ impl Session {
         let session = self.clone();
         self.context.local.spawn(async move {
             session.finish_data(&header, item, writes, &claimed, began).await;
+            promise.kept(session.context.local.now());
             drop((permit, work));
         });
         Ok(())

@@ -15,6 +15,7 @@ use memkv_wire::{
 };
 
 use crate::Context;
+use crate::backlog::{Promise, Share};
 use crate::connect::{Connected, connect};
 use crate::context::Live;
 use crate::input::{Input, InputError};
@@ -86,7 +87,9 @@ pub(crate) struct Session {
     pub outbox: Rc<Outbox>,
     pub credits: RefCell<CreditAccount>,
     /// Offered puts with a place, waiting for their payload.
-    pub offers: RefCell<BTreeMap<(u64, u32), Reservation>>,
+    pub offers: RefCell<BTreeMap<(u64, u32), (Reservation, Promise)>>,
+    /// What it has promised to move.
+    pub share: Rc<Share>,
     pub requests: Semaphore,
     pub sending: Semaphore,
     /// Permits of `sending`.
@@ -143,6 +146,7 @@ async fn run(
         outbox: Rc::default(),
         credits: RefCell::new(CreditAccount::new(limits.credits)),
         offers: RefCell::default(),
+        share: context.backlog.share(),
         requests: Semaphore::new(limits.requests as usize),
         sending: Semaphore::new(limits.sending as usize),
         sending_most: limits.sending,

@@ -4,7 +4,8 @@
 //! the store's bounded inbox. A call that will need a second message later (the end of a lease, the
 //! commit or abort of a reservation) takes that message's place when it is made: so dropping a
 //! [`ReadLease`] or a [`Reservation`] never waits and never fails. Those places are held long, so
-//! they are in an inbox of their own: calls never queue behind them.
+//! they are in an inbox of their own: calls never queue behind them. Questions whether a block is there
+//! have one, too, for a load of gets would keep them waiting.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -50,14 +51,17 @@ enum Call {
 pub struct StorePort;
 
 impl StorePort {
-    /// Opens the inboxes for other reactors and serves them from now on: `calls` messages under
-    /// way, and `ends` leases and reservations held at one time.
+    /// Opens the inboxes for other reactors and serves them from now on: `calls` messages under way,
+    /// and as many questions, and `ends` leases and reservations held at one time.
     pub fn open(store: &Rc<Store>, calls: usize, ends: usize) -> RemoteStore {
+        let (questions, inbox) = channel::inbox(calls);
+        store.local.spawn(serve(store.clone(), inbox));
         let (calls, inbox) = channel::inbox(calls);
         store.local.spawn(serve(store.clone(), inbox));
         let (ends, inbox) = channel::inbox(ends);
         store.local.spawn(serve(store.clone(), inbox));
         RemoteStore {
+            questions,
             calls,
             ends,
             hasher: store.hasher(),
@@ -68,9 +72,18 @@ impl StorePort {
     }
 }
 
+/// Calls of one turn: they are short, and whoever else is ready has a turn after so many.
+const CALLS: u32 = 256;
+
 async fn serve(store: Rc<Store>, mut inbox: InboxReceiver<Call>) {
+    let mut calls = 0;
     while let Some(call) = inbox.recv().await {
         answer(&store, call);
+        calls += 1;
+        if calls == CALLS {
+            calls = 0;
+            store.local.yield_now().await;
+        }
     }
 }
 
@@ -114,6 +127,7 @@ fn answer(store: &Rc<Store>, call: Call) {
 /// A store on another reactor; `Send`, to be carried to the reactors that will use it.
 #[derive(Clone)]
 pub struct RemoteStore {
+    questions: InboxSender<Call>,
     calls: InboxSender<Call>,
     ends: InboxSender<Call>,
     hasher: KeyHasher,
@@ -144,6 +158,13 @@ impl RemoteStore {
     async fn ask<T>(&self, call: impl FnOnce(OneSender<T>) -> Call) -> Result<T, Stopped> {
         let (reply, answer) = channel::oneshot();
         self.calls.reserve().await.send(call(reply));
+        answer.await.ok_or(Stopped)
+    }
+
+    /// Asks what changes nothing: it does not queue behind calls that move bytes.
+    async fn question<T>(&self, call: impl FnOnce(OneSender<T>) -> Call) -> Result<T, Stopped> {
+        let (reply, answer) = channel::oneshot();
+        self.questions.reserve().await.send(call(reply));
         answer.await.ok_or(Stopped)
     }
 }
@@ -245,7 +266,7 @@ impl StoreHandle {
     pub async fn exists(&self, keys: Vec<KeyHash>) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
         match self {
             Self::Here(store) => Ok(store.exists(&keys)),
-            Self::There(remote) => remote.ask(|reply| Call::Exists(keys, reply)).await,
+            Self::There(remote) => remote.question(|reply| Call::Exists(keys, reply)).await,
         }
     }
 
@@ -268,7 +289,7 @@ impl StoreHandle {
     pub async fn match_prefix(&self, keys: Vec<KeyHash>) -> Result<usize, Stopped> {
         match self {
             Self::Here(store) => Ok(store.match_prefix(&keys)),
-            Self::There(remote) => remote.ask(|reply| Call::MatchPrefix(keys, reply)).await,
+            Self::There(remote) => remote.question(|reply| Call::MatchPrefix(keys, reply)).await,
         }
     }
 
