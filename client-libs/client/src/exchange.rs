@@ -75,7 +75,7 @@ pub(crate) fn drive<E: Exchange>(process: &Process, jobs: &mut [Job<E>], deadlin
         // As long as it gets on, the server is not pressed harder than it asked for.
         rounds = if items < before { 0 } else { rounds + 1 };
         before = items;
-        let pause = pause(retry_ms, rounds);
+        let pause = spread(pause(retry_ms, rounds), random());
         if Instant::now() + pause >= deadline {
             break;
         }
@@ -90,6 +90,18 @@ fn pause(retry_ms: u32, rounds: u32) -> Duration {
     let wanted = Duration::from_millis(u64::from(retry_ms.max(1)));
     let doublings = rounds.saturating_sub(BUSY_PATIENCE).min(9);
     (wanted * (1 << doublings)).min(BUSY_PAUSE_MAX.max(wanted))
+}
+
+/// Up to half as long again, by `chance` of 2^32: those that a busy server refused at one time are not to
+/// come back at one time.
+fn spread(pause: Duration, chance: u32) -> Duration {
+    let more = pause.as_nanos() * u128::from(chance) >> 33;
+    pause + Duration::from_nanos(u64::try_from(more).unwrap_or(u64::MAX))
+}
+
+/// A number that nobody can guess; nothing hangs on it but when a call comes back.
+fn random() -> u32 {
+    getrandom::u32().unwrap_or_default()
 }
 
 /// Every job once, those whose link broke twice.
@@ -166,5 +178,15 @@ mod tests {
         assert_eq!([ms(0, 0), ms(1, 3), ms(20, 2)], [1, 1, 20]);
         assert_eq!([ms(1, 4), ms(1, 5), ms(1, 12), ms(1, u32::MAX)], [2, 4, 500, 500]);
         assert_eq!([ms(2000, 0), ms(2000, 50)], [2000, 2000]);
+    }
+
+    #[test]
+    fn no_pause_is_shorter_than_was_asked_for_and_none_half_as_long_again() {
+        let ms = |pause, chance| spread(Duration::from_millis(pause), chance).as_millis();
+        assert_eq!([ms(1000, 0), ms(1000, 1 << 31), ms(1000, u32::MAX)], [1000, 1250, 1499]);
+        assert_eq!(ms(2, u32::MAX), 2);
+        let pauses: std::collections::BTreeSet<_> =
+            (0..64).map(|_| spread(Duration::from_secs(1), random())).collect();
+        assert!(pauses.len() > 32, "calls do not come back together: {pauses:?}");
     }
 }
