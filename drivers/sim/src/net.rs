@@ -140,6 +140,8 @@ struct Stream {
     client_gone: bool,
     ready: bool,
     linger_pending: bool,
+    /// The client has stopped reading: what has arrived takes room in the window until it is read.
+    stopped: bool,
 }
 
 struct State {
@@ -402,7 +404,8 @@ impl State {
         }
         let Send::Sending { op, part, done, .. } = &mut stream.send else { return None };
         let from = stream.to_client.sent();
-        let mut room = window.saturating_sub(stream.to_client.in_flight());
+        let unread = if stream.stopped { stream.to_client.readable().len() as u64 } else { 0 };
+        let mut room = window.saturating_sub(stream.to_client.in_flight() + unread);
         let linger_now = linger > 0 && self.rng.below(1_000_000) < linger;
         if linger_now && room > 0 {
             room = self.rng.below(room.min(4096)) + 1;
@@ -489,6 +492,7 @@ impl Stream {
             client_gone: true,
             ready: false,
             linger_pending: false,
+            stopped: false,
         }
     }
 
@@ -715,6 +719,23 @@ impl ClientEnd {
             stream.check_lent();
             result
         })
+    }
+
+    /// Reads nothing until [`ClientEnd::read_on`]: what the server sends meanwhile fills the window, and then
+    /// its sends wait.
+    pub fn stop_reading(&self) {
+        self.with(|state| state.streams[self.index as usize].stopped = true);
+    }
+
+    /// Reads again.
+    pub fn read_on(&self) {
+        self.with(|state| {
+            let stream = &mut state.streams[self.index as usize];
+            if std::mem::replace(&mut stream.stopped, false) && !stream.reset {
+                // The window has room again, as soon as the server hears of it.
+                state.schedule(self.index, What::Linger);
+            }
+        });
     }
 
     /// How the stream stands.

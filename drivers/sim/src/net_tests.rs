@@ -92,6 +92,21 @@ fn a_send_larger_than_the_window_waits_for_arrivals() {
 }
 
 #[test]
+fn a_client_that_stops_reading_holds_up_a_send_until_it_reads_on() {
+    let fixture = fixture(|options| options.window = 100);
+    let (client, server) = fixture.net.connect(5);
+    client.stop_reading();
+    server.start_send(SendOp { head: vec![7; 250], payload: Vec::new(), tail: Vec::new() });
+    fixture.settle();
+    assert!(poll_send(&*server).is_pending(), "a window is all that it may have unread");
+    assert_eq!(client.read(|bytes| (0, bytes.len())), 100);
+    client.read_on();
+    fixture.settle();
+    assert!(poll_send(&*server).is_ready());
+    assert_eq!(client.read(|bytes| (bytes.len(), bytes.to_vec())), [7; 250]);
+}
+
+#[test]
 fn a_lingering_send_holds_its_memory_for_a_while() {
     let fixture = fixture(|options| options.linger = 1_000_000);
     let (client, server) = fixture.net.connect(5);

@@ -41,6 +41,8 @@ pub struct Client {
     next_request: u64,
     leased: Vec<KeyId>,
     timer: bool,
+    /// Until when it reads nothing.
+    stopped: Option<u64>,
 }
 
 impl Client {
@@ -59,6 +61,7 @@ impl Client {
             next_request: 1,
             leased: Vec::new(),
             timer: false,
+            stopped: None,
         }
     }
 
@@ -84,8 +87,15 @@ impl Client {
         port: &mut dyn Port,
         busy: bool,
     ) -> Result<(), Broken> {
-        self.read(stage)?;
+        let stands = self.link.as_ref().is_some_and(|link| link.fate() == Fate::Open);
+        let asleep = self.stopped.is_some_and(|until| stage.now().nanos < until);
+        if !(asleep && stands) {
+            self.read(stage)?;
+        }
         if self.link.as_ref().is_some_and(|link| link.fate() != Fate::Open) {
+            if asleep {
+                stage.bump(Count::ReadersShutOut);
+            }
             self.hang_up(stage);
         }
         self.check_overdue(stage)?;
@@ -95,6 +105,7 @@ impl Client {
         if self.link.as_ref().is_some_and(Link::is_open) && !self.closing {
             self.write(stage, busy);
             self.maybe_hang_up(stage, port);
+            self.maybe_stop_reading(stage, port);
         }
         if !self.is_idle() && !self.timer {
             self.timer = true;
@@ -110,6 +121,11 @@ impl Client {
 
     /// Takes what has arrived and nothing else: the last words of a server that is about to stop.
     pub fn read(&mut self, stage: &mut Stage) -> Result<(), Broken> {
+        if self.stopped.take().is_some()
+            && let Some(link) = &self.link
+        {
+            link.read_on();
+        }
         while let Some(link) = &mut self.link {
             let (requests, closing) = (&mut self.requests, self.closing);
             let mut next = None;
@@ -216,6 +232,10 @@ impl Client {
     /// Sends what is to be repeated, what is to be reported, and new requests up to the depth.
     fn write(&mut self, stage: &mut Stage, busy: bool) {
         for mut request in std::mem::take(&mut self.backlog) {
+            if request.work.needs_credit() && self.has_no_credit(stage) {
+                self.backlog.push(request);
+                continue;
+            }
             request.attempts += 1;
             stage.bump(Count::Retries);
             match &mut request.work {
@@ -239,10 +259,41 @@ impl Client {
         while busy
             && self.requests.len() < stage.options.depth
             && stage.requests < stage.options.requests
+            && !self.has_no_credit(stage)
         {
             let work = stage.draw_work(self.space);
             self.send_new(stage, work);
         }
+    }
+
+    /// Whether every credit is out: what may need one waits.
+    fn has_no_credit(&self, stage: &mut Stage) -> bool {
+        let none = self.link.as_ref().is_some_and(|link| link.credits == 0);
+        if none {
+            stage.bump(Count::CreditExhausted);
+        }
+        none
+    }
+
+    /// Stops reading for a while, now and then for longer than a server waits.
+    fn maybe_stop_reading(&mut self, stage: &mut Stage, port: &mut dyn Port) {
+        let stops = stage.options.stops;
+        if stops == 0 || self.stopped.is_some() || stage.below(1_000) >= u64::from(stops) {
+            return;
+        }
+        let Some(link) = &self.link else { return };
+        let most = match stage.below(100) {
+            0 => 100_000_000_000,
+            1..=9 => 1_000_000_000,
+            _ => 20_000_000,
+        };
+        let nanos = 1 + stage.below(most);
+        link.stop_reading();
+        self.stopped = Some(stage.now().nanos + nanos);
+        stage.bump(Count::ReadersStopped);
+        // Its next turn may have been meant for something else.
+        self.timer = true;
+        port.wake_in(self.index, nanos);
     }
 
     /// Sends a request of the harness's own.
@@ -311,6 +362,7 @@ impl Client {
     /// forgotten.
     pub fn hang_up(&mut self, stage: &mut Stage) {
         self.link = None;
+        self.stopped = None;
         stage.bump(Count::Disconnects);
         if self.changes_under_way() {
             stage.bump(Count::DisconnectsWithPutOpen);

@@ -85,6 +85,16 @@ impl Link {
         matches!(self.state, State::Open { .. })
     }
 
+    /// Reads nothing until it reads on.
+    pub fn stop_reading(&self) {
+        self.end.stop_reading();
+    }
+
+    /// Reads again.
+    pub fn read_on(&self) {
+        self.end.read_on();
+    }
+
     /// How the stream stands.
     pub fn fate(&self) -> Fate {
         self.end.fate()

@@ -138,6 +138,10 @@ pub struct Options {
     pub net: NetOptions,
     /// Of a million client turns, so many end with a torn connection.
     pub hangups: u32,
+    /// Of a thousand client turns, so many begin a time in which the client reads nothing.
+    pub stops: u32,
+    /// Inline puts that a connection may have under way.
+    pub credits: u32,
     /// Of a thousand requests, so many name a very short deadline.
     pub hurried: u32,
     pub interruptions: Vec<Interruption>,
@@ -232,6 +236,8 @@ impl Options {
             latency: draw_latency(rng),
             net: draw_net(rng, seed),
             hangups: pick(rng, &[0, 500, 5_000, 20_000]),
+            stops: draw_stops(seed),
+            credits: draw_credits(seed),
             hurried: pick(rng, &[0, 0, 10, 100]),
             interruptions: Vec::new(),
             sweep: faults == FaultMode::None && chance(rng, 3),
@@ -297,6 +303,16 @@ fn draw_trim(seed: u64) -> Option<(u64, u32)> {
 fn draw_scrub(seed: u64) -> u64 {
     let mut rng = Rng::seeded(seed ^ 0x5c20_b000);
     pick(&mut rng, &[0, MIB / 4, 2 * MIB])
+}
+
+fn draw_stops(seed: u64) -> u32 {
+    let mut rng = Rng::seeded(seed ^ 0x510_4ead);
+    pick(&mut rng, &[0, 0, 2, 20])
+}
+
+fn draw_credits(seed: u64) -> u32 {
+    let mut rng = Rng::seeded(seed ^ 0xc4ed_1700);
+    pick(&mut rng, &[1, 2, 64, 64])
 }
 
 fn draw_mix(rng: &mut Rng) -> Mix {

@@ -351,7 +351,7 @@ fn context(
         // No more than leaves runs for everybody in a pool as small as this.
         lendable: 48 << 10,
         limits: SessionLimits {
-            credits: 64,
+            credits: options.credits,
             transfer: options.transfer,
             lend_min: 16 << 10,
             lend_piece: 16 << 10,
