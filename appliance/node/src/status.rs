@@ -348,11 +348,7 @@ impl Shared {
                 "Puts refused because their CRC did not fit.",
                 self.sum(|c| c.crc_refused.get()),
             ),
-            (
-                "memkv_put_off_total",
-                "Gets and offers answered by Busy for what was under way.",
-                self.sum(|c| c.busy.get()),
-            ),
+            ("memkv_put_off_total", "Gets and offers put off.", self.sum(|c| c.busy.get())),
             ("memkv_drives_failed_total", "Drives taken offline.", s.drives_failed.get()),
             (
                 "memkv_epochs_raised_total",

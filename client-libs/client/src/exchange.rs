@@ -95,7 +95,7 @@ fn pause(retry_ms: u32, rounds: u32) -> Duration {
 /// Up to half as long again, by `chance` of 2^32: those that a busy server refused at one time are not to
 /// come back at one time.
 fn spread(pause: Duration, chance: u32) -> Duration {
-    let more = pause.as_nanos() * u128::from(chance) >> 33;
+    let more = (pause.as_nanos() * u128::from(chance)) >> 33;
     pause + Duration::from_nanos(u64::try_from(more).unwrap_or(u64::MAX))
 }
 

@@ -41,6 +41,12 @@ pub enum Unit {
     Times,
     /// Microseconds.
     Microseconds,
+    /// Milliseconds.
+    Milliseconds,
+    /// KiB.
+    Kibibytes,
+    /// Requests.
+    Requests,
 }
 
 /// A bar and what was found.
@@ -85,7 +91,12 @@ impl Bar {
 
     /// The same, counted in microseconds.
     pub fn in_microseconds(self) -> Bar {
-        Bar { unit: Unit::Microseconds, ..self }
+        self.counted_in(Unit::Microseconds)
+    }
+
+    /// The same, counted in something else.
+    pub fn counted_in(self, unit: Unit) -> Bar {
+        Bar { unit, ..self }
     }
 
     /// The bar in words.
@@ -94,6 +105,9 @@ impl Bar {
         match self.unit {
             Unit::Times => format!("{sign} {:.2}×", self.bar),
             Unit::Microseconds => format!("{sign} {:.0} µs", self.bar),
+            Unit::Milliseconds => format!("{sign} {:.0} ms", self.bar),
+            Unit::Kibibytes => format!("{sign} {:.0} KiB", self.bar),
+            Unit::Requests => format!("{sign} {:.0}", self.bar),
         }
     }
 
@@ -103,13 +117,21 @@ impl Bar {
             (None, _) => "-".to_owned(),
             (Some(found), Unit::Times) => ratio(found),
             (Some(found), Unit::Microseconds) => format!("{} µs", spread(found, 1)),
+            (Some(found), Unit::Milliseconds) => format!("{} ms", spread(found, 1)),
+            (Some(found), Unit::Kibibytes) => format!("{} KiB", spread(found, 1)),
+            (Some(found), Unit::Requests) => spread(found, 0),
         }
     }
 
     /// As the list of checks has it.
     pub fn check(&self) -> Check {
         let bound = if self.at_least { "least" } else { "most" };
-        let unit = if self.unit == Unit::Microseconds { " µs" } else { "" };
+        let unit = match self.unit {
+            Unit::Times | Unit::Requests => "",
+            Unit::Microseconds => " µs",
+            Unit::Milliseconds => " ms",
+            Unit::Kibibytes => " KiB",
+        };
         let name = format!("{}: {}, {:.2}{unit} at {bound}", self.row, self.what, self.bar);
         Check { name, outcome: self.verdict.outcome() }
     }

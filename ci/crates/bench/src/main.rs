@@ -24,11 +24,13 @@ mod eviction;
 mod exists;
 mod fio;
 mod journal;
+mod load;
 mod machine;
 mod measure;
 mod peers;
 mod plain;
 mod plan;
+mod plot;
 mod process;
 mod report;
 mod ring;
@@ -76,6 +78,8 @@ enum Task {
     Background(RunArguments),
     /// Prints the hugepages of 2 MiB that a run can use
     Hugepages(HugepagesArguments),
+    /// Draws the pictures of a document's tables beside it
+    Plot(PlotArguments),
     /// Keeps a core busy until standard input ends
     Busy,
     /// The plain server alone, until it is killed
@@ -152,6 +156,12 @@ struct EvictionArguments {
 }
 
 #[derive(Args)]
+struct PlotArguments {
+    /// The document
+    document: PathBuf,
+}
+
+#[derive(Args)]
 struct PlainArguments {
     /// Bytes of memory for values
     #[arg(long)]
@@ -181,6 +191,7 @@ fn main() -> ExitCode {
             println!("{}", run.max(direct::HUGEPAGES));
             Ok(true)
         }
+        Task::Plot(PlotArguments { document }) => plot::draw(&document).map(|()| true),
         Task::Busy => busy::work().map(|()| true).map_err(doing("standard input")),
         Task::Plain(arguments) => {
             plain::serve(arguments.arena_bytes).map(|()| true).map_err(doing("the plain server"))
@@ -279,20 +290,24 @@ fn compare(arguments: &CompareArguments) -> Result<bool, BenchError> {
     let CompareArguments { chosen: ChosenArguments { run: arguments, only }, mooncake } = arguments;
     let (only, python) = (only.as_deref(), mooncake.as_deref());
     let plan = Plan::new(arguments.quick, arguments.rounds, only);
-    if plan.rows().is_empty() && !plan.wants(IDLE) && !exists::is_wanted(&plan) {
+    let others = exists::is_wanted(&plan) || load::is_wanted(&plan);
+    if plan.rows().is_empty() && !plan.wants(IDLE) && !others {
         return Err(BenchError::NoRow(only.unwrap_or_default().to_owned()));
     }
     let (folder, path) = make_folder(arguments)?;
     let bench = Bench::start(&arguments.binary, python, &path, plan.clone());
-    let outcome = match bench.and_then(Bench::run) {
-        Ok(outcome) => outcome,
+    let measured = bench
+        .and_then(Bench::run)
+        .and_then(|outcome| Ok((outcome, load::measure(&arguments.binary, &path, &plan)?)));
+    let (outcome, loads) = match measured {
+        Ok(measured) => measured,
         Err(error) => {
             // Its logs say more.
             let _ = folder.keep();
             return Err(error);
         }
     };
-    let report = Report::of(machine::line(), &plan, outcome);
+    let report = Report::of(machine::line(), &plan, outcome, loads);
     if arguments.json {
         let json = serde_json::to_string_pretty(&report);
         println!("{}", json.expect("a report is plain data"));
@@ -305,6 +320,7 @@ fn compare(arguments: &CompareArguments) -> Result<bool, BenchError> {
     }
     if let Some(document) = &arguments.write_docs {
         document::write(document, &document::RUN, &tables::all(&report, Style::Markdown))?;
+        plot::draw(document)?;
     }
     Ok(report.is_good())
 }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::exists;
+use crate::load::{self, Effort};
 use crate::machine;
 use crate::measure::{Load, Operation};
 use crate::peers::mooncake;
@@ -53,6 +54,8 @@ pub struct Plan {
     pub file_row_bytes: u64,
     /// How long idle nodes are watched.
     pub idle: Duration,
+    /// How often and how long load comes from many sides.
+    pub load: Effort,
     /// Only the rows whose names have this in them.
     only: String,
 }
@@ -115,6 +118,7 @@ impl Plan {
             row_bytes: cold * factor,
             file_row_bytes: (cold * factor).max(1024 * MIB),
             idle: Duration::from_secs(if quick { 5 } else { 10 }),
+            load: Effort { rounds: if quick { 1 } else { 3 }, length: Duration::from_secs(4) },
             only: only.unwrap_or_default().to_owned(),
         }
     }
@@ -177,7 +181,9 @@ impl Plan {
         let mooncake = mooncake::segment_bytes(self.stored_bytes) + self.ring_bytes;
         let nodes = 3 * POOL_BYTES + self.memory_drive_bytes() + self.first_drive_bytes();
         let asked = if exists::is_wanted(self) { exists::HUGEPAGES } else { 0 };
-        (self.ring_bytes + limits + mooncake + nodes) / (2 * MIB) + asked + 64
+        let rows = (self.ring_bytes + limits + mooncake + nodes) / (2 * MIB) + asked;
+        // Load from many sides has its turn when all of that is given back.
+        rows.max(if load::is_wanted(self) { load::hugepages() } else { 0 }) + 64
     }
 }
 

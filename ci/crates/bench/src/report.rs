@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::bars::{self, Bar, Missing};
 use crate::exists::ExistsReport;
+use crate::load::LoadReport;
 use crate::measure::{Operation, Sample};
 use crate::peers::Side;
 use crate::plan::{IDLE, Plan, Row};
@@ -227,6 +228,8 @@ pub struct Report {
     pub rows: Vec<RowReport>,
     /// Questions whether a block is there.
     pub exists: Vec<ExistsReport>,
+    /// Load from many sides.
+    pub loads: Vec<LoadReport>,
     /// What idle nodes took.
     pub idle: Vec<IdleReport>,
     /// Where counters did not rise as they should have.
@@ -239,7 +242,7 @@ pub struct Report {
 
 impl Report {
     /// Draws the conclusions.
-    pub fn of(machine: String, plan: &Plan, outcome: Outcome) -> Report {
+    pub fn of(machine: String, plan: &Plan, outcome: Outcome, loads: Vec<LoadReport>) -> Report {
         let missing = &outcome.missing;
         let rows: Vec<_> = outcome
             .rows
@@ -249,6 +252,7 @@ impl Report {
         let verdict = |good: bool| if good { Verdict::Pass } else { Verdict::Miss }.outcome();
         let bars = rows.iter().flat_map(|row| &row.bars);
         let bars = bars.chain(outcome.exists.iter().flat_map(|scene| &scene.bars));
+        let bars = bars.chain(loads.iter().flat_map(|load| &load.bars));
         let mut checks: Vec<_> = bars.map(Bar::check).collect();
         if plan.wants(IDLE) {
             let good = outcome.idle.iter().all(|idle| idle.share < IDLE_BAR);
@@ -270,6 +274,7 @@ impl Report {
             circumstances: outcome.backing,
             other_load: outcome.others,
             exists: outcome.exists,
+            loads,
             idle: idle.collect(),
             rows,
             miscounts: outcome.miscounts,
@@ -281,7 +286,8 @@ impl Report {
     /// All bars.
     pub fn bars(&self) -> impl Iterator<Item = &Bar> {
         let rows = self.rows.iter().flat_map(|row| &row.bars);
-        rows.chain(self.exists.iter().flat_map(|scene| &scene.bars))
+        let exists = self.exists.iter().flat_map(|scene| &scene.bars);
+        rows.chain(exists).chain(self.loads.iter().flat_map(|load| &load.bars))
     }
 
     /// Whether no check has failed.

@@ -1,5 +1,6 @@
 //! What one part of the bench found: tables, what they were taken on, and the verdicts.
 
+use comfy_table::Table;
 use serde::Serialize;
 
 use crate::machine;
@@ -7,7 +8,7 @@ use crate::report::{Check, Verdict};
 use crate::tables::{Style, table};
 
 /// A table.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Grid {
     /// What it shows, in one sentence.
     pub caption: String,
@@ -21,6 +22,15 @@ impl Grid {
     /// An empty table.
     pub fn new(caption: &str, head: &[&'static str]) -> Grid {
         Grid { caption: caption.to_owned(), head: head.to_vec(), rows: Vec::new() }
+    }
+
+    /// As a terminal or a document shows it.
+    pub fn table(&self, style: Style) -> Table {
+        let mut rows = table(style, &self.head);
+        for row in &self.rows {
+            rows.add_row(row);
+        }
+        rows
     }
 }
 
@@ -64,12 +74,8 @@ impl Section {
             self.circumstances.iter().map(|line| format!("{bullet}{line}")).collect();
         let mut parts = vec![lines.join("\n")];
         for grid in &self.grids {
-            let mut rows = table(style, &grid.head);
-            grid.rows.iter().for_each(|row| {
-                rows.add_row(row);
-            });
             parts.push(grid.caption.clone());
-            parts.push(rows.to_string());
+            parts.push(grid.table(style).to_string());
         }
         parts.extend(self.notes.iter().cloned());
         parts.join("\n\n") + "\n"

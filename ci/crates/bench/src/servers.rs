@@ -16,6 +16,8 @@ use serde_json::Value;
 
 use crate::cpu::CpuClock;
 use crate::error::{BenchError, doing};
+#[cfg(target_os = "linux")]
+use crate::load::Caller;
 use crate::process::{PATIENCE, Process, free_address};
 
 /// The key of nodes and clients: this is a bench, it is no secret.
@@ -235,8 +237,16 @@ impl Node {
     /// # Errors
     /// When its configuration is refused.
     pub fn client(&self, connections: usize) -> Result<Client, BenchError> {
+        Node::client_of(std::slice::from_ref(self), connections)
+    }
+
+    /// A client of several, with so many connections to each.
+    ///
+    /// # Errors
+    /// When its configuration is refused.
+    pub fn client_of(nodes: &[Node], connections: usize) -> Result<Client, BenchError> {
         let config = Config {
-            servers: vec![self.address.to_string()],
+            servers: nodes.iter().map(|node| node.address.to_string()).collect(),
             namespace: "bench".to_owned(),
             transport: Transport::Tcp,
             auth_key: SharedKey::from_hex(AUTH_KEY).ok(),
@@ -244,6 +254,32 @@ impl Node {
             ..Config::default()
         };
         Ok(Client::new(config)?)
+    }
+
+    /// How connections of a load reach it.
+    ///
+    /// # Errors
+    /// Never: the key is a key.
+    #[cfg(target_os = "linux")]
+    pub fn caller(&self, namespace: &'static str) -> Result<Caller, BenchError> {
+        let key = SharedKey::from_hex(AUTH_KEY).expect("the bench's key is a key");
+        let mut id = [0; 16];
+        fastrand::fill(&mut id);
+        Ok(Caller { address: self.address, key, namespace, id })
+    }
+
+    /// Bytes of its memory that are there, hugepages not counted.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    #[cfg(target_os = "linux")]
+    pub fn resident_bytes(&self) -> Result<u64, BenchError> {
+        let path = format!("/proc/{}/status", self.process.child.id());
+        let text = fs::read_to_string(path).map_err(doing("a node's memory"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
+        let missing = || std::io::Error::other("no VmRSS");
+        Ok(kib.ok_or_else(missing).map_err(doing("a node's memory"))? << 10)
     }
 
     /// Its CPU time.

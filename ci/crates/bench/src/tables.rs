@@ -33,6 +33,13 @@ pub fn all(report: &Report, style: Style) -> String {
         parts.push(format!("{}:", scene.name));
         parts.push(answers(scene, style).to_string());
     }
+    for load in &report.loads {
+        for grid in &load.grids {
+            parts.push(grid.caption.clone());
+            parts.push(grid.table(style).to_string());
+        }
+        parts.extend(load.notes.iter().cloned());
+    }
     if report.bars().next().is_some() {
         parts.push("Bars:".to_owned());
         parts.push(bars(report, style).to_string());
