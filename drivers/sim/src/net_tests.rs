@@ -96,7 +96,12 @@ fn a_client_that_stops_reading_holds_up_a_send_until_it_reads_on() {
     let fixture = fixture(|options| options.window = 100);
     let (client, server) = fixture.net.connect(5);
     client.stop_reading();
-    server.start_send(SendOp { head: vec![7; 250], payload: Vec::new(), tail: Vec::new() });
+    server.start_send(SendOp {
+        head: vec![7; 250],
+        payload: Vec::new(),
+        tail: Vec::new(),
+        lend: None,
+    });
     fixture.settle();
     assert!(poll_send(&*server).is_pending(), "a window is all that it may have unread");
     assert_eq!(client.read(|bytes| (0, bytes.len())), 100);

@@ -115,6 +115,8 @@ pub struct Caller {
 struct Body {
     asked: Asked,
     left: usize,
+    /// Bytes of it that the server has lent.
+    lent: u64,
     crc: Crc32c,
     wanted: u32,
 }
@@ -143,6 +145,8 @@ pub struct Line {
     /// What is under way, in no order.
     asked: Vec<Asked>,
     puts: u32,
+    /// Lent payload received.
+    consumed: u64,
     next: u64,
 }
 
@@ -162,6 +166,7 @@ impl Line {
             namespace: caller.namespace,
             version_min: VERSION,
             version_max: VERSION,
+            counts_lent: true,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);
@@ -203,6 +208,7 @@ impl Line {
             body: None,
             asked: Vec::new(),
             puts: 0,
+            consumed: 0,
             next: u64::from(number) << 32 | 1,
         })
     }
@@ -259,6 +265,7 @@ impl Line {
         let mut header = Header::request(opcode, id)
             .with_namespace(self.namespace)
             .with_deadline_ms(DEADLINE.as_millis() as u32)
+            .with_consumed(self.consumed)
             .with_payload_length(payload.len() as u64);
         self.sealer.seal(&mut header, &meta, &mut self.out);
         self.out.extend_from_slice(payload);
@@ -315,6 +322,7 @@ impl Line {
         if body.left > 0 {
             self.body = Some(body);
         } else if body.crc.value() == body.wanted {
+            self.consumed += body.lent;
             let Asked { ask, when, .. } = body.asked;
             answered(Answer { ask, when, end: End::Done });
         } else {
@@ -392,7 +400,9 @@ impl Line {
                 match (reply.status, reply.crcs.as_slice()) {
                     (Status::Busy, _) => tell(End::Busy(reply.retry_ms)),
                     (Status::Ok, &[wanted]) if header.payload_length() == bytes as u64 => {
-                        self.body = Some(Body { asked, left: bytes, crc: Crc32c::new(), wanted });
+                        let lent = if header.is_lent() { bytes as u64 } else { 0 };
+                        let crc = Crc32c::new();
+                        self.body = Some(Body { asked, left: bytes, lent, crc, wanted });
                     }
                     (Status::Ok, _) => return Err(LineError::Wrong),
                     (status, _) => return Err(LineError::Refused(status)),
