@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -17,7 +16,7 @@ use crate::reactor::TaskOrder;
 use crate::remote::Shared;
 use crate::rng::Rng;
 use crate::stats::{self, LONG_TURN};
-use crate::task::{Task, TaskKey, TaskTable};
+use crate::task::{Task, TaskKey, TaskTable, frame};
 use crate::time::{Clock, Instant};
 use crate::timer::TimerHeap;
 
@@ -131,12 +130,12 @@ impl Core {
         Entered(CURRENT.with(|current| current.replace(Some(self.clone()))))
     }
 
-    pub(crate) fn spawn(&self, name: &'static str, future: Pin<Box<dyn Future<Output = ()>>>) {
+    pub(crate) fn spawn<F: Future<Output = ()> + 'static>(&self, name: &'static str, future: F) {
         if self.closed.get() {
             // The reactor is gone or going: the task is dropped without having run.
             return;
         }
-        let key = self.tasks.borrow_mut().insert(name, future);
+        let key = self.tasks.borrow_mut().insert(name, frame(future));
         self.ready.borrow_mut().push_back(key);
         stats::add(&self.shared.stats.tasks_spawned, 1);
         stats::add(&self.shared.stats.tasks_live, 1);
@@ -208,7 +207,7 @@ impl Core {
             return;
         }
         let Task { future, alarm, .. } = task;
-        drop(future);
+        future.put_away();
         self.tasks.borrow_mut().retire(key, alarm);
         stats::sub(&self.shared.stats.tasks_live, 1);
     }
@@ -235,7 +234,7 @@ impl Core {
         loop {
             let taken = self.tasks.borrow_mut().take_any();
             let Some((key, task)) = taken else { break };
-            drop(task.future);
+            task.future.put_away();
             self.tasks.borrow_mut().retire(key, task.alarm);
             stats::sub(&self.shared.stats.tasks_live, 1);
         }

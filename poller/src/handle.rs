@@ -56,7 +56,7 @@ impl Local {
     /// Starts a task. It is detached and never cancelled: it runs until it is done, or until the
     /// reactor is dropped.
     pub fn spawn<F: Future<Output = ()> + 'static>(&self, future: F) {
-        self.core.spawn(type_name::<F>(), Box::pin(future));
+        self.core.spawn(type_name::<F>(), future);
     }
 
     /// Starts a task whose result can be awaited. Dropping the handle does not cancel the task.
@@ -76,7 +76,7 @@ impl Local {
                 waker.wake();
             }
         };
-        self.core.spawn(type_name::<F>(), Box::pin(task));
+        self.core.spawn(type_name::<F>(), task);
         JoinHandle { join }
     }
 

@@ -18,7 +18,8 @@
 //!
 //! Everything else in this crate serves that wheel. [`Local`] is what code on the reactor holds: it
 //! spawns, sleeps and tells the time. [`Remote`] is what other threads hold: it wakes and sends.
-//! [`channel`] carries values between reactors, [`local`] coordinates tasks of one reactor.
+//! [`channel`] carries values between reactors, [`local`] coordinates tasks of one reactor, and
+//! [`spare`] keeps memory that a task is done with for the next.
 //!
 //! A reactor that finds no work may sleep ([`IdlePolicy::Adaptive`]); then it waits once, in one
 //! poll(2), for its doorbell and for the interrupts of its pollers. The protocol that keeps a
@@ -39,6 +40,7 @@ mod poller;
 mod reactor;
 mod remote;
 mod rng;
+pub mod spare;
 mod stats;
 mod stop;
 mod sync;

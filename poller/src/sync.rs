@@ -121,17 +121,25 @@ pub(crate) fn wait(bell: &Bell, interrupts: &[RawFd], timeout: Option<Duration>)
 }
 
 fn wait_on(bell: BorrowedFd<'_>, interrupts: &[RawFd], timeout: Option<Duration>) -> bool {
-    let mut fds = Vec::with_capacity(1 + interrupts.len());
-    fds.push(PollFd::new(bell, PollFlags::POLLIN));
-    for &fd in interrupts {
+    // A reactor has a few devices: no memory is asked for on the way to sleep.
+    let on_bell = |_| PollFd::new(bell, PollFlags::POLLIN);
+    let mut few: [PollFd<'_>; 16] = std::array::from_fn(on_bell);
+    let mut many: Vec<PollFd<'_>>;
+    let fds = if interrupts.len() < few.len() {
+        &mut few[..=interrupts.len()]
+    } else {
+        many = (0..=interrupts.len()).map(on_bell).collect();
+        &mut many[..]
+    };
+    for (place, &fd) in fds[1..].iter_mut().zip(interrupts) {
         // SAFETY: `Interrupt::Fd` promises that the poller keeps the descriptor open for as long as
         // it lives; the reactor owns the poller and is inside this call until `fds` is gone. A
         // number that is not open after all is reported by the kernel as POLLNVAL, and touches no
         // memory.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        *place = PollFd::new(fd, PollFlags::POLLIN);
     }
-    match poll(&mut fds, timeout) {
+    match poll(fds, timeout) {
         Ok(_) => {}
         // A signal is as good a reason to look around as any.
         Err(Errno::EINTR) => return false,

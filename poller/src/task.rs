@@ -1,6 +1,7 @@
 //! Tasks: where they are kept, and how they are woken.
 //!
-//! A task is a boxed future in a slot of its reactor's table. Its waker knows only the slot and the
+//! A task is a future in a frame, in a slot of its reactor's table. Frames are used again by tasks
+//! of the same kind. Its waker knows only the slot and the
 //! slot's generation, so wakers may travel to any thread while futures never do. A waker that
 //! outlives its task names a generation that is gone, and wakes nothing.
 
@@ -9,10 +10,11 @@ use std::pin::Pin;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use crate::core::CURRENT;
 use crate::remote::Shared;
+use crate::spare;
 use crate::sync::{AtomicBool, AtomicU64, fence};
 
 /// Which task: the slot it lives in, and how many tasks lived there before it.
@@ -85,9 +87,42 @@ pub(crate) struct Alarm {
     pub(crate) flag: Arc<TaskWaker>,
 }
 
+/// A future where it stays while it runs.
+pub(crate) type Frame = Pin<Box<dyn Work>>;
+
+/// A future that is used up when its frame is put away.
+pub(crate) trait Work {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Drops the future. The frame is kept for the next one of its kind.
+    fn put_away(self: Pin<Box<Self>>);
+}
+
+impl<F: Future<Output = ()> + 'static> Work for Option<F> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.as_pin_mut().expect("a frame that is put away is not polled").poll(cx)
+    }
+
+    fn put_away(mut self: Pin<Box<Self>>) {
+        self.set(None);
+        spare::keep(self, size_of::<Self>());
+    }
+}
+
+/// Puts a future into a frame.
+pub(crate) fn frame<F: Future<Output = ()> + 'static>(future: F) -> Frame {
+    match spare::take::<Pin<Box<Option<F>>>>() {
+        Some(mut frame) => {
+            frame.set(Some(future));
+            frame
+        }
+        None => Box::pin(Some(future)),
+    }
+}
+
 /// A future and its waker.
 pub(crate) struct Task {
-    pub(crate) future: Pin<Box<dyn Future<Output = ()>>>,
+    pub(crate) future: Frame,
     /// The path of its function.
     pub(crate) name: &'static str,
     pub(crate) alarm: Alarm,
@@ -122,7 +157,7 @@ impl TaskTable {
     pub(crate) fn insert(
         &mut self,
         name: &'static str,
-        future: Pin<Box<dyn Future<Output = ()>>>,
+        future: Frame,
     ) -> TaskKey {
         let index = self.free.pop().unwrap_or_else(|| {
             let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 tasks");

@@ -5,8 +5,10 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use memkv_poller::spare::{Reuse, Shared};
 
 use crate::{Done, IoError};
 
@@ -19,9 +21,23 @@ enum State {
     Closed,
 }
 
-struct Shared(Mutex<State>);
+impl Default for State {
+    fn default() -> State {
+        State::Pending(None)
+    }
+}
 
-impl Shared {
+/// What both ends hold; its memory is used again.
+#[derive(Default)]
+struct Command(Mutex<State>);
+
+impl Reuse for Command {
+    fn reset(&mut self) {
+        *self.0.get_mut().unwrap_or_else(PoisonError::into_inner) = State::default();
+    }
+}
+
+impl Command {
     /// No panic can happen while the lock is held.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -30,13 +46,13 @@ impl Shared {
 
 /// A pair of ends for one command. For drivers.
 pub fn completion() -> (Completer, Completion) {
-    let shared = Arc::new(Shared(Mutex::new(State::Pending(None))));
-    (Completer(Some(Arc::clone(&shared))), Completion(shared))
+    let shared = Shared::new(|_| ());
+    (Completer(Some(Shared::clone(&shared))), Completion(shared))
 }
 
 /// The driver's end. Dropped without [`Completer::complete`] the command ends as
 /// [`IoError::Offline`] and its buffer is wherever the driver left it: that is for a device torn down.
-pub struct Completer(Option<Arc<Shared>>);
+pub struct Completer(Option<Shared<Command>>);
 
 impl Completer {
     /// Ends the command and wakes the caller. If the caller is gone, or was told that the command
@@ -80,7 +96,7 @@ impl fmt::Debug for Completer {
 ///
 /// Dropping it cancels nothing. The driver keeps the buffer until the device is done with it.
 #[must_use = "a command's end says whether it was done"]
-pub struct Completion(Arc<Shared>);
+pub struct Completion(Shared<Command>);
 
 impl Future for Completion {
     type Output = Done;
@@ -104,13 +120,13 @@ impl Future for Completion {
 impl Completion {
     /// A third end, for whoever watches over the command.
     pub(crate) fn watched(&self) -> Watched {
-        Watched(Arc::clone(&self.0))
+        Watched(Shared::clone(&self.0))
     }
 }
 
 /// The end of whoever watches how long a command takes.
 #[derive(Clone)]
-pub(crate) struct Watched(Arc<Shared>);
+pub(crate) struct Watched(Shared<Command>);
 
 impl Watched {
     /// Whether the driver has the command and the caller still waits for it.
@@ -120,7 +136,7 @@ impl Watched {
 
     /// Whether it is the same command.
     pub fn is(&self, other: &Watched) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.is(&other.0)
     }
 
     /// Tells the caller that the command failed, while the driver still has it, and its buffer: that

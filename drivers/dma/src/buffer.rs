@@ -4,6 +4,7 @@
 //! A driver that hands a buffer to a device keeps the `DmaBuf` or `DmaRef` itself until the device is
 //! done, and takes only the raw pointer from it, so no reference exists meanwhile.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -55,6 +56,47 @@ impl Drop for Home {
             }
             Home::Arena { arena, lend } => arena.give_back(lend),
         }
+    }
+}
+
+/// Counts of shared homes that a thread keeps for the next ones, at most.
+const KEPT: usize = 4096;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Arc<Option<Home>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The home that the handles of one buffer share. What counts them is memory that is used again.
+#[derive(Clone)]
+struct SharedHome(Option<Arc<Option<Home>>>);
+
+impl SharedHome {
+    fn new(home: Home) -> SharedHome {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
+        let mut shared = spare.unwrap_or_default();
+        *Arc::get_mut(&mut shared).expect("nobody else has what is kept") = Some(home);
+        SharedHome(Some(shared))
+    }
+
+    fn get(&self) -> &Home {
+        let shared = self.0.as_ref().expect("it is there until it is dropped");
+        Option::as_ref(shared).expect("a home was put into it")
+    }
+}
+
+impl Drop for SharedHome {
+    /// Where two handles go at one moment on two threads, neither may be the last: the home goes all
+    /// the same, and the count with it.
+    fn drop(&mut self) {
+        let Some(mut shared) = self.0.take() else { return };
+        let Some(home) = Arc::get_mut(&mut shared) else { return };
+        drop(home.take());
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < KEPT {
+                spare.push(shared);
+            }
+        });
     }
 }
 
@@ -145,7 +187,7 @@ impl DmaBuf {
         if let Home::Arena { arena, lend } = &mut home {
             arena.share(lend);
         }
-        DmaRef { start, len, home: Arc::new(home) }
+        DmaRef { start, len, home: SharedHome::new(home) }
     }
 
     /// Which of the regions that were registered with a device it lies in, and at which offset in it.
@@ -167,7 +209,7 @@ impl fmt::Debug for DmaBuf {
 pub struct DmaRef {
     start: NonNull<u8>,
     len: usize,
-    home: Arc<Home>,
+    home: SharedHome,
 }
 
 // SAFETY: while any handle exists nobody writes the bytes, so any thread may read them; the home is
@@ -181,7 +223,7 @@ impl DmaRef {
     /// `start .. start + len`, and the whole run when it is from a pool, must be initialised memory that nobody writes until `home` is dropped,
     /// and that stays mapped until then.
     pub(crate) unsafe fn new(start: NonNull<u8>, len: usize, home: Home) -> DmaRef {
-        DmaRef { start, len, home: Arc::new(home) }
+        DmaRef { start, len, home: SharedHome::new(home) }
     }
 
     /// Length in bytes.
@@ -212,7 +254,7 @@ impl DmaRef {
         assert!(start <= end && end <= self.len, "{start}..{end} is outside of {}", self.len);
         // SAFETY: just checked: at most one past the end of the same memory.
         let first = unsafe { self.start.add(start) };
-        DmaRef { start: first, len: end - start, home: Arc::clone(&self.home) }
+        DmaRef { start: first, len: end - start, home: self.home.clone() }
     }
 
     /// Whether it is from a pool. From an arena it is only as long as its lender keeps the place.
@@ -234,7 +276,7 @@ impl DmaRef {
     /// Which of the regions that were registered with a device it lies in, and at which offset in it.
     /// The numbers are those of the pool or arena it came from.
     pub fn region(&self) -> (usize, usize) {
-        self.home.region(self.start)
+        self.home.get().region(self.start)
     }
 }
 

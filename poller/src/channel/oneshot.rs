@@ -5,7 +5,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use crate::sync::{Arc, Mutex, lock};
+#[cfg(loom)]
+use crate::sync::Arc;
+use crate::sync::{Mutex, lock};
+
 
 struct State<T> {
     value: Option<T>,
@@ -14,27 +17,53 @@ struct State<T> {
     receiver_gone: bool,
 }
 
+impl<T> Default for State<T> {
+    fn default() -> State<T> {
+        State { value: None, waker: None, sender_gone: false, receiver_gone: false }
+    }
+}
+
+/// What both ends hold; its memory is used again.
+#[cfg(not(loom))]
+type Both<T> = crate::spare::Shared<Mutex<State<T>>>;
+/// What both ends hold. Nothing of the model checker's outlives a run of the model.
+#[cfg(loom)]
+type Both<T> = Arc<Mutex<State<T>>>;
+
+#[cfg(not(loom))]
+impl<T: 'static> crate::spare::Reuse for Mutex<State<T>> {
+    fn reset(&mut self) {
+        let state = self.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *state = State::default();
+    }
+}
+
+#[cfg(not(loom))]
+fn new<T: 'static>() -> Both<T> {
+    Both::new(|_| ())
+}
+
+#[cfg(loom)]
+fn new<T>() -> Both<T> {
+    Arc::new(Mutex::new(State::default()))
+}
+
 /// The end that sends.
-pub struct OneSender<T> {
+pub struct OneSender<T: 'static> {
     /// `None` once it has sent.
-    state: Option<Arc<Mutex<State<T>>>>,
+    state: Option<Both<T>>,
 }
 
 /// The end that receives: a future of `Some(value)`, or of `None` when the sender was dropped.
 #[must_use = "the value is lost with its receiver"]
-pub struct OneReceiver<T> {
+pub struct OneReceiver<T: 'static> {
     /// `None` once it has the value, or knows that there will be none.
-    state: Option<Arc<Mutex<State<T>>>>,
+    state: Option<Both<T>>,
 }
 
 /// A channel for one value.
-pub fn oneshot<T>() -> (OneSender<T>, OneReceiver<T>) {
-    let state = Arc::new(Mutex::new(State {
-        value: None,
-        waker: None,
-        sender_gone: false,
-        receiver_gone: false,
-    }));
+pub fn oneshot<T: 'static>() -> (OneSender<T>, OneReceiver<T>) {
+    let state = new();
     (OneSender { state: Some(state.clone()) }, OneReceiver { state: Some(state) })
 }
 
@@ -46,7 +75,7 @@ impl<T> State<T> {
     }
 }
 
-impl<T> OneSender<T> {
+impl<T: 'static> OneSender<T> {
     /// Sends. Never blocks and cannot fail; if the receiver is gone, `value` is dropped here.
     pub fn send(mut self, value: T) {
         let shared = self.state.take().expect("sending consumes the sender");
@@ -70,7 +99,7 @@ impl<T> OneSender<T> {
     }
 }
 
-impl<T> Drop for OneSender<T> {
+impl<T: 'static> Drop for OneSender<T> {
     fn drop(&mut self) {
         let Some(shared) = self.state.take() else { return };
         let waker = lock(&shared).sender_left();
@@ -80,7 +109,7 @@ impl<T> Drop for OneSender<T> {
     }
 }
 
-impl<T> OneReceiver<T> {
+impl<T: 'static> OneReceiver<T> {
     /// The value, if it has come and has not been taken.
     pub fn try_recv(&mut self) -> Option<T> {
         let value = lock(self.state.as_ref()?).value.take()?;
@@ -89,7 +118,7 @@ impl<T> OneReceiver<T> {
     }
 }
 
-impl<T> Future for OneReceiver<T> {
+impl<T: 'static> Future for OneReceiver<T> {
     type Output = Option<T>;
 
     /// Once it has completed, it goes on saying `None`.
@@ -110,7 +139,7 @@ impl<T> Future for OneReceiver<T> {
     }
 }
 
-impl<T> Drop for OneReceiver<T> {
+impl<T: 'static> Drop for OneReceiver<T> {
     fn drop(&mut self) {
         let Some(shared) = self.state.take() else { return };
         let mut state = lock(&shared);
@@ -121,13 +150,13 @@ impl<T> Drop for OneReceiver<T> {
     }
 }
 
-impl<T> fmt::Debug for OneSender<T> {
+impl<T: 'static> fmt::Debug for OneSender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OneSender")
     }
 }
 
-impl<T> fmt::Debug for OneReceiver<T> {
+impl<T: 'static> fmt::Debug for OneReceiver<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OneReceiver")
     }
