@@ -6,9 +6,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::journal::{JournalError, Shared};
+use memkv_poller::spare::{Reuse, Shared};
+
+use crate::journal::{self, JournalError};
+
+/// Of a caller and of the commit task; its memory is used again.
+pub(crate) type Ticket = Shared<Slot>;
 
 /// Where the commit task leaves the outcome of one call.
+#[derive(Default)]
 pub(crate) struct Slot {
     /// The outcome is that of the flush, too.
     pub(crate) durable: bool,
@@ -22,9 +28,21 @@ enum State {
     Closed,
 }
 
+impl Default for State {
+    fn default() -> State {
+        State::Waiting(None)
+    }
+}
+
+impl Reuse for Slot {
+    fn reset(&mut self) {
+        *self = Slot::default();
+    }
+}
+
 impl Slot {
-    pub(crate) fn new(durable: bool) -> Rc<Slot> {
-        Rc::new(Slot { durable, state: RefCell::new(State::Waiting(None)) })
+    pub(crate) fn new(durable: bool) -> Ticket {
+        Ticket::new(|slot| slot.durable = durable)
     }
 
     /// Leaves the outcome. Returns it when nobody waits any more.
@@ -52,18 +70,17 @@ impl Slot {
 /// durable without anybody having applied them.
 #[must_use = "the records are durable only when this says so"]
 pub struct Append {
-    shared: Rc<Shared>,
-    slot: Rc<Slot>,
+    shared: Rc<journal::Shared>,
+    slot: Ticket,
 }
 
 impl Append {
-    pub(crate) fn new(shared: Rc<Shared>, slot: Rc<Slot>) -> Append {
+    pub(crate) fn new(shared: Rc<journal::Shared>, slot: Ticket) -> Append {
         Append { shared, slot }
     }
 
-    pub(crate) fn refused(shared: Rc<Shared>, error: JournalError) -> Append {
-        let state = RefCell::new(State::Done(Err(error)));
-        let slot = Rc::new(Slot { durable: false, state });
+    pub(crate) fn refused(shared: Rc<journal::Shared>, error: JournalError) -> Append {
+        let slot = Ticket::new(|slot| *slot.state.get_mut() = State::Done(Err(error)));
         Append { shared, slot }
     }
 }
@@ -113,7 +130,7 @@ impl fmt::Debug for Append {
 /// As long as it lives, no checkpoint forgets the frame they are in.
 #[must_use = "drop it after the index was changed, not before"]
 pub struct Applied {
-    shared: Rc<Shared>,
+    shared: Rc<journal::Shared>,
     sequence: u64,
 }
 

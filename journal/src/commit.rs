@@ -7,8 +7,9 @@
 use std::rc::Rc;
 
 use memkv_block::{Done, Io, IoBuf, IoError, Op};
+use memkv_poller::spare::Row;
 
-use crate::append::Slot;
+use crate::append::Ticket;
 use crate::flush;
 use crate::frame::{FRAME_HEADER, FrameHeader, span_of};
 use crate::journal::{JournalError, Shared, answer};
@@ -45,9 +46,9 @@ pub(crate) async fn run(shared: Rc<Shared>) {
 
 /// Writes a frame, and answers its calls when it is as durable as each has asked; false when the
 /// drive has failed.
-async fn commit(shared: &Rc<Shared>, header: FrameHeader, calls: Vec<Waiting<Rc<Slot>>>) -> bool {
+async fn commit(shared: &Rc<Shared>, header: FrameHeader, calls: Row<Waiting<Ticket>>) -> bool {
     let sequence = header.sequence;
-    let is_durable = |call: &Waiting<Rc<Slot>>| call.ticket.durable;
+    let is_durable = |call: &Waiting<Ticket>| call.ticket.durable;
     let durable = calls.iter().filter(|call| is_durable(call)).count() as u64;
     let flush = if durable > 0 { flush::begin(shared) } else { None };
     let op = if flush.is_some() { Op::WriteFlush } else { Op::Write };
@@ -61,7 +62,7 @@ async fn commit(shared: &Rc<Shared>, header: FrameHeader, calls: Vec<Waiting<Rc<
         }
         return written;
     }
-    let (durable, others) = calls.into_iter().partition(is_durable);
+    let (durable, others): (Row<_>, Row<_>) = calls.into_iter().partition(is_durable);
     finish(shared, sequence, others, Ok(()));
     let flushed = flush::ask(shared);
     shared.local.spawn(finish_flushed(Rc::clone(shared), sequence, durable, flushed));
@@ -72,7 +73,7 @@ async fn commit(shared: &Rc<Shared>, header: FrameHeader, calls: Vec<Waiting<Rc<
 async fn finish_flushed(
     shared: Rc<Shared>,
     sequence: u64,
-    calls: Vec<Waiting<Rc<Slot>>>,
+    calls: Row<Waiting<Ticket>>,
     flushed: impl Future<Output = Result<(), JournalError>>,
 ) {
     match flushed.await {
@@ -110,7 +111,7 @@ fn header(
 async fn write(
     shared: &Shared,
     mut header: FrameHeader,
-    calls: &[Waiting<Rc<Slot>>],
+    calls: &[Waiting<Ticket>],
     op: Op,
 ) -> Result<(), IoError> {
     let mut buf = shared.frame.take().expect("one frame is written at a time");
@@ -143,7 +144,7 @@ async fn write(
 fn finish(
     shared: &Shared,
     sequence: u64,
-    calls: Vec<Waiting<Rc<Slot>>>,
+    calls: Row<Waiting<Ticket>>,
     outcome: Result<(), IoError>,
 ) {
     match outcome {

@@ -3,9 +3,11 @@
 //! Bare integers never cross a module edge: a drive is a [`DriveUuid`], a run of units a
 //! [`UnitRange`], a value a [`BlockId`], and what the client called it is a [`KeyBytes`].
 
+use std::cmp::Ordering;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
 
+use memkv_poller::spare::{Reuse, Shared};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -118,17 +120,83 @@ pub enum KeyError {
     NotUtf8,
 }
 
-/// A whole key: tenant, namespace and the client's key, in one shared allocation.
+/// A whole key: tenant, namespace and the client's key, in memory that clones share and that is used
+/// again.
 ///
 /// ```text
 /// tenant length u8 | tenant | namespace length u8 | namespace | key (1..=512 bytes, to the end)
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyBytes(Arc<[u8]>);
+#[derive(Clone)]
+pub struct KeyBytes(Shared<Encoded>);
+
+/// The encoded form.
+#[derive(Default)]
+struct Encoded(Vec<u8>);
+
+impl Reuse for Encoded {
+    fn reset(&mut self) {
+        self.0.clear();
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.capacity()
+    }
+}
+
+impl PartialEq for KeyBytes {
+    fn eq(&self, other: &KeyBytes) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for KeyBytes {}
+
+impl PartialOrd for KeyBytes {
+    fn partial_cmp(&self, other: &KeyBytes) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for KeyBytes {
+    fn cmp(&self, other: &KeyBytes) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for KeyBytes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
 
 impl KeyBytes {
     /// Joins the three names. Fails when one is too long or the key is empty.
     pub fn new(tenant: &str, namespace: &str, key: &[u8]) -> Result<KeyBytes, KeyError> {
+        KeyBytes::check_parts(tenant, namespace, key)?;
+        Ok(KeyBytes(Shared::new(|Encoded(bytes)| {
+            bytes.reserve(2 + tenant.len() + namespace.len() + key.len());
+            KeyBytes::put_names(tenant, namespace, bytes);
+            bytes.extend_from_slice(key);
+        })))
+    }
+
+    /// Appends what stands before the key proper in the encoded form.
+    ///
+    /// # Panics
+    /// On a name that is too long.
+    pub fn put_names(tenant: &str, namespace: &str, out: &mut Vec<u8>) {
+        for name in [tenant, namespace] {
+            assert!(name.len() <= NAME_MAX, "a name has at most {NAME_MAX} bytes");
+            out.push(name.len() as u8);
+            out.extend_from_slice(name.as_bytes());
+        }
+    }
+
+    /// Whether the three make a whole key. Fails when one is too long or the key is empty.
+    ///
+    /// # Errors
+    /// [`KeyError`] says which.
+    pub fn check_parts(tenant: &str, namespace: &str, key: &[u8]) -> Result<(), KeyError> {
         for name in [tenant, namespace] {
             if name.len() > NAME_MAX {
                 return Err(KeyError::NameTooLong { len: name.len() });
@@ -137,19 +205,13 @@ impl KeyBytes {
         if key.is_empty() || key.len() > KEY_MAX {
             return Err(KeyError::KeyLength { len: key.len() });
         }
-        let mut bytes = Vec::with_capacity(2 + tenant.len() + namespace.len() + key.len());
-        bytes.push(tenant.len() as u8);
-        bytes.extend_from_slice(tenant.as_bytes());
-        bytes.push(namespace.len() as u8);
-        bytes.extend_from_slice(namespace.as_bytes());
-        bytes.extend_from_slice(key);
-        Ok(KeyBytes(bytes.into()))
+        Ok(())
     }
 
     /// Checks and takes encoded bytes, as they came from a drive.
     pub fn parse(bytes: &[u8]) -> Result<KeyBytes, KeyError> {
         KeyBytes::check(bytes)?;
-        Ok(KeyBytes(bytes.into()))
+        Ok(KeyBytes(Shared::new(|Encoded(own)| own.extend_from_slice(bytes))))
     }
 
     /// Checks encoded bytes.
@@ -167,33 +229,33 @@ impl KeyBytes {
 
     /// The encoded form.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.0.0
     }
 
     /// Bytes of the encoded form, at most [`KEY_BYTES_MAX`].
     #[allow(clippy::len_without_is_empty, reason = "a whole key is never empty")]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.as_bytes().len()
     }
 
     /// The tenant's name.
     pub fn tenant(&self) -> &str {
-        let len = usize::from(self.0[0]);
-        utf8(&self.0[1..1 + len])
+        let bytes = self.as_bytes();
+        utf8(&bytes[1..1 + usize::from(bytes[0])])
     }
 
     /// The namespace's name.
     pub fn namespace(&self) -> &str {
-        let at = 1 + usize::from(self.0[0]);
-        let len = usize::from(self.0[at]);
-        utf8(&self.0[at + 1..at + 1 + len])
+        let bytes = self.as_bytes();
+        let at = 1 + usize::from(bytes[0]);
+        utf8(&bytes[at + 1..at + 1 + usize::from(bytes[at])])
     }
 
     /// The client's key.
     pub fn key(&self) -> &[u8] {
-        let at = 1 + usize::from(self.0[0]);
-        let len = usize::from(self.0[at]);
-        &self.0[at + 1 + len..]
+        let bytes = self.as_bytes();
+        let at = 1 + usize::from(bytes[0]);
+        &bytes[at + 1 + usize::from(bytes[at])..]
     }
 }
 

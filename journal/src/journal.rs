@@ -15,11 +15,12 @@ use std::sync::Arc;
 use memkv_block::{BlockQueue, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};
 use memkv_poller::Local;
+use memkv_poller::spare::Row;
 use memkv_poller::local::{Event, Semaphore};
 use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};
-use crate::append::{Append, Slot};
+use crate::append::{Append, Slot, Ticket};
 use crate::checkpoint::read::{Area, Reading};
 use crate::checkpoint::walk::History;
 use crate::commit;
@@ -146,7 +147,7 @@ pub(crate) struct Shared {
     pub(crate) drive: DriveUuid,
     pub(crate) epoch: Cell<u64>,
     pub(crate) incarnation: u64,
-    pub(crate) log: RefCell<Log<Rc<Slot>>>,
+    pub(crate) log: RefCell<Log<Ticket>>,
     /// The one buffer frames are built in; away while one is written.
     pub(crate) frame: RefCell<Option<DmaBuf>>,
     pub(crate) committing: Cell<bool>,
@@ -376,8 +377,8 @@ impl Journal {
     ///
     /// # Panics
     /// When there is no record, or one that could not be read back.
-    pub fn append(&self, records: Vec<Record>) -> Append {
-        self.ask(records, false)
+    pub fn append(&self, records: impl Into<Row<Record>>) -> Append {
+        self.ask(records.into(), false)
     }
 
     /// Appends records like [`Journal::append`], and flushes: it resolves when they survive a power
@@ -386,11 +387,11 @@ impl Journal {
     ///
     /// # Panics
     /// As [`Journal::append`] does.
-    pub fn append_durable(&self, records: Vec<Record>) -> Append {
-        self.ask(records, true)
+    pub fn append_durable(&self, records: impl Into<Row<Record>>) -> Append {
+        self.ask(records.into(), true)
     }
 
-    fn ask(&self, records: Vec<Record>, durable: bool) -> Append {
+    fn ask(&self, records: Row<Record>, durable: bool) -> Append {
         assert!(!records.is_empty(), "an append has a record");
         for record in &records {
             assert!(record.check().is_ok(), "a record that cannot be read back: {record:?}");
@@ -402,7 +403,7 @@ impl Journal {
             return Append::refused(Rc::clone(shared), error);
         }
         let slot = Slot::new(durable);
-        let admitted = shared.log.borrow_mut().admit(records, Rc::clone(&slot));
+        let admitted = shared.log.borrow_mut().admit(records, slot.clone());
         if let Err((refusal, _)) = admitted {
             shared.count(|stats| stats.refused += 1);
             return Append::refused(Rc::clone(shared), refusal.into());

@@ -14,6 +14,8 @@
 
 use std::collections::VecDeque;
 
+use memkv_poller::spare::Row;
+
 use crate::frame::span_of;
 use crate::ids::BlockId;
 use crate::record::{Record, Usage};
@@ -29,20 +31,20 @@ pub(crate) enum Refusal {
 
 /// One call of append that no frame has taken yet.
 pub(crate) struct Waiting<T> {
-    pub(crate) records: Vec<Record>,
+    pub(crate) records: Row<Record>,
     pub(crate) bytes: usize,
     pub(crate) ticket: T,
     usage: Usage,
 }
 
 /// What the next write to the ring is.
-pub(crate) enum Next<T> {
+pub(crate) enum Next<T: 'static> {
     /// Nothing waits.
     Nothing,
     /// The lap's end is filled, for the next call does not fit there.
     Filler { sequence: u64, position: u64, span: usize },
     /// A frame of these calls.
-    Frame { sequence: u64, position: u64, body: usize, calls: Vec<Waiting<T>> },
+    Frame { sequence: u64, position: u64, body: usize, calls: Row<Waiting<T>> },
 }
 
 /// A frame some of whose calls are not applied yet.
@@ -90,7 +92,7 @@ pub(crate) struct Log<T> {
     generation_high: u64,
 }
 
-impl<T> Log<T> {
+impl<T: 'static> Log<T> {
     pub(crate) fn new(bounds: Bounds, start: CheckpointRef, head: Mark, usage: Usage) -> Log<T> {
         assert!(head.position - start.start_position <= bounds.ring_bytes);
         Log {
@@ -154,7 +156,7 @@ impl<T> Log<T> {
     }
 
     /// Takes a call in, or refuses it.
-    pub(crate) fn admit(&mut self, records: Vec<Record>, ticket: T) -> Result<(), (Refusal, T)> {
+    pub(crate) fn admit(&mut self, records: Row<Record>, ticket: T) -> Result<(), (Refusal, T)> {
         let (mut bytes, mut usage, mut removes) = (0, Usage::default(), 0);
         let mut generation = 0;
         for record in &records {
@@ -218,7 +220,7 @@ impl<T> Log<T> {
             let sequence = self.advance(lap_rest, 0, Usage::default());
             return Next::Filler { sequence, position, span: lap_rest as usize };
         }
-        let calls: Vec<Waiting<T>> = self.waiting.drain(..count).collect();
+        let calls: Row<Waiting<T>> = self.waiting.drain(..count).collect();
         let usage = calls.iter().fold(Usage::default(), |sum, call| sum + call.usage);
         self.waiting_span -= span;
         assert_eq!(self.waiting.is_empty(), self.waiting_span == 0, "the packing is exact");
@@ -356,7 +358,7 @@ mod tests {
     fn calls_ride_together_in_order_as_many_as_fit() {
         let mut log = log();
         for ticket in 0..40 {
-            log.admit(vec![put(1, 512)], ticket).unwrap();
+            log.admit([put(1, 512)].into(), ticket).unwrap();
         }
         let frames = write_all(&mut log);
         let tickets: Vec<u32> = frames.iter().flat_map(|frame| frame.2.clone()).collect();
@@ -369,14 +371,14 @@ mod tests {
     fn puts_stop_before_removes_and_a_checkpoint_makes_room() {
         let mut log = log();
         let mut puts = 0;
-        while log.admit(vec![put(1, 10)], 0).is_ok() {
+        while log.admit([put(1, 10)].into(), 0).is_ok() {
             write_all(&mut log);
             puts += 1;
         }
         assert!(!log.room_for_put() && log.wants_checkpoint());
         assert_eq!(puts, (128 - 16 - 16) / 4, "all but a frame and the reserve of an eighth");
         let mut removes = 0;
-        while log.admit(vec![remove(1)], 0).is_ok() {
+        while log.admit([remove(1)].into(), 0).is_ok() {
             write_all(&mut log);
             removes += 1;
         }
@@ -398,7 +400,7 @@ mod tests {
         let begin = Mark { sequence: 1, position: 0 };
         let mut log: Log<u32> = Log::new(bounds, CheckpointRef::EMPTY, begin, full);
         assert!(!log.room_for_put() && !log.wants_checkpoint(), "it would tell nothing new");
-        log.admit(vec![remove(1)], 0).unwrap();
+        log.admit([remove(1)].into(), 0).unwrap();
         assert!(!log.room_for_put() && log.wants_checkpoint());
     }
 
@@ -408,7 +410,7 @@ mod tests {
         let mut frames = 0;
         while !log.wants_checkpoint() {
             assert!(log.room_for_put());
-            log.admit(vec![put(1, 10)], 0).unwrap();
+            log.admit([put(1, 10)].into(), 0).unwrap();
             write_all(&mut log);
             frames += 1;
         }
@@ -420,7 +422,7 @@ mod tests {
         let mut log = log();
         while log.waiting_span < RING / 2 {
             assert!(!log.wants_checkpoint(), "{} bytes wait", log.waiting_span);
-            log.admit(vec![put(1, 500)], 0).unwrap();
+            log.admit([put(1, 500)].into(), 0).unwrap();
         }
         assert!(log.wants_checkpoint());
         assert_eq!((log.head, log.start), (0, 0), "nothing was written");
@@ -464,7 +466,7 @@ mod tests {
     fn a_checkpoint_starts_at_the_oldest_frame_not_applied() {
         let mut log = log();
         for ticket in 0..3 {
-            log.admit(vec![put(1, 10)], ticket).unwrap();
+            log.admit([put(1, 10)].into(), ticket).unwrap();
             write_all(&mut log);
         }
         log.applied(3);
@@ -477,11 +479,11 @@ mod tests {
     #[test]
     fn what_a_checkpoint_may_lack_still_counts_after_it() {
         let mut log = log();
-        log.admit(vec![put(1, 98)], 0).unwrap();
+        log.admit([put(1, 98)].into(), 0).unwrap();
         write_all(&mut log);
-        log.admit(vec![put(2, 98)], 1).unwrap();
+        log.admit([put(2, 98)].into(), 1).unwrap();
         let start = log.begin_checkpoint();
-        log.admit(vec![put(3, 98)], 2).unwrap();
+        log.admit([put(3, 98)].into(), 2).unwrap();
         log.end_checkpoint(start, Usage { rows: 10, parts: 0, key_bytes: 1000 });
         assert_eq!(log.usage(), Usage { rows: 13, parts: 0, key_bytes: 1300 });
     }
@@ -503,7 +505,7 @@ mod tests {
         }
         assert_eq!(count, 190, "194 keys of 514 bytes fill 100 kB");
         assert!(!log.room_for_put());
-        log.admit(vec![remove(3)], 0).unwrap();
+        log.admit([remove(3)].into(), 0).unwrap();
         assert!(log.wants_checkpoint(), "something was removed: a checkpoint may make room");
     }
 

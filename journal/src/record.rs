@@ -14,6 +14,7 @@
 //!
 //! All little-endian. The key fills the record to its end.
 
+use memkv_poller::spare::Row;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -125,7 +126,7 @@ pub enum Record<K = KeyBytes> {
         /// The store's flags; the journal only keeps them.
         flags: u16,
         /// Its parts in order, 1 to [`PARTS_MAX`].
-        parts: Vec<PartRef>,
+        parts: Row<PartRef>,
     },
     /// Whatever this drive held of the block is gone: its Put, its Head and its Parts.
     Remove {
@@ -665,7 +666,7 @@ pub(crate) mod tests {
         let refs = prop::collection::vec((any::<u128>(), 1..=4u32 << 20, any::<u32>()), 1..=16);
         let head = (any_block(), any_key(), any::<u64>(), any::<u16>(), refs).prop_map(
             |(block, key, expires, flags, refs)| {
-                let parts: Vec<PartRef> = refs
+                let parts: Row<PartRef> = refs
                     .into_iter()
                     .map(|(drive, length, crc)| PartRef {
                         drive: Uuid::from_u128(drive).into(),
@@ -691,7 +692,7 @@ pub(crate) mod tests {
             length: PARTS_MAX as u64,
             expires: 0,
             flags: 0,
-            parts: vec![part; PARTS_MAX],
+            parts: vec![part; PARTS_MAX].into(),
         };
         assert_eq!(longest.encoded_len(), RECORD_MAX);
         let mut out = vec![0; RECORD_MAX];

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use memkv_dma::DmaRef;
 use memkv_poller::Instant;
 use memkv_poller::local::LocalPermit;
+use memkv_poller::spare::{self, Row};
 use memkv_store::{Extent, KeyHash, Miss, MissReason, ReadLease};
 use memkv_wire::{Crc32c, GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status};
 
@@ -17,8 +18,8 @@ use crate::session::Session;
 /// The bytes of one get: the first of them are there.
 struct Found {
     lease: ReadLease,
-    pieces: Vec<Reading>,
-    crcs: Vec<u32>,
+    pieces: Row<Reading>,
+    crcs: Row<u32>,
     offset: u64,
     bytes: u64,
     budget: (LocalPermit, Promise),
@@ -40,7 +41,7 @@ impl Session {
         meta: &[u8],
         began: Instant,
     ) -> Result<(), MetaError> {
-        let GetItems { items } = GetItems::parse(meta)?;
+        let GetItems { items } = GetItems::parse_into(meta, spare::vec::<GetItem<'static>>())?;
         self.named(items.iter().map(|item| item.key));
         let last = items.len().saturating_sub(1);
         for (index, item) in items.iter().enumerate() {
@@ -53,6 +54,7 @@ impl Session {
             self.context.counters.requests.bump();
             self.outbox.push(&self.context, reply);
         }
+        spare::keep_vec(spare::renamed::<_, GetItem<'static>>(items));
         Ok(())
     }
 
@@ -71,12 +73,12 @@ impl Session {
                 (reply, found.offset, Some(found))
             }
         };
-        let mut meta = Vec::new();
+        let mut meta = Row::new();
         GetReply { item, offset, reply }.encode(&mut meta);
         let header = Header::reply(header, Status::Ok);
         let ready = self.context.local.now();
         let Some(Found { lease, pieces, budget, bytes, .. }) = found else {
-            return Reply { header, meta, payload: Vec::new(), lease: None, budget: None, ready };
+            return Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
         };
         let header = header.with_payload_length(bytes);
         self.context.counters.reads.bump();
@@ -141,13 +143,13 @@ impl Session {
         &self,
         lease: &ReadLease,
         cuts: &[Cut],
-    ) -> Result<(Vec<Reading>, Vec<u32>), Bad> {
+    ) -> Result<(Row<Reading>, Row<u32>), Bad> {
         let context = &self.context;
         let verified = lease.block().verified;
         let reads = start_reads(context, cuts.iter().map(|cut| &cut.extent)).await;
         let mut reads = reads.map_err(|_| Bad::TooMuch)?.into_iter();
-        let mut pieces = Vec::with_capacity(reads.len());
-        let mut crcs = Vec::with_capacity(cuts.len());
+        let mut pieces = Row::new();
+        let mut crcs = Row::new();
         let mut checked = 0;
         let mut bad = None;
         for (cut, read) in cuts.iter().zip(reads.by_ref()) {
@@ -218,7 +220,7 @@ impl Session {
 }
 
 /// Waits for the first piece of an extent.
-async fn begin(reads: Vec<Reading>) -> Result<Vec<Reading>, Bad> {
+async fn begin(reads: Row<Reading>) -> Result<Row<Reading>, Bad> {
     let mut reads = reads.into_iter();
     let first = reads.next().expect("an extent has a piece");
     match first.finish().await {
@@ -231,8 +233,8 @@ async fn begin(reads: Vec<Reading>) -> Result<Vec<Reading>, Bad> {
 }
 
 /// Waits for the whole extent of a cut, checks it, and cuts from it what is sent; with its CRC.
-async fn check(cut: &Cut, reads: Vec<Reading>) -> Result<(Vec<Reading>, u32), Bad> {
-    let mut pieces: Vec<DmaRef> = Vec::with_capacity(reads.len());
+async fn check(cut: &Cut, reads: Row<Reading>) -> Result<(Row<Reading>, u32), Bad> {
+    let mut pieces: Row<DmaRef> = Row::new();
     let mut reads = reads.into_iter();
     while let Some(read) = reads.next() {
         match read.finish().await {
@@ -251,7 +253,7 @@ async fn check(cut: &Cut, reads: Vec<Reading>) -> Result<(Vec<Reading>, u32), Ba
     if cut.is_whole() {
         return Ok((pieces.into_iter().map(Reading::Ready).collect(), crc.value()));
     }
-    let (mut at, mut sent, mut crc) = (0, Vec::with_capacity(pieces.len()), Crc32c::new());
+    let (mut at, mut sent, mut crc) = (0, Row::new(), Crc32c::new());
     for piece in pieces {
         let end = at + piece.len();
         if cut.from < end && at < cut.to {
@@ -287,9 +289,9 @@ impl Cut {
 
 /// The extents that hold bytes `offset..end` of a block, and which bytes of each; none for no
 /// bytes.
-fn cuts(extents: &[Extent], offset: u64, end: u64) -> Vec<Cut> {
+fn cuts(extents: &[Extent], offset: u64, end: u64) -> Row<Cut> {
     let mut at = 0;
-    let mut cuts = Vec::new();
+    let mut cuts = Row::new();
     if offset >= end {
         return cuts;
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use memkv_dma::DmaBuf;
 use memkv_net::{Connection, NetError, PayloadRef, RecvBuf, pull, recv};
+use memkv_poller::spare::Row;
 use memkv_poller::{Instant, Local};
 use memkv_wire::{Crc32c, HEADER_LEN};
 
@@ -99,8 +100,8 @@ impl Input {
     }
 
     /// `length` bytes: a meta or a trailer.
-    pub async fn bytes(&mut self, length: usize) -> Result<Vec<u8>, InputError> {
-        let mut bytes = vec![0; length];
+    pub async fn bytes(&mut self, length: usize) -> Result<Row<u8>, InputError> {
+        let mut bytes = Row::zeros(length);
         if length == 0 {
             return Ok(bytes);
         }
@@ -112,12 +113,12 @@ impl Input {
         }
         let have = self.take(&mut bytes);
         let min = length - have;
-        let receiving = recv(&*self.connection, RecvBuf::Small(bytes), have, min);
+        let receiving = recv(&*self.connection, RecvBuf::Small(bytes.into_vec()), have, min);
         let (got, bytes) = self.within(until, receiving).await;
         if got? < min {
             return Err(InputError::Truncated);
         }
-        Ok(small(bytes))
+        Ok(small(bytes).into())
     }
 
     /// Payload into the whole of `into`, and into `crc`.

@@ -4,23 +4,32 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
+use memkv_poller::spare::{self, Row};
 use memkv_poller::{Instant, Local};
 
-/// A future of this reactor.
-pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+/// A future where it stays while it runs; its memory is used again.
+type Frame<F> = Pin<Box<Option<F>>>;
 
 /// Polls all until all are done; outputs in order of the futures.
-pub async fn join_all<T>(futures: Vec<LocalFuture<'_, T>>) -> Vec<T> {
-    let mut waiting: Vec<Option<LocalFuture<'_, T>>> = futures.into_iter().map(Some).collect();
-    let mut done: Vec<Option<T>> = waiting.iter().map(|_| None).collect();
+pub async fn join_all<F: Future + 'static>(futures: impl Iterator<Item = F>) -> Row<F::Output>
+where
+    F::Output: 'static,
+{
+    let frame = |future: F| {
+        let mut frame: Frame<F> = spare::take().unwrap_or_else(|| Box::pin(None));
+        frame.set(Some(future));
+        frame
+    };
+    let mut frames: Row<Frame<F>> = futures.map(frame).collect();
+    let mut done: Row<Option<F::Output>> = frames.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {
         let mut pending = false;
-        for (future, out) in waiting.iter_mut().zip(&mut done) {
-            let Some(running) = future else { continue };
-            match running.as_mut().poll(cx) {
+        for (frame, out) in frames.iter_mut().zip(&mut done) {
+            let Some(running) = frame.as_mut().as_pin_mut() else { continue };
+            match running.poll(cx) {
                 Poll::Ready(value) => {
                     *out = Some(value);
-                    *future = None;
+                    frame.set(None);
                 }
                 Poll::Pending => pending = true,
             }
@@ -28,6 +37,7 @@ pub async fn join_all<T>(futures: Vec<LocalFuture<'_, T>>) -> Vec<T> {
         if pending { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
+    frames.drain(..).for_each(|frame| spare::keep(frame, size_of::<Option<F>>()));
     done.into_iter().map(|out| out.expect("all are done")).collect()
 }
 
@@ -80,19 +90,20 @@ mod tests {
         let outputs = reactor.block_on(async move {
             let future = |turns: usize| {
                 let (local, polls) = (local.clone(), counted.clone());
-                Box::pin(async move {
+                async move {
                     for _ in 0..turns {
                         polls.set(polls.get() + 1);
                         local.yield_now().await;
                     }
                     turns
-                }) as LocalFuture<'_, usize>
+                }
             };
-            join_all(vec![future(3), future(0), future(5), future(1)]).await
+            join_all([3, 0, 5, 1].into_iter().map(future)).await
         });
-        assert_eq!(outputs, [3, 0, 5, 1]);
+        assert_eq!(outputs[..], [3, 0, 5, 1]);
         assert_eq!(polls.get(), 9, "none is polled after its end");
-        assert!(reactor.block_on(async { join_all::<()>(Vec::new()).await }).is_empty());
+        let nothing = std::iter::empty::<std::future::Ready<()>>();
+        assert!(reactor.block_on(join_all(nothing)).is_empty());
     }
 
     #[test]

@@ -5,32 +5,35 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use memkv_poller::Instant;
+use memkv_poller::spare::{self, Row};
 use memkv_store::{Advice, Existing, KeyHash, Miss};
 use memkv_wire as wire;
 use memkv_wire::{
-    DeleteItems, Empty, Header, HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItems,
-    MatchReply, MetaError, PutItem, StatsReply, Status, SuspectItems,
+    DeleteItem, DeleteItems, Empty, Header, HintList, ItemReplies, KeyList, LeaseList, MatchItem,
+    MatchItems,
+    MatchReply, MetaError, PutItem, StatsReply, Status, SuspectItem, SuspectItems,
 };
 
-use crate::join::{LocalFuture, join_all};
+use crate::join::join_all;
 use crate::replies;
 use crate::session::Session;
 
 impl Session {
     /// Exists: what is stored, per key; pins nothing.
     pub async fn exists(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let list = KeyList::parse(meta)?;
+        let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
         let (keys, places) = self.hashes(&list.keys);
         match self.context.store.exists(keys).await {
             Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
-            Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
+            Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
         }
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
         Ok(())
     }
 
     /// Lease: keeps blocks from eviction for a bounded time.
     pub async fn lease(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let list = LeaseList::parse(meta)?;
+        let list = LeaseList::parse_into(meta, spare::vec::<&'static [u8]>())?;
         let (keys, places) = self.hashes(&list.keys);
         let duration = Duration::from_millis(u64::from(list.lease_ms));
         let duration = duration.min(self.context.limits().lease);
@@ -53,26 +56,28 @@ impl Session {
         }
         match self.context.store.hold(keys, self.number, duration).await {
             Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
-            Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
+            Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
         }
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
         Ok(())
     }
 
     /// Release: ends leases early.
     pub async fn release(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let list = KeyList::parse(meta)?;
+        let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
         let (keys, _) = self.hashes(&list.keys);
         for key in &keys {
             self.held.borrow_mut().remove(key);
         }
         self.context.store.unhold(keys, self.number).await;
-        self.reply(header, Status::Ok, Vec::new());
+        self.reply(header, Status::Ok, Row::new());
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
         Ok(())
     }
 
     /// Hint: what will become of a chain; moves its blocks in the order of eviction.
     pub async fn hint(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let list = HintList::parse(meta)?;
+        let list = HintList::parse_into(meta, spare::vec::<&'static [u8]>())?;
         let advice = match list.advice {
             wire::Advice::Release => Advice::Release,
             wire::Advice::Retain => Advice::Retain,
@@ -81,16 +86,17 @@ impl Session {
         let (keys, places) = self.hashes(&list.keys);
         match self.context.store.advise(keys, advice).await {
             Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
-            Err(_) => self.reply(header, Status::ShuttingDown, Vec::new()),
+            Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
         }
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
         Ok(())
     }
 
     /// MatchPrefix: the position of the first key that is missing here.
     pub async fn match_prefix(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let MatchItems { mut items } = MatchItems::parse(meta)?;
+        let MatchItems { mut items } = MatchItems::parse_into(meta, spare::vec::<MatchItem<'static>>())?;
         items.sort_by_key(|item| item.position);
-        let mut keys = Vec::with_capacity(items.len());
+        let mut keys = Row::new();
         for item in &items {
             match self.hash(item.key) {
                 Some(key) => keys.push(key),
@@ -98,12 +104,13 @@ impl Session {
             }
         }
         let Ok(run) = self.context.store.match_prefix(keys).await else {
-            self.reply(header, Status::ShuttingDown, Vec::new());
+            self.reply(header, Status::ShuttingDown, Row::new());
             return Ok(());
         };
         let first_missing = items.get(run).map_or(MatchReply::NONE, |item| item.position);
         let examined = (run + 1).min(items.len()) as u32;
-        let mut meta = Vec::new();
+        spare::keep_vec(spare::renamed::<_, MatchItem<'static>>(items));
+        let mut meta = Row::new();
         MatchReply { first_missing, examined }.encode(&mut meta);
         self.reply(header, Status::Ok, meta);
         Ok(())
@@ -111,39 +118,39 @@ impl Session {
 
     /// Delete: every item orders after a put of its key that is under way.
     pub async fn delete(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let DeleteItems { items } = DeleteItems::parse(meta)?;
+        let DeleteItems { items } = DeleteItems::parse_into(meta, spare::vec::<DeleteItem<'static>>())?;
         let deadline = self.deadline(header);
-        let mut waits: Vec<LocalFuture<'_, ItemReply>> = Vec::with_capacity(items.len());
-        for (index, item) in items.iter().enumerate() {
+        let deletes = items.iter().enumerate().map(|(index, item)| {
             let caller = self.caller(header, index);
-            let (key, generation) = (self.hash(item.key), item.generation);
-            waits.push(Box::pin(async move {
+            let (session, key, generation) = (self.clone(), self.hash(item.key), item.generation);
+            async move {
                 let Some(key) = key else { return replies::item(Status::BadRequest) };
-                match self.context.store.delete(key, generation, deadline, caller).await {
+                match session.context.store.delete(key, generation, deadline, caller).await {
                     Ok(deleted) => replies::deleted(deleted),
                     Err(_) => replies::item(Status::ShuttingDown),
                 }
-            }));
-        }
-        let items = join_all(waits).await;
-        let mut meta = Vec::new();
-        ItemReplies { items }.encode(&mut meta);
+            }
+        });
+        let replies = join_all(deletes).await;
+        spare::keep_vec(spare::renamed::<_, DeleteItem<'static>>(items));
+        let mut meta = Row::new();
+        ItemReplies::encode_all(&replies, &mut meta);
         self.reply(header, Status::Ok, meta);
         Ok(())
     }
 
     /// Suspect: a getter saw bad bytes.
     pub async fn suspect(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let SuspectItems { items } = SuspectItems::parse(meta)?;
-        let mut replies = Vec::with_capacity(items.len());
+        let SuspectItems { items } = SuspectItems::parse_into(meta, spare::vec::<SuspectItem<'static>>())?;
+        let mut replies = Row::new();
         for item in &items {
             replies.push(match self.hash(item.key) {
                 Some(key) => self.check_block(key, item.generation).await,
                 None => replies::item(Status::BadRequest),
             });
         }
-        let mut meta = Vec::new();
-        ItemReplies { items: replies }.encode(&mut meta);
+        let mut meta = Row::new();
+        ItemReplies::encode_all(&replies, &mut meta);
         self.reply(header, Status::Ok, meta);
         Ok(())
     }
@@ -152,14 +159,14 @@ impl Session {
     pub fn stats(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         // Nothing is asked for but what an extension may say must be understood.
         Empty::parse(meta)?;
-        let mut meta = Vec::new();
+        let mut meta = Row::new();
         StatsReply { stats: (self.context.stats)() }.encode(&mut meta);
         self.reply(header, Status::Ok, meta);
         Ok(())
     }
 
     /// Hashes of the keys whose length is allowed, and where they stood.
-    fn hashes(&self, keys: &[&[u8]]) -> (Vec<KeyHash>, Vec<usize>) {
+    fn hashes(&self, keys: &[&[u8]]) -> (Row<KeyHash>, Row<usize>) {
         let hashed = keys.iter().enumerate().filter_map(|(i, key)| Some((self.hash(key)?, i)));
         hashed.unzip()
     }
@@ -176,26 +183,27 @@ impl Session {
     /// in no order.
     pub fn named<'a>(&self, keys: impl ExactSizeIterator<Item = &'a [u8]>) {
         if keys.len() > 1 {
-            self.context.store.named(keys.filter_map(|key| self.hash(key)).collect());
+            self.context.store.named(keys.filter_map(|key| self.hash(key)).collect::<Row<_>>());
         }
     }
 
     fn reply_items(
         &self,
         header: &Header,
-        found: Vec<Result<Existing, Miss>>,
+        found: Row<Result<Existing, Miss>>,
         places: &[usize],
         count: usize,
     ) {
-        let mut items = vec![replies::item(Status::BadRequest); count];
+        let mut items = Row::new();
+        items.resize(count, replies::item(Status::BadRequest));
         for (found, &place) in found.into_iter().zip(places) {
             items[place] = match found {
                 Ok(existing) => replies::existing(Status::Ok, &existing),
                 Err(miss) => replies::miss(miss),
             };
         }
-        let mut meta = Vec::new();
-        ItemReplies { items }.encode(&mut meta);
+        let mut meta = Row::new();
+        ItemReplies::encode_all(&items, &mut meta);
         self.reply(header, Status::Ok, meta);
     }
 }

@@ -23,6 +23,7 @@ mod join;
 mod keys;
 mod lent;
 mod metrics;
+mod offers;
 mod outbox;
 mod put;
 mod reads;

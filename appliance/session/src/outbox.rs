@@ -12,6 +12,7 @@ use std::rc::Rc;
 use memkv_dma::DmaRef;
 use memkv_net::{Connection, PayloadRef, SendOp, push};
 use memkv_poller::Instant;
+use memkv_poller::spare::{self, Row};
 use memkv_poller::local::{Event, LocalPermit};
 use memkv_store::ReadLease;
 use memkv_wire::{Header, Sealer};
@@ -28,8 +29,8 @@ const COALESCE: usize = 64 * 1024;
 /// One reply.
 pub struct Reply {
     pub header: Header,
-    pub meta: Vec<u8>,
-    pub payload: Vec<Reading>,
+    pub meta: Row<u8>,
+    pub payload: Row<Reading>,
     /// Keeps the payload where it is.
     pub lease: Option<ReadLease>,
     /// The share of the connection's sending budget, and the promise that the reply keeps.
@@ -60,10 +61,10 @@ struct Batch {
     /// Payload that is there.
     payload: Vec<DmaRef>,
     /// Payload that comes after it.
-    coming: Vec<Reading>,
+    coming: Row<Reading>,
     /// The payload is a loan, but for pieces with less bytes.
     lend: Option<usize>,
-    replies: Vec<Reply>,
+    replies: Row<Reply>,
 }
 
 impl Outbox {
@@ -149,14 +150,14 @@ impl Outbox {
     /// Seals the replies of the next send: small ones, and behind them at most one bulk one, or the
     /// last frame when nothing else is left.
     fn gather(&self, context: &Context, sealer: &mut Sealer, mut head: Vec<u8>) -> Batch {
-        let mut replies = Vec::new();
+        let mut replies = Row::new();
         while head.len() < COALESCE
             && let Some(mut reply) = self.small.borrow_mut().pop_front()
         {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         }
-        let (mut payload, mut coming, mut lend) = (Vec::new(), Vec::new(), None);
+        let (mut payload, mut coming, mut lend) = (spare::vec(), Row::new(), None);
         if let Some(mut reply) = self.bulk.borrow_mut().pop_front() {
             for read in std::mem::take(&mut reply.payload) {
                 match read.ready() {
@@ -204,7 +205,9 @@ impl Outbox {
             outcome = match (outcome, piece) {
                 (Ok(head), Some(piece)) => {
                     keep(&piece);
-                    let op = SendOp { payload: vec![piece], lend, ..SendOp::default() };
+                    let mut payload = spare::vec();
+                    payload.push(piece);
+                    let op = SendOp { payload, lend, ..SendOp::default() };
                     send_part(context, connection, op).await.map(|_| head)
                 }
                 _ => Err(Broken),
@@ -250,5 +253,6 @@ async fn send_part(
     let sending = push(connection, PayloadRef::Inline, op);
     let hasten = || connection.shutdown();
     let (result, op) = hastened(&context.local, until, hasten, sending).await;
+    spare::keep_vec(op.payload);
     result.map(|()| op.head).map_err(|_| Broken)
 }

@@ -6,13 +6,13 @@
 //!          Data(item, payload, CRCs) ─► received straight into its place ─► committed ─► reply
 //! ```
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
 use memkv_dma::{Class, DmaBuf};
+use memkv_poller::spare::{self, Row};
 use memkv_poller::{Instant, timeout};
 use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, ReserveRequest};
 use memkv_wire as wire;
@@ -22,7 +22,7 @@ use memkv_wire::{
 };
 
 use crate::input::Input;
-use crate::join::{LocalFuture, join_all};
+use crate::join::join_all;
 use crate::replies;
 use crate::session::{End, Session};
 use crate::writes::{WriteError, Writes};
@@ -45,7 +45,7 @@ type InHand = (usize, u64, Writes);
 /// The payload of an inline put.
 enum Payload {
     Pool(DmaBuf),
-    Heap(Vec<u8>),
+    Heap(Row<u8>),
 }
 
 impl Payload {
@@ -59,7 +59,7 @@ impl Payload {
     /// Gives its chunk back, for whoever waits long holds none of the pool.
     fn leave_pool(&mut self) {
         if let Self::Pool(chunk) = self {
-            *self = Self::Heap(chunk.as_slice().to_vec());
+            *self = Self::Heap(chunk.as_slice().iter().copied().collect());
         }
     }
 }
@@ -70,7 +70,7 @@ impl Session {
         self: &Rc<Self>,
         input: &mut Input,
         header: Header,
-        meta: Vec<u8>,
+        meta: Row<u8>,
         began: Instant,
     ) -> Result<(), End> {
         let length = header.payload_length();
@@ -78,7 +78,7 @@ impl Session {
             return Err(End::NoCredit);
         }
         let mut payload = match length {
-            0 => Payload::Heap(Vec::new()),
+            0 => Payload::Heap(Row::new()),
             length => {
                 let since = self.context.local.now();
                 let class = Class::Receive;
@@ -107,12 +107,12 @@ impl Session {
         self.context.local.spawn(async move {
             let (status, meta) = match session.put_items(&header, &meta, payload).await {
                 Ok(items) => {
-                    let mut meta = Vec::new();
-                    ItemReplies { items }.encode(&mut meta);
+                    let mut meta = Row::new();
+                    ItemReplies::encode_all(&items, &mut meta);
                     (Status::Ok, meta)
                 }
                 Err(error) => {
-                    let mut meta = Vec::new();
+                    let mut meta = Row::new();
                     wire::Refusal { retry_ms: 0, text: &error.to_string() }.encode(&mut meta);
                     (error.status(), meta)
                 }
@@ -133,26 +133,28 @@ impl Session {
         header: &Header,
         meta: &[u8],
         mut payload: Payload,
-    ) -> Result<Vec<ItemReply>, MetaError> {
-        let put = PutItems::parse(meta)?;
+    ) -> Result<Row<ItemReply>, MetaError> {
+        let put = PutItems::parse_into(meta, spare::vec::<PutItem<'static>>())?;
         let got = payload.as_slice().len() as u64;
         if put.inline_length()? != got {
             return Err(MetaError::InlineLength { got });
         }
         let items = put.items;
         self.named_by_put(&items);
-        let mut replies: Vec<ItemReply> =
+        let mut replies: Row<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
         let mut waiting = self.acceptable(header, &items, payload.as_slice(), &mut replies);
+        spare::keep_vec(spare::renamed::<_, PutItem<'static>>(items));
         // Keys are locked in the order of their hashes, so two batches never wait for each other
         // in a circle; a key that comes twice in one batch waits for the next round.
-        waiting.sort_by_key(|item| (item.hash, item.index));
+        waiting.sort_unstable_by_key(|item| (item.hash, item.index));
         while !waiting.is_empty() {
-            let mut seen = HashSet::new();
-            let (round, later): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|item| seen.insert(item.hash));
+            let mut last = None;
+            let (round, later): (Row<_>, Row<_>) = waiting
+                .into_iter()
+                .partition(|item: &Inline| last.replace(item.hash) != Some(item.hash));
             waiting = later;
-            let mut in_hand = Vec::new();
+            let mut in_hand = Row::new();
             for item in round {
                 let length = item.request.length;
                 match self.place_inline(&item, &mut payload, &mut in_hand, &mut replies).await {
@@ -162,7 +164,7 @@ impl Session {
             }
             // A commit may wait for a checkpoint.
             if waiting.is_empty() {
-                payload = Payload::Heap(Vec::new());
+                payload = Payload::Heap(Row::new());
             } else {
                 payload.leave_pool();
             }
@@ -178,14 +180,16 @@ impl Session {
     }
 
     /// Commits what is in hand, all at once.
-    async fn commit_all(&self, in_hand: &mut Vec<InHand>, replies: &mut [ItemReply]) {
-        let (indexes, commits): (Vec<_>, Vec<LocalFuture<'_, ItemReply>>) = in_hand
-            .drain(..)
-            .map(|(index, length, writes)| {
-                (index, Box::pin(self.commit(writes, length)) as LocalFuture<'_, ItemReply>)
-            })
-            .unzip();
-        for (index, reply) in indexes.into_iter().zip(join_all(commits).await) {
+    async fn commit_all(
+        self: &Rc<Self>,
+        in_hand: &mut Row<InHand>,
+        replies: &mut [ItemReply],
+    ) {
+        let commits = in_hand.drain(..).map(|(index, length, writes)| {
+            let session = self.clone();
+            async move { (index, session.commit(writes, length).await) }
+        });
+        for (index, reply) in join_all(commits).await {
             replies[index] = reply;
         }
     }
@@ -197,8 +201,8 @@ impl Session {
         items: &[PutItem<'_>],
         payload: &[u8],
         replies: &mut [ItemReply],
-    ) -> Vec<Inline> {
-        let mut accepted = Vec::with_capacity(items.len());
+    ) -> Row<Inline> {
+        let mut accepted = Row::new();
         let mut at = 0;
         for (index, item) in items.iter().enumerate() {
             let bytes = &payload[at..at + item.length as usize];
@@ -255,10 +259,10 @@ impl Session {
     }
 
     async fn place_inline(
-        &self,
+        self: &Rc<Self>,
         item: &Inline,
         payload: &mut Payload,
-        in_hand: &mut Vec<InHand>,
+        in_hand: &mut Row<InHand>,
         replies: &mut [ItemReply],
     ) -> Result<Writes, Refusal> {
         let context = &self.context;
@@ -327,39 +331,41 @@ impl Session {
 
     /// Offer: a place for each item that is not there yet.
     pub async fn offer(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let PutItems { items } = PutItems::parse(meta)?;
+        let put = PutItems::parse_into(meta, spare::vec::<PutItem<'static>>())?;
+        let items = put.items;
         self.named_by_put(&items);
-        let mut replies: Vec<ItemReply> =
+        let mut replies: Row<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
-        let mut requests = Vec::with_capacity(items.len());
+        let mut requests = Row::new();
         for (index, item) in items.iter().enumerate() {
             match self.reserve_request(header, index, item) {
                 Ok(request) => requests.push((index, request)),
                 Err(status) => replies[index] = replies::item(status),
             }
         }
-        requests.sort_by_key(|(index, request)| (request.hash, *index));
+        spare::keep_vec(spare::renamed::<_, PutItem<'static>>(items));
+        requests.sort_unstable_by_key(|(index, request)| (request.hash, *index));
         for (index, request) in requests {
             replies[index] = self.offer_one(header, index as u32, request).await;
         }
-        self.expire_offers(header, items.len() as u32);
-        let mut meta = Vec::new();
-        ItemReplies { items: replies }.encode(&mut meta);
+        let mut meta = Row::new();
+        ItemReplies::encode_all(&replies, &mut meta);
         self.reply(header, Status::Ok, meta);
         Ok(())
     }
 
-    async fn offer_one(&self, header: &Header, item: u32, request: ReserveRequest) -> ItemReply {
+    async fn offer_one(
+        self: &Rc<Self>,
+        header: &Header,
+        item: u32,
+        request: ReserveRequest,
+    ) -> ItemReply {
         let context = &self.context;
         let name = (header.request_id(), item);
-        let (full, known) = {
-            let offers = self.offers.borrow();
-            (offers.len() >= context.limits().offers as usize, offers.contains_key(&name))
-        };
-        if known {
+        if self.offers.has(name) {
             return replies::item(Status::BadRequest);
         }
-        if full {
+        if self.offers.len() >= context.limits().offers as usize {
             return replies::item(Status::LimitExceeded);
         }
         if self.retired.get() {
@@ -378,32 +384,11 @@ impl Session {
             // The client left while we waited: the place goes back at once.
             Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
             Ok(reservation) => {
-                self.offers.borrow_mut().insert(name, (reservation, promise));
+                self.offers.add(self, name, self.deadline(header), (reservation, promise));
                 ItemReply { length, ..replies::item(Status::Want) }
             }
             Err(refusal) => replies::refusal(&refusal, length),
         }
-    }
-
-    /// Gives the places of an offer back when its payload has not come by the deadline.
-    fn expire_offers(self: &Rc<Self>, header: &Header, items: u32) {
-        let request = header.request_id();
-        let range = (request, 0)..=(request, items);
-        if self.offers.borrow().range(range.clone()).next().is_none() {
-            return;
-        }
-        let deadline = self.deadline(header);
-        let session = self.clone();
-        self.context.local.spawn(async move {
-            session.context.local.sleep_until(deadline).await;
-            let late: Vec<_> =
-                session.offers.borrow().range(range).map(|(&name, _)| name).collect();
-            for name in late {
-                session.offers.borrow_mut().remove(&name);
-                session.context.counters.offers_expired.bump();
-            }
-            session.payload_done.notify_all();
-        });
     }
 
     /// Data: the payload of one offered item, straight into its place.
@@ -417,7 +402,7 @@ impl Session {
     ) -> Result<(), End> {
         let DataMeta { item } = DataMeta::parse(meta)?;
         let request = header.request_id();
-        let offered = self.offers.borrow_mut().remove(&(request, item));
+        let offered = self.offers.take((request, item));
         let (reservation, promise) = offered.ok_or(End::NotWanted { request, item })?;
         let (got, offered) = (header.payload_length(), reservation.length());
         if got != offered {
@@ -489,7 +474,7 @@ impl Session {
         };
         let now = self.context.local.now();
         self.context.counters.put_total.record(now.saturating_duration_since(began));
-        let mut meta = Vec::new();
+        let mut meta = Row::new();
         DataReply { item, reply }.encode(&mut meta);
         self.reply(header, Status::Ok, meta);
     }

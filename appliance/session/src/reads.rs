@@ -2,6 +2,7 @@
 
 use memkv_block::{Completion, Done, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, DmaRef, UNIT};
+use memkv_poller::spare::Row;
 use memkv_store::{DriveId, Extent};
 
 use crate::Context;
@@ -31,11 +32,11 @@ pub struct TooMuch;
 pub async fn start_reads<'a>(
     context: &Context,
     extents: impl Iterator<Item = &'a Extent>,
-) -> Result<Vec<Vec<Reading>>, TooMuch> {
+) -> Result<Row<Row<Reading>>, TooMuch> {
     let view = |e: &Extent| context.drive(e.drive).device.view(e.offset, e.length as usize);
-    let extents: Vec<_> = extents.map(|extent| (extent, view(extent))).collect();
+    let extents: Row<_> = extents.map(|extent| (*extent, view(extent))).collect();
     let without = extents.iter().filter(|(_, view)| view.is_none());
-    let lengths: Vec<_> = without
+    let lengths: Row<_> = without
         .flat_map(|(extent, _)| {
             pieces(context, extent.length).map(|piece| piece.padded(context, extent))
         })
@@ -46,7 +47,7 @@ pub async fn start_reads<'a>(
         let waited = context.local.now().saturating_duration_since(since);
         context.counters.wait_chunk.record(waited);
     }
-    let mut start = |extent: &Extent| {
+    let mut start = |extent: &Extent| -> Row<Reading> {
         let queue = &context.drive(extent.drive).queue;
         let read = |piece: Piece| {
             let chunk = chunks.next().expect("a chunk for every piece without a view");
@@ -55,9 +56,9 @@ pub async fn start_reads<'a>(
         };
         pieces(context, extent.length).map(read).collect()
     };
-    let start = |(extent, view): (&Extent, Option<DmaRef>)| match view {
-        Some(view) => vec![Reading::Ready(view)],
-        None => start(extent),
+    let start = |(extent, view): (Extent, Option<DmaRef>)| match view {
+        Some(view) => [Reading::Ready(view)].into(),
+        None => start(&extent),
     };
     Ok(extents.into_iter().map(start).collect())
 }
@@ -65,9 +66,9 @@ pub async fn start_reads<'a>(
 /// Chunks for one read, all of them: its reply needs them together. Several that each held some and
 /// waited for more would wait for ever, so of those that cannot have all at once, one at a time on
 /// the whole node gathers them; the others have what they need or hold nothing.
-async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Vec<DmaBuf>, TooMuch> {
+async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Row<DmaBuf>, TooMuch> {
     let (pool, class) = (&context.pool, Class::Send);
-    let at_once: Result<Vec<_>, _> = lengths.iter().map(|&len| pool.allocate(class, len)).collect();
+    let at_once: Result<Row<_>, _> = lengths.iter().map(|&len| pool.allocate(class, len)).collect();
     if let Ok(chunks) = at_once {
         return Ok(chunks);
     }
@@ -77,7 +78,7 @@ async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Vec<DmaBuf>
         return Err(TooMuch);
     }
     let _turn = if lengths.len() > 1 { Some(context.store.gather_turn().await) } else { None };
-    let mut chunks = Vec::with_capacity(lengths.len());
+    let mut chunks = Row::new();
     for &len in lengths {
         chunks.push(pool.allocate_wait(class, len).await);
     }

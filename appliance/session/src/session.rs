@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use memkv_journal::{KeyBytes, KeyError};
+use memkv_journal::{KEY_MAX, KeyBytes, KeyError};
 use memkv_net::Connection;
 use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::spare::Row;
 use memkv_poller::{Instant, timeout};
-use memkv_store::{Caller, KeyHash, Reservation};
+use memkv_store::{Caller, KeyHash, NamespaceHasher};
 use memkv_wire::{
     CreditAccount, FrameError, GoodbyeMeta, Header, MetaError, Opcode, Opener, Refusal, Status,
 };
@@ -20,6 +21,7 @@ use crate::connect::{Connected, connect};
 use crate::context::Live;
 use crate::input::{Input, InputError};
 use crate::lent::{BadCount, Peer};
+use crate::offers::Offers;
 use crate::outbox::{Outbox, Reply};
 
 /// How long a peer that broke the protocol has to read why.
@@ -84,10 +86,11 @@ pub(crate) struct Session {
     /// Encoded tenant and namespace: what precedes every key's bytes.
     pub tenant: std::sync::Arc<str>,
     pub namespace: String,
+    hasher: NamespaceHasher,
     pub outbox: Rc<Outbox>,
     pub credits: RefCell<CreditAccount>,
     /// Offered puts with a place, waiting for their payload.
-    pub offers: RefCell<BTreeMap<(u64, u32), (Reservation, Promise)>>,
+    pub offers: Offers,
     /// What it has promised to move.
     pub share: Rc<Share>,
     pub requests: Semaphore,
@@ -141,11 +144,12 @@ async fn run(
         context: context.clone(),
         number: context.session_number(),
         client,
+        hasher: context.store.hasher().within(&proof.tenant, &namespace),
         tenant: proof.tenant.clone(),
         namespace,
         outbox: Rc::default(),
         credits: RefCell::new(CreditAccount::new(limits.credits)),
-        offers: RefCell::default(),
+        offers: Offers::default(),
         share: context.backlog.share(),
         requests: Semaphore::new(limits.requests as usize),
         sending: Semaphore::new(limits.sending as usize),
@@ -225,7 +229,7 @@ impl Session {
         }
     }
 
-    async fn answer(self: &Rc<Self>, header: Header, meta: Vec<u8>, began: Instant) {
+    async fn answer(self: &Rc<Self>, header: Header, meta: Row<u8>, began: Instant) {
         let result = match header.opcode() {
             Opcode::Exists => self.exists(&header, &meta).await,
             Opcode::MatchPrefix => self.match_prefix(&header, &meta).await,
@@ -248,23 +252,23 @@ impl Session {
     }
 
     /// Queues a reply without payload.
-    pub fn reply(&self, request: &Header, status: Status, meta: Vec<u8>) {
+    pub fn reply(&self, request: &Header, status: Status, meta: Row<u8>) {
         self.send(Header::reply(request, status), meta);
     }
 
     /// Refuses a request as a whole, and says why.
     pub fn refuse(&self, request: &Header, status: Status, text: &str) {
         tracing::debug!(%status, text, "request refused");
-        let mut meta = Vec::new();
+        let mut meta = Row::new();
         Refusal { retry_ms: 0, text }.encode(&mut meta);
         self.reply(request, status, meta);
     }
 
     /// Queues a reply with a header of its own.
-    pub fn send(&self, header: Header, meta: Vec<u8>) {
+    pub fn send(&self, header: Header, meta: Row<u8>) {
         self.context.counters.requests.bump();
         let ready = self.context.local.now();
-        let reply = Reply { header, meta, payload: Vec::new(), lease: None, budget: None, ready };
+        let reply = Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
         self.outbox.push(&self.context, reply);
     }
 
@@ -279,7 +283,7 @@ impl Session {
 
     /// Whether a put that was offered and has a place still waits for payload.
     pub fn owes_payload(&self) -> bool {
-        !self.closed.get() && (self.receiving.get() || !self.offers.borrow().is_empty())
+        !self.closed.get() && (self.receiving.get() || !self.offers.is_empty())
     }
 
     /// Who asks, for retries.
@@ -294,14 +298,13 @@ impl Session {
 
     /// The key's hash; `None` when the key's length is not allowed.
     pub fn hash(&self, key: &[u8]) -> Option<KeyHash> {
-        let full = self.full_key(key).ok()?;
-        Some(self.context.store.hasher().hash(&full))
+        (1..=KEY_MAX).contains(&key.len()).then(|| self.hasher.hash(key))
     }
 
     /// The reader is done: offered places go back, replies of running requests are dropped.
     async fn ended(&self, end: &End, connection: &Rc<dyn Connection>) {
         self.closed.set(true);
-        let waiting = std::mem::take(&mut *self.offers.borrow_mut());
+        let waiting = self.offers.take_all();
         if !waiting.is_empty() {
             self.context.counters.lost_after_reserve.bump();
         }
@@ -326,7 +329,7 @@ impl Session {
         // Leases live for as long as their connection.
         let held = std::mem::take(&mut *self.held.borrow_mut());
         if !held.is_empty() {
-            self.context.store.unhold(held.into_keys().collect(), self.number).await;
+            self.context.store.unhold(held.into_keys().collect::<Row<_>>(), self.number).await;
         }
     }
 
@@ -366,8 +369,8 @@ impl End {
 /// The server's last frame on a connection: why it ends.
 pub(crate) fn goodbye(context: &Context, status: Status, text: String) -> Reply {
     let header = Header::request(Opcode::Goodbye, 0).with_status(status);
-    let mut meta = Vec::new();
+    let mut meta = Row::new();
     GoodbyeMeta { text: &text }.encode(&mut meta);
     let ready = context.local.now();
-    Reply { header, meta, payload: Vec::new(), lease: None, budget: None, ready }
+    Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use memkv_block::{Completion, Io, SECTOR_MAX};
 use memkv_dma::{Class, DmaBuf, DmaRef};
+use memkv_poller::spare::Row;
 use memkv_store::{DriveId, Extent, Refusal, Reservation};
 use memkv_wire::Crc32c;
 
@@ -20,8 +21,8 @@ use crate::extents::Piece;
 /// was written is let go first, and can then not be placed again.
 pub struct Writes {
     reservation: Reservation,
-    writes: Vec<(Part, Write)>,
-    crcs: Vec<u32>,
+    writes: Row<(Part, Write)>,
+    crcs: Row<u32>,
     /// Of the extent that is arriving, as far as it is there.
     crc: Crc32c,
 }
@@ -65,7 +66,7 @@ pub enum WriteError {
 
 impl Writes {
     pub fn new(reservation: Reservation) -> Self {
-        Self { reservation, writes: Vec::new(), crcs: Vec::new(), crc: Crc32c::new() }
+        Self { reservation, writes: Row::new(), crcs: Row::new(), crc: Crc32c::new() }
     }
 
     /// The extent whose payload arrives next, and how much of it is there.
@@ -224,7 +225,7 @@ impl Writes {
     }
 
     /// All written: lets go of the buffers and hands over what is to be committed.
-    pub fn into_commit(self) -> (Reservation, Vec<u32>) {
+    pub fn into_commit(self) -> (Reservation, Row<u32>) {
         let Self { reservation, writes, crcs, .. } = self;
         drop(writes);
         (reservation, crcs)

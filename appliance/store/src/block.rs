@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use memkv_journal::{BlockId, UnitRange};
+use memkv_poller::spare::Row;
 
 use crate::DriveId;
 use crate::index::Span;
@@ -84,7 +85,7 @@ pub struct Block {
     /// Flags of its record but [`UNVERIFIED`], which is told by `verified`.
     pub flags: u16,
     /// Where its bytes are.
-    pub extents: Vec<Extent>,
+    pub extents: Row<Extent>,
     /// One bit per extent whose bytes were checked since the last unclean start, or written by us.
     pub verified: u16,
     /// Its bytes failed their CRC.

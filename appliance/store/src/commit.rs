@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use memkv_journal::{Append, Applied, BlockId, DriveUuid, JournalError, KeyBytes, PartRef, Record};
+use memkv_poller::spare::Row;
 
 use crate::block::{Block, MissReason, Slot};
 use crate::index::EXPIRES_MAX;
@@ -32,7 +33,7 @@ pub enum CommitError {
 }
 
 /// Records by drive, in order of drives.
-pub(crate) type Plan = Vec<(DriveId, Vec<Record>)>;
+pub(crate) type Plan = Row<(DriveId, Row<Record>)>;
 
 impl Store {
     /// Commits a reservation whose payload is on its drives. In order, and safe to lose at any
@@ -140,16 +141,16 @@ impl Store {
         self: &Rc<Self>,
         plan: Plan,
         flush: bool,
-    ) -> Result<Vec<Applied>, CommitError> {
+    ) -> Result<Row<Applied>, CommitError> {
         if flush {
             self.flush_all(plan.iter().map(|(drive, _)| *drive)).await?;
         }
-        let drives: Vec<DriveId> = plan.iter().map(|(drive, _)| *drive).collect();
-        let mut waits = Vec::with_capacity(plan.len());
+        let drives: Row<DriveId> = plan.iter().map(|(drive, _)| *drive).collect();
+        let mut waits = Row::new();
         for (drive, records) in plan {
             waits.push((drive, self.append(drive, records)));
         }
-        let mut applied = Vec::with_capacity(waits.len());
+        let mut applied = Row::new();
         let mut failed = None;
         for (drive, wait) in waits {
             match wait.await {
@@ -169,7 +170,7 @@ impl Store {
 
     /// Appends records to one journal, as durable as is configured. A put that asks for more flushes
     /// by itself: its frame must not keep the others waiting for a flush.
-    fn append(&self, drive: DriveId, records: Vec<Record>) -> Append {
+    fn append(&self, drive: DriveId, records: Row<Record>) -> Append {
         self.counters.appends.bump();
         let journal = &self.drive(drive).journal;
         match self.config.durability {
@@ -201,8 +202,8 @@ impl Store {
     fn still_served(
         &self,
         block: &Block,
-        applied: Vec<Applied>,
-    ) -> Result<Vec<Applied>, CommitError> {
+        applied: Row<Applied>,
+    ) -> Result<Row<Applied>, CommitError> {
         match block.extents.iter().find(|e| !self.drive(e.drive).online()) {
             Some(lost) => Err(CommitError::DriveFailed { drive: lost.drive }),
             None => Ok(applied),
@@ -238,7 +239,7 @@ impl Store {
     /// its drive is offline; says whether all are durable. Removals have a reserve in the ring; when
     /// even that is used up they wait for a checkpoint.
     pub(crate) async fn append_removals(self: &Rc<Self>, plan: Plan) -> bool {
-        let mut waits = Vec::with_capacity(plan.len());
+        let mut waits = Row::new();
         for (drive, records) in plan {
             let wait = self.append(drive, records.clone());
             waits.push((drive, records, wait));
@@ -312,9 +313,9 @@ pub(crate) fn records_of(
             expires: block.expires,
             flags: block.record_flags(),
         };
-        return vec![(extent.drive, vec![record])];
+        return [(extent.drive, [record].into())].into();
     }
-    let mut plan: Plan = Vec::new();
+    let mut plan = Plan::new();
     for (index, extent) in block.extents.iter().enumerate() {
         let part = Record::Part {
             block: block.id,
@@ -325,7 +326,7 @@ pub(crate) fn records_of(
         };
         match plan.iter_mut().find(|(drive, _)| *drive == extent.drive) {
             Some((_, records)) => records.push(part),
-            None => plan.push((extent.drive, vec![part])),
+            None => plan.push((extent.drive, [part].into())),
         }
     }
     let parts = block.extents.iter().map(|e| PartRef {

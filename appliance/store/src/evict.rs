@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use memkv_journal::Record;
+use memkv_poller::spare::Row;
 
 use crate::block::{MissReason, Slot};
 use crate::commit::Plan;
@@ -94,7 +95,7 @@ impl Store {
     /// Evicts up to a batch of blocks, about `units` worth; returns how many.
     async fn evict_some(self: &Rc<Self>, units: u64) -> u64 {
         let Some(victims) = self.find_victims(units).await else { return 0 };
-        let mut removals: BTreeMap<DriveId, Vec<Record>> = BTreeMap::new();
+        let mut removals: BTreeMap<DriveId, Row<Record>> = BTreeMap::new();
         for (slot, _) in &victims {
             self.unpublish(*slot, MissReason::Evicted);
             self.counters.evictions.bump();

@@ -1,6 +1,7 @@
 //! What one drive remembers, as it is read. Blocks of one extent, and nearly all are, go straight to
 //! where the index will have them: of millions nothing else is made.
 
+use memkv_poller::spare::Row;
 use memkv_journal::{BlockId, Gather, KeyLen, PartRef, Record, UnitRange};
 
 use crate::DriveId;
@@ -25,7 +26,7 @@ pub(crate) struct FoundHead {
     pub length: u64,
     pub expires: u64,
     pub flags: u16,
-    pub parts: Vec<PartRef>,
+    pub parts: Row<PartRef>,
 }
 
 /// What lives on one drive.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memkv_poller::Instant;
+use memkv_poller::spare::Row;
 use memkv_poller::channel::{self, InboxReceiver, InboxSender, OneSender, Permit};
 
 use crate::block::{Extent, KeyHash, Slot};
@@ -28,19 +29,19 @@ use crate::{DriveId, DriveStatus, Store, StoreConfig};
 /// Messages to a store from other reactors.
 enum Call {
     Reserve(ReserveRequest, OneSender<Result<ReservationGrant, Refusal>>),
-    PlaceAgain(u64, DriveId, OneSender<Result<Vec<Extent>, Refusal>>),
-    Commit(u64, Vec<u32>, OneSender<Result<Stored, CommitError>>),
+    PlaceAgain(u64, DriveId, OneSender<Result<Row<Extent>, Refusal>>),
+    Commit(u64, Row<u32>, OneSender<Result<Stored, CommitError>>),
     Abort(u64),
     Lease(KeyHash, bool, OneSender<Result<LeaseGrant, Miss>>),
     Unpin(Slot),
     UnpinLent(Slot),
     Verified(Slot, u64, u16),
-    Exists(Vec<KeyHash>, OneSender<Vec<Result<Existing, Miss>>>),
-    MatchPrefix(Vec<KeyHash>, OneSender<usize>),
-    Named(Vec<KeyHash>),
-    Hold(Vec<KeyHash>, u64, Duration, OneSender<Vec<Result<Existing, Miss>>>),
-    Unhold(Vec<KeyHash>, u64),
-    Advise(Vec<KeyHash>, Advice, OneSender<Vec<Result<Existing, Miss>>>),
+    Exists(Row<KeyHash>, OneSender<Row<Result<Existing, Miss>>>),
+    MatchPrefix(Row<KeyHash>, OneSender<usize>),
+    Named(Row<KeyHash>),
+    Hold(Row<KeyHash>, u64, Duration, OneSender<Row<Result<Existing, Miss>>>),
+    Unhold(Row<KeyHash>, u64),
+    Advise(Row<KeyHash>, Advice, OneSender<Row<Result<Existing, Miss>>>),
     Delete(KeyHash, u64, Instant, Caller, OneSender<Deleted>),
     DropCorrupt(KeyHash, u64, OneSender<()>),
     DriveFailed(DriveId, String),
@@ -155,7 +156,7 @@ pub enum StoreHandle {
 pub struct Stopped;
 
 impl RemoteStore {
-    async fn ask<T>(&self, call: impl FnOnce(OneSender<T>) -> Call) -> Result<T, Stopped> {
+    async fn ask<T: 'static>(&self, call: impl FnOnce(OneSender<T>) -> Call) -> Result<T, Stopped> {
         let (reply, answer) = channel::oneshot();
         self.calls.reserve().await.send(call(reply));
         answer.await.ok_or(Stopped)
@@ -263,7 +264,8 @@ impl StoreHandle {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn exists(&self, keys: Vec<KeyHash>) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+    pub async fn exists(&self, keys: impl Into<Row<KeyHash>>) -> Result<Row<Result<Existing, Miss>>, Stopped> {
+        let keys = keys.into();
         match self {
             Self::Here(store) => Ok(store.exists(&keys)),
             Self::There(remote) => remote.question(|reply| Call::Exists(keys, reply)).await,
@@ -271,7 +273,8 @@ impl StoreHandle {
     }
 
     /// See [`Store::named`]. Only a hint: when the inbox is full the store does without.
-    pub fn named(&self, keys: Vec<KeyHash>) {
+    pub fn named(&self, keys: impl Into<Row<KeyHash>>) {
+        let keys = keys.into();
         match self {
             Self::Here(store) => store.named(&keys),
             Self::There(remote) => {
@@ -286,7 +289,8 @@ impl StoreHandle {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn match_prefix(&self, keys: Vec<KeyHash>) -> Result<usize, Stopped> {
+    pub async fn match_prefix(&self, keys: impl Into<Row<KeyHash>>) -> Result<usize, Stopped> {
+        let keys = keys.into();
         match self {
             Self::Here(store) => Ok(store.match_prefix(&keys)),
             Self::There(remote) => remote.question(|reply| Call::MatchPrefix(keys, reply)).await,
@@ -299,10 +303,11 @@ impl StoreHandle {
     /// [`Stopped`].
     pub async fn hold(
         &self,
-        keys: Vec<KeyHash>,
+        keys: impl Into<Row<KeyHash>>,
         holder: u64,
         duration: Duration,
-    ) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+    ) -> Result<Row<Result<Existing, Miss>>, Stopped> {
+        let keys = keys.into();
         match self {
             Self::Here(store) => {
                 Ok(keys.iter().map(|&key| store.hold(key, holder, duration)).collect())
@@ -319,9 +324,10 @@ impl StoreHandle {
     /// [`Stopped`].
     pub async fn advise(
         &self,
-        keys: Vec<KeyHash>,
+        keys: impl Into<Row<KeyHash>>,
         advice: Advice,
-    ) -> Result<Vec<Result<Existing, Miss>>, Stopped> {
+    ) -> Result<Row<Result<Existing, Miss>>, Stopped> {
+        let keys = keys.into();
         match self {
             Self::Here(store) => Ok(store.advise(&keys, advice)),
             Self::There(remote) => remote.ask(|reply| Call::Advise(keys, advice, reply)).await,
@@ -329,7 +335,8 @@ impl StoreHandle {
     }
 
     /// See [`Store::unhold`].
-    pub async fn unhold(&self, keys: Vec<KeyHash>, holder: u64) {
+    pub async fn unhold(&self, keys: impl Into<Row<KeyHash>>, holder: u64) {
+        let keys = keys.into();
         match self {
             Self::Here(store) => keys.iter().for_each(|&key| store.unhold(key, holder)),
             Self::There(remote) => {
@@ -396,7 +403,7 @@ impl StoreHandle {
 pub struct Reservation {
     id: u64,
     length: u64,
-    extents: Vec<Extent>,
+    extents: Row<Extent>,
     end: Option<ReservationEnd>,
 }
 
@@ -436,7 +443,8 @@ impl Reservation {
     ///
     /// # Errors
     /// A failed drive, or [`Stopped`] as `None`: then the outcome is unknown.
-    pub async fn commit(mut self, crcs: Vec<u32>) -> Result<Stored, Option<CommitError>> {
+    pub async fn commit(mut self, crcs: impl Into<Row<u32>>) -> Result<Stored, Option<CommitError>> {
+        let crcs = crcs.into();
         match self.end.take().expect("committed once") {
             ReservationEnd::Here(store) => store.commit(self.id, &crcs).await.map_err(Some),
             ReservationEnd::There(_, permit) => {

@@ -8,6 +8,8 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use memkv_poller::spare::{self, Row};
+
 use crate::Store;
 use crate::block::{Block, KeyHash, Slot};
 use crate::lease::{Existing, Miss};
@@ -32,14 +34,17 @@ impl Store {
         self: &Rc<Self>,
         keys: &[KeyHash],
         advice: Advice,
-    ) -> Vec<Result<Existing, Miss>> {
+    ) -> Row<Result<Existing, Miss>> {
         let found = self.exists(keys);
-        let mut seen = HashSet::with_capacity(keys.len());
+        let mut seen: HashSet<Slot> = spare::take().unwrap_or_default();
         let there = keys.iter().zip(&found).filter(|(_, found)| found.is_ok());
-        let slots: Vec<Slot> = there
+        let slots: Row<Slot> = there
             .map(|(key, _)| self.slot_of(*key).expect("just found"))
             .filter(|slot| seen.insert(*slot))
             .collect();
+        seen.clear();
+        let bytes = seen.capacity() * size_of::<Slot>();
+        spare::keep(seen, bytes);
         self.counters.hinted.add(slots.len() as u64);
         self.hint(&slots, advice);
         found

@@ -25,7 +25,7 @@ use memkv_journal::BlockId;
 
 use entry::Row;
 pub use entry::{ENTRY_BYTES, EXPIRES_MAX, Entry, GENERATION_MAX, Span};
-pub(crate) use pieces::Pieces;
+pub(crate) use pieces::{Idle, Pieces, Pool};
 pub use slab::{Slab, Spans};
 pub(crate) use table::Table;
 

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use memkv_poller::spare::Row;
+
 use crate::Store;
 use crate::block::{Extent, KeyHash, MissReason, Slot};
 use crate::policy::{EvictionPolicy, Named};
@@ -15,7 +17,7 @@ pub struct Existing {
     /// Its generation.
     pub generation: u64,
     /// One CRC32C per extent.
-    pub crcs: Vec<u32>,
+    pub crcs: Row<u32>,
 }
 
 /// A key that has no readable block.
@@ -32,7 +34,7 @@ pub struct LeaseGrant {
     /// Its generation.
     pub generation: u64,
     /// Where its bytes are.
-    pub extents: Vec<Extent>,
+    pub extents: Row<Extent>,
     /// One bit per extent that needs no check before it is sent.
     pub verified: u16,
     /// Its bytes may be lent to a peer.
@@ -109,7 +111,7 @@ impl Store {
     }
 
     /// What is stored under the keys; pins nothing and touches no order.
-    pub fn exists(self: &Rc<Self>, keys: &[KeyHash]) -> Vec<Result<Existing, Miss>> {
+    pub fn exists(self: &Rc<Self>, keys: &[KeyHash]) -> Row<Result<Existing, Miss>> {
         keys.iter().map(|&key| self.exists_one(key)).collect()
     }
 
@@ -133,7 +135,7 @@ impl Store {
         }
         let blocks = self.blocks.borrow();
         let named = |&key: &KeyHash| Named { key, slot: blocks.lookup(key) };
-        policy.named(&keys.iter().map(named).collect::<Vec<_>>());
+        policy.named(&keys.iter().map(named).collect::<Row<_>>());
     }
 
     /// How many of the keys, from the first on, are readable. The keys are a chain.

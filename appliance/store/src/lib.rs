@@ -71,5 +71,5 @@ pub use remember::{Caller, Outcome};
 pub use remove::Deleted;
 pub use reserve::{Mode, Refusal, ReservationGrant, ReserveRequest};
 pub use scrub::ScrubCounters;
-pub use store::{KeyHasher, Store, UnderWay};
+pub use store::{KeyHasher, NamespaceHasher, Store, UnderWay};
 pub use tune::Tuning;

@@ -4,13 +4,14 @@
 //! in order; a waiter gives up at its own deadline, with nothing reserved.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use memkv_poller::local::Event;
+use memkv_poller::spare::{Reuse, Row, Shared};
 use memkv_poller::{Instant, Local, timeout};
 
 use crate::KeyHash;
@@ -18,17 +19,26 @@ use crate::KeyHash;
 /// The table of keys with a put or a delete under way.
 #[derive(Default)]
 pub struct KeyLocks {
-    held: RefCell<HashMap<KeyHash, VecDeque<Rc<Waiter>>>>,
+    held: RefCell<HashMap<KeyHash, Option<Waiters>>>,
     /// Told when the last key is let go.
     free: Event,
 }
 
+/// One who waits; its memory is used again.
 #[derive(Default)]
 struct Waiter {
     granted: Cell<bool>,
-    gone: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
+
+impl Reuse for Waiter {
+    fn reset(&mut self) {
+        *self = Waiter::default();
+    }
+}
+
+/// Those who wait for one key, in order; they are few.
+type Waiters = Row<Shared<Waiter>>;
 
 /// The right to change one key; dropping it hands the key to the next waiter.
 pub struct KeyGuard {
@@ -47,7 +57,7 @@ impl KeyLocks {
         if held.contains_key(&key) {
             return None;
         }
-        held.insert(key, VecDeque::new());
+        held.insert(key, None);
         Some(KeyGuard { locks: self.clone(), key })
     }
 
@@ -64,8 +74,10 @@ impl KeyLocks {
         if let Some(guard) = self.try_lock(key) {
             return Ok(guard);
         }
-        let waiter = Rc::new(Waiter::default());
-        self.held.borrow_mut().get_mut(&key).expect("held").push_back(waiter.clone());
+        let waiter = Shared::<Waiter>::new(|_| ());
+        let mut held = self.held.borrow_mut();
+        held.get_mut(&key).expect("held").get_or_insert_default().push(waiter.clone());
+        drop(held);
         let wait = Wait { locks: self.clone(), key, waiter };
         timeout(local, deadline, wait).await.map_err(|_| Contended)
     }
@@ -90,10 +102,8 @@ impl KeyLocks {
     fn release(&self, key: KeyHash) {
         let mut held = self.held.borrow_mut();
         let queue = held.get_mut(&key).expect("a guard's key is held");
-        while let Some(next) = queue.pop_front() {
-            if next.gone.get() {
-                continue;
-            }
+        if let Some(waiting) = queue.as_mut().filter(|waiting| !waiting.is_empty()) {
+            let next = waiting.remove(0);
             next.granted.set(true);
             if let Some(waker) = next.waker.borrow_mut().take() {
                 waker.wake();
@@ -116,7 +126,7 @@ impl Drop for KeyGuard {
 struct Wait {
     locks: Rc<KeyLocks>,
     key: KeyHash,
-    waiter: Rc<Waiter>,
+    waiter: Shared<Waiter>,
 }
 
 impl Future for Wait {
@@ -125,7 +135,6 @@ impl Future for Wait {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<KeyGuard> {
         if self.waiter.granted.get() {
             self.waiter.granted.set(false);
-            self.waiter.gone.set(true);
             return Poll::Ready(KeyGuard { locks: self.locks.clone(), key: self.key });
         }
         *self.waiter.waker.borrow_mut() = Some(cx.waker().clone());
@@ -136,9 +145,13 @@ impl Future for Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         // Granted between the deadline and the drop: pass the key on, or nobody ever gets it.
-        self.waiter.gone.set(true);
         if self.waiter.granted.replace(false) {
-            self.locks.release(self.key);
+            return self.locks.release(self.key);
+        }
+        // Whoever gives up waits no longer.
+        let mut held = self.locks.held.borrow_mut();
+        if let Some(Some(waiting)) = held.get_mut(&self.key) {
+            waiting.retain(|other| !other.is(&self.waiter));
         }
     }
 }

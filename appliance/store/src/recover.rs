@@ -308,7 +308,7 @@ impl Store {
         for (drive, records) in plan {
             // Piece by piece: a frame is bounded.
             for piece in records.chunks(CLEAN_STEP) {
-                if !self.append_removals(vec![(drive, piece.to_vec())]).await {
+                if !self.append_removals([(drive, piece.to_vec().into())].into()).await {
                     return Err(RecoverError::Cleaning { drive: self.drive(drive).uuid });
                 }
             }

@@ -130,11 +130,11 @@ impl Store {
         block: BlockId,
         drives: impl Iterator<Item = DriveId>,
     ) -> Plan {
-        let mut plan: Plan = Vec::new();
+        let mut plan = Plan::new();
         for id in drives {
             let known = plan.iter().any(|(drive, _)| *drive == id);
             if !known && self.drive(id).online() {
-                plan.push((id, vec![Record::Remove { block }]));
+                plan.push((id, [Record::Remove { block }].into()));
             }
         }
         plan

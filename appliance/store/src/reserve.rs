@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use memkv_journal::KeyBytes;
 use memkv_poller::Instant;
+use memkv_poller::spare::Row;
 
 use crate::block::{Extent, KeyHash};
 use crate::drives::{Drive, place};
@@ -86,13 +87,13 @@ pub struct ReservationGrant {
     /// Names the reservation in commit and abort.
     pub id: u64,
     /// Its extents, in the order of the payload.
-    pub extents: Vec<Extent>,
+    pub extents: Row<Extent>,
 }
 
 /// A reservation that is neither committed nor aborted.
 pub(crate) struct Pending {
     pub request: ReserveRequest,
-    pub extents: Vec<Extent>,
+    pub extents: Row<Extent>,
     pub guard: KeyGuard,
 }
 
@@ -216,7 +217,7 @@ impl Store {
     }
 
     /// Units for every extent of a payload, all or none.
-    fn take_units(&self, length: u64) -> Result<Vec<Extent>, Refusal> {
+    fn take_units(&self, length: u64) -> Result<Row<Extent>, Refusal> {
         if !self.drives.iter().any(Drive::online) {
             return Err(Refusal::NoDrive);
         }
@@ -239,8 +240,8 @@ impl Store {
     }
 
     /// Units for every extent of a payload as the drives are now, all or none.
-    pub(crate) fn try_units(&self, length: u64) -> Option<Vec<Extent>> {
-        let mut extents = Vec::new();
+    pub(crate) fn try_units(&self, length: u64) -> Option<Row<Extent>> {
+        let mut extents = Row::new();
         for bytes in self.extent_lengths(length) {
             match self.take_extent(bytes) {
                 Some(extent) => extents.push(extent),
@@ -311,7 +312,7 @@ impl Store {
     ///
     /// # Errors
     /// A [`Refusal`] when there is no other place; the reservation stays, to be aborted.
-    pub fn place_again(&self, id: u64, failed: DriveId) -> Result<Vec<Extent>, Refusal> {
+    pub fn place_again(&self, id: u64, failed: DriveId) -> Result<Row<Extent>, Refusal> {
         let mut pending = self.pending.borrow_mut();
         let pending = pending.get_mut(&id).expect("the reservation is pending");
         for extent in &mut pending.extents {

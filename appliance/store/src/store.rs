@@ -1,7 +1,7 @@
 //! The store itself: its tables, and the small questions that need no waiting.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hasher;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use memkv_journal::KeyBytes;
 use memkv_poller::channel::{InboxReceiver, InboxSender};
 use memkv_poller::local::Event;
+use memkv_poller::spare::Row;
 use memkv_poller::{Instant, Local};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -41,6 +42,31 @@ impl KeyHasher {
         hasher.write(key.as_bytes());
         KeyHash(hasher.finish128().into())
     }
+
+    /// Hashes the keys of one namespace, whose names it has taken in already.
+    ///
+    /// # Panics
+    /// On a name that is too long.
+    pub fn within(&self, tenant: &str, namespace: &str) -> NamespaceHasher {
+        let mut names = Vec::new();
+        KeyBytes::put_names(tenant, namespace, &mut names);
+        let mut hasher = SipHasher13::new_with_keys(self.0, self.1);
+        hasher.write(&names);
+        NamespaceHasher(hasher)
+    }
+}
+
+/// Hashes keys of one namespace as [`KeyHasher`] hashes whole keys.
+#[derive(Clone)]
+pub struct NamespaceHasher(SipHasher13);
+
+impl NamespaceHasher {
+    /// The 128-bit hash of a key of the namespace.
+    pub fn hash(&self, key: &[u8]) -> KeyHash {
+        let mut hasher = self.0;
+        hasher.write(key);
+        KeyHash(hasher.finish128().into())
+    }
 }
 
 /// What has begun and not ended, at one moment. All zero but `units` when nobody asks for anything.
@@ -60,7 +86,7 @@ pub struct UnderWay {
 }
 
 /// Leases of one block: who holds it until when.
-pub(crate) type Holders = Vec<(u64, Instant)>;
+pub(crate) type Holders = Row<(u64, Instant)>;
 
 /// One node's store; lives on one reactor.
 pub struct Store {
@@ -74,7 +100,7 @@ pub struct Store {
     pub(crate) next_policy: Cell<Option<Policy>>,
     pub(crate) tuning: Cell<Tuning>,
     pub(crate) locks: Rc<KeyLocks>,
-    pub(crate) pending: RefCell<BTreeMap<u64, Pending>>,
+    pub(crate) pending: RefCell<HashMap<u64, Pending>>,
     pub(crate) next_pending: Cell<u64>,
     /// Told when the last reservation was committed or aborted.
     pub(crate) settled: Event,

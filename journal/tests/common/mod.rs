@@ -354,7 +354,7 @@ pub fn in_parts(hash: u64, first: UnitRange, second: UnitRange) -> Vec<Record> {
         length: 2 * u64::from(length),
         expires: 1_900_000_000,
         flags: 0,
-        parts: vec![PartRef { drive, length, crc: 1 }, PartRef { drive, length, crc: 2 }],
+        parts: [PartRef { drive, length, crc: 1 }, PartRef { drive, length, crc: 2 }].into(),
     };
     vec![part(0, first), part(1, second), head]
 }

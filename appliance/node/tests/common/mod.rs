@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -71,7 +71,11 @@ pub struct Refused;
 
 impl Wire {
     pub fn connect(node: &Node) -> Self {
-        Self::connect_as(node, &loopback_key(), 0, "tests").expect("the node welcomes us")
+        Self::connect_to(node.address())
+    }
+
+    pub fn connect_to(address: SocketAddr) -> Self {
+        Self::greet(address, &loopback_key(), 0, "tests").expect("the node welcomes us")
     }
 
     pub fn connect_as(
@@ -80,7 +84,16 @@ impl Wire {
         key_id: u32,
         namespace: &str,
     ) -> Result<Self, Refused> {
-        let mut socket = TcpStream::connect(node.address()).expect("the node listens");
+        Self::greet(node.address(), key, key_id, namespace)
+    }
+
+    fn greet(
+        address: SocketAddr,
+        key: &SharedKey,
+        key_id: u32,
+        namespace: &str,
+    ) -> Result<Self, Refused> {
+        let mut socket = TcpStream::connect(address).expect("the node listens");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         socket.set_nodelay(true).expect("no delay");
         let (mut sealer, mut opener) = connect_keys(key, key_id, Side::Client);

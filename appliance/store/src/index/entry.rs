@@ -89,17 +89,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The row of a block, if it needs one.
-    pub fn of(block: &Block) -> Option<Self> {
+    /// How many extents the row of a block has, if it needs one.
+    pub fn needed_by(block: &Block) -> Option<usize> {
         let plain = match block.extents.as_slice() {
             [extent] => extent.span().is_plain() && block.flags == 0,
             _ => false,
         };
-        if plain {
-            return None;
-        }
-        let spans = block.extents.iter().map(|extent| extent.span()).collect();
-        Some(Self::new(spans, block.verified, block.flags))
+        (!plain).then_some(block.extents.len())
     }
 
     pub fn new(spans: Box<[Span]>, verified: u16, flags: u16) -> Self {

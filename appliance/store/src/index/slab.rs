@@ -1,6 +1,6 @@
 //! All blocks, by slot.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use memkv_poller::local::Event;
@@ -9,6 +9,9 @@ use super::entry::{Entry, Row, Span};
 use super::pieces::Pool;
 use crate::DriveId;
 use crate::block::{Block, KeyHash, Slot, UNVERIFIED};
+
+/// Rows whose memory is kept, at most.
+const SPARE: usize = 256;
 
 /// Reads of one block.
 #[derive(Default)]
@@ -25,8 +28,10 @@ struct Pins {
 pub struct Slab {
     entries: Pool<Entry>,
     rows: Pool<Row>,
-    /// Of the few blocks that are being read. A tree, which never has to be sorted anew.
-    pins: BTreeMap<Slot, Pins>,
+    /// Extents of rows that are not in use any more, for rows to come.
+    spare: Vec<Box<[Span]>>,
+    /// Of the few blocks that are being read.
+    pins: HashMap<Slot, Pins>,
 }
 
 /// The extents of one block, in the order of its payload.
@@ -50,9 +55,25 @@ impl Iterator for Spans<'_> {
 
 impl Slab {
     pub(super) fn insert(&mut self, block: &Block) -> Slot {
-        let row = Row::of(block).map_or(0, |row| self.rows.insert(row));
+        let row = self.row_of(block).map_or(0, |row| self.rows.insert(row));
         let number = self.entries.insert(Entry::of(block, row));
         Slot::of(number).expect("slots count from one")
+    }
+
+    /// The row of a block, if it needs one; as long a one as some that is not in use has its memory.
+    fn row_of(&mut self, block: &Block) -> Option<Row> {
+        let needed = Row::needed_by(block)?;
+        let spare = self.spare.iter().rposition(|spans| spans.len() == needed);
+        let spare = spare.map(|at| self.spare.swap_remove(at));
+        let spans = block.extents.iter().map(|extent| extent.span());
+        let spans = match spare {
+            None => spans.collect(),
+            Some(mut known) => {
+                known.iter_mut().zip(spans).for_each(|(place, span)| *place = span);
+                known
+            }
+        };
+        Some(Row::new(spans, block.verified, block.flags))
     }
 
     /// Takes in the entry of a block that needs no row.
@@ -99,7 +120,10 @@ impl Slab {
         let entry = self.get(slot);
         assert!(!entry.is_pinned(), "units are freed when nobody reads them");
         if let Some(row) = entry.row() {
-            self.rows.remove(row);
+            let Row { spans, .. } = self.rows.remove(row);
+            if self.spare.len() < SPARE {
+                self.spare.push(spans);
+            }
         }
         self.entries.remove(slot.number());
     }

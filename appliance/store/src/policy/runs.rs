@@ -14,6 +14,8 @@
 //! a gap (0). In a *group* there is no chain: blocks that have nothing in common but what is known
 //! of them, in the order in which they came.
 
+use memkv_poller::spare::Row;
+
 use super::paged::Paged;
 
 /// Slots of a shelf.
@@ -434,9 +436,10 @@ impl Runs {
     }
 
     /// Slots and gaps of a run, from the front on.
-    fn slots(&self, run: u32) -> Vec<u32> {
+    fn slots(&self, run: u32) -> Row<u32> {
         let known = self.get(run);
-        let mut slots = vec![0; known.span().next_multiple_of(SHELF) as usize];
+        let mut slots = Row::new();
+        slots.resize(known.span().next_multiple_of(SHELF) as usize, 0);
         let mut shelf = known.shelf;
         for places in slots.chunks_mut(SHELF as usize).rev() {
             places.copy_from_slice(&self.shelves.get(shelf)[..NEXT]);

@@ -67,7 +67,7 @@ impl StatsReply {
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &[u8]) -> Result<StatsReply, MetaError> {
         let mut reader = Reader::new(meta);
-        let stats = take_list(&mut reader)?;
+        let stats = take_list(&mut reader, Vec::new())?;
         finish(reader, StatsReply { stats })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each meta is a struct with `encode(&self, &mut Vec<u8>)` and `parse(&[u8])`. Parsing never
 //! panics, allocates no more than the bytes at hand can fill, and borrows keys and texts from its
-//! input. Every meta may end in extensions (type u16, length u16, bytes): unknown ones are skipped,
+//! input; lists have a `parse_into` for whoever has memory of an earlier one. Every meta may end in extensions (type u16, length u16, bytes): unknown ones are skipped,
 //! but those of type 0x8000 and above must be understood ([`MetaError::MustUnderstand`]).
 //!
 //! | operation | request | reply |
@@ -137,8 +137,11 @@ pub(crate) fn put_list<'a, T: Item<'a>>(items: &[T], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads `count u32` and the items.
-pub(crate) fn take_list<'a, T: Item<'a>>(reader: &mut Reader<'a>) -> Result<Vec<T>, MetaError> {
+/// Reads `count u32` and the items, into the memory of `items`.
+pub(crate) fn take_list<'a, T: Item<'a>>(
+    reader: &mut Reader<'a>,
+    mut items: Vec<T>,
+) -> Result<Vec<T>, MetaError> {
     let got = reader.u32()?;
     let count = usize::try_from(got).unwrap_or(usize::MAX);
     if count > MAX_ITEMS {
@@ -147,13 +150,22 @@ pub(crate) fn take_list<'a, T: Item<'a>>(reader: &mut Reader<'a>) -> Result<Vec<
     if count * T::LEAST > reader.remaining() {
         return Err(MetaError::Truncated);
     }
-    (0..count).map(|_| T::take(reader)).collect()
+    items.clear();
+    items.reserve(count);
+    for _ in 0..count {
+        items.push(T::take(reader)?);
+    }
+    Ok(items)
 }
 
-/// Reads a whole meta that is one list of a request: at least one item, then extensions.
-pub(crate) fn parse_list<'a, T: Item<'a>>(meta: &'a [u8]) -> Result<Vec<T>, MetaError> {
+/// Reads a whole meta that is one list of a request, at least one item, then extensions, into the
+/// memory of `items`.
+pub(crate) fn parse_list<'a, T: Item<'a>>(
+    meta: &'a [u8],
+    items: Vec<T>,
+) -> Result<Vec<T>, MetaError> {
     let mut reader = Reader::new(meta);
-    let items = take_list(&mut reader)?;
+    let items = take_list(&mut reader, items)?;
     if items.is_empty() {
         return Err(MetaError::NoItems);
     }

@@ -93,7 +93,15 @@ impl ItemReplies {
     /// # Panics
     /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) items.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        put_list(&self.items, out);
+        ItemReplies::encode_all(&self.items, out);
+    }
+
+    /// Appends the meta with these items to `out`.
+    ///
+    /// # Panics
+    /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) items.
+    pub fn encode_all(items: &[ItemReply], out: &mut Vec<u8>) {
+        put_list(items, out);
     }
 
     /// Reads the meta. The caller compares the number of items with its request's.
@@ -102,7 +110,7 @@ impl ItemReplies {
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &[u8]) -> Result<ItemReplies, MetaError> {
         let mut reader = Reader::new(meta);
-        let items = take_list(&mut reader)?;
+        let items = take_list(&mut reader, Vec::new())?;
         finish(reader, ItemReplies { items })
     }
 }

@@ -84,7 +84,15 @@ impl<'a> KeyList<'a> {
     /// # Errors
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &'a [u8]) -> Result<KeyList<'a>, MetaError> {
-        Ok(KeyList { keys: parse_list(meta)? })
+        KeyList::parse_into(meta, Vec::new())
+    }
+
+    /// Reads the meta into the memory of `keys`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_into(meta: &'a [u8], keys: Vec<&'a [u8]>) -> Result<KeyList<'a>, MetaError> {
+        Ok(KeyList { keys: parse_list(meta, keys)? })
     }
 }
 
@@ -112,9 +120,17 @@ impl<'a> LeaseList<'a> {
     /// # Errors
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &'a [u8]) -> Result<LeaseList<'a>, MetaError> {
+        LeaseList::parse_into(meta, Vec::new())
+    }
+
+    /// Reads the meta into the memory of `keys`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_into(meta: &'a [u8], keys: Vec<&'a [u8]>) -> Result<LeaseList<'a>, MetaError> {
         let mut reader = Reader::new(meta);
         let lease_ms = reader.u32()?;
-        let keys = take_list::<&[u8]>(&mut reader)?;
+        let keys = take_list(&mut reader, keys)?;
         if keys.is_empty() {
             return Err(MetaError::NoItems);
         }
@@ -150,6 +166,14 @@ impl<'a> HintList<'a> {
     /// # Errors
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &'a [u8]) -> Result<HintList<'a>, MetaError> {
+        HintList::parse_into(meta, Vec::new())
+    }
+
+    /// Reads the meta into the memory of `keys`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_into(meta: &'a [u8], keys: Vec<&'a [u8]>) -> Result<HintList<'a>, MetaError> {
         let mut reader = Reader::new(meta);
         let got = reader.u8()?;
         reader.zeros(3)?;
@@ -160,7 +184,7 @@ impl<'a> HintList<'a> {
             (Some(advice), 0) => advice,
             (Some(_), _) => return Err(MetaError::Advice { got, seconds }),
         };
-        let keys = take_list::<&[u8]>(&mut reader)?;
+        let keys = take_list(&mut reader, keys)?;
         if keys.is_empty() {
             return Err(MetaError::NoItems);
         }
@@ -349,8 +373,19 @@ impl<'a> PutItems<'a> {
     /// # Errors
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &'a [u8]) -> Result<PutItems<'a>, MetaError> {
+        PutItems::parse_into(meta, Vec::new())
+    }
+
+    /// Reads the meta into the memory of `items`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_into(
+        meta: &'a [u8],
+        items: Vec<PutItem<'a>>,
+    ) -> Result<PutItems<'a>, MetaError> {
         let mut reader = Reader::new(meta);
-        let mut items = take_list::<PutItem<'a>>(&mut reader)?;
+        let mut items = take_list(&mut reader, items)?;
         if items.is_empty() {
             return Err(MetaError::NoItems);
         }
@@ -505,7 +540,18 @@ macro_rules! lists {
             /// # Errors
             /// [`MetaError`] says what is wrong with it.
             pub fn parse(meta: &'a [u8]) -> Result<$list<'a>, MetaError> {
-                Ok($list { items: parse_list(meta)? })
+                $list::parse_into(meta, Vec::new())
+            }
+
+            /// Reads the meta into the memory of `items`.
+            ///
+            /// # Errors
+            /// As [`parse`](Self::parse).
+            pub fn parse_into(
+                meta: &'a [u8],
+                items: Vec<$item<'a>>,
+            ) -> Result<$list<'a>, MetaError> {
+                Ok($list { items: parse_list(meta, items)? })
             }
         }
     )+};
