@@ -15,8 +15,8 @@ use std::sync::Arc;
 use memkv_block::{BlockQueue, IoError};
 use memkv_dma::{Class, DmaBuf, Pool};
 use memkv_poller::Local;
-use memkv_poller::spare::Row;
 use memkv_poller::local::{Event, Semaphore};
+use memkv_poller::spare::Row;
 use thiserror::Error;
 
 use crate::allocator::{Allocator, MarkError};

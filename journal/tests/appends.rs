@@ -144,7 +144,7 @@ fn records_beyond_a_frame_or_the_checkpoint_are_refused() {
 
     let mut count = 0;
     let refused = loop {
-        let records = (0..10).map(|n| put(count * 10 + n, unit(0))).collect();
+        let records: Vec<_> = (0..10).map(|n| put(count * 10 + n, unit(0))).collect();
         match bench.run(journal.append(records)) {
             Ok(applied) => drop(applied),
             Err(error) => break error,

@@ -154,11 +154,7 @@ impl TaskTable {
     }
 
     /// Keeps a new task. Its flag is up: the caller queues it.
-    pub(crate) fn insert(
-        &mut self,
-        name: &'static str,
-        future: Frame,
-    ) -> TaskKey {
+    pub(crate) fn insert(&mut self, name: &'static str, future: Frame) -> TaskKey {
         let index = self.free.pop().unwrap_or_else(|| {
             let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 tasks");
             self.slots.push(Slot { generation: 0, state: State::Vacant(None) });

@@ -78,7 +78,14 @@ impl Session {
         let header = Header::reply(header, Status::Ok);
         let ready = self.context.local.now();
         let Some(Found { lease, pieces, budget, bytes, .. }) = found else {
-            return Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
+            return Reply {
+                header,
+                meta,
+                payload: Row::default(),
+                lease: None,
+                budget: None,
+                ready,
+            };
         };
         let header = header.with_payload_length(bytes);
         self.context.counters.reads.bump();

@@ -10,8 +10,7 @@ use memkv_store::{Advice, Existing, KeyHash, Miss};
 use memkv_wire as wire;
 use memkv_wire::{
     DeleteItem, DeleteItems, Empty, Header, HintList, ItemReplies, KeyList, LeaseList, MatchItem,
-    MatchItems,
-    MatchReply, MetaError, PutItem, StatsReply, Status, SuspectItem, SuspectItems,
+    MatchItems, MatchReply, MetaError, PutItem, StatsReply, Status, SuspectItem, SuspectItems,
 };
 
 use crate::join::join_all;
@@ -94,7 +93,8 @@ impl Session {
 
     /// MatchPrefix: the position of the first key that is missing here.
     pub async fn match_prefix(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let MatchItems { mut items } = MatchItems::parse_into(meta, spare::vec::<MatchItem<'static>>())?;
+        let MatchItems { mut items } =
+            MatchItems::parse_into(meta, spare::vec::<MatchItem<'static>>())?;
         items.sort_by_key(|item| item.position);
         let mut keys = Row::new();
         for item in &items {
@@ -118,7 +118,8 @@ impl Session {
 
     /// Delete: every item orders after a put of its key that is under way.
     pub async fn delete(self: &Rc<Self>, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let DeleteItems { items } = DeleteItems::parse_into(meta, spare::vec::<DeleteItem<'static>>())?;
+        let DeleteItems { items } =
+            DeleteItems::parse_into(meta, spare::vec::<DeleteItem<'static>>())?;
         let deadline = self.deadline(header);
         let deletes = items.iter().enumerate().map(|(index, item)| {
             let caller = self.caller(header, index);
@@ -141,7 +142,8 @@ impl Session {
 
     /// Suspect: a getter saw bad bytes.
     pub async fn suspect(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let SuspectItems { items } = SuspectItems::parse_into(meta, spare::vec::<SuspectItem<'static>>())?;
+        let SuspectItems { items } =
+            SuspectItems::parse_into(meta, spare::vec::<SuspectItem<'static>>())?;
         let mut replies = Row::new();
         for item in &items {
             replies.push(match self.hash(item.key) {

@@ -12,8 +12,8 @@ use std::rc::Rc;
 use memkv_dma::DmaRef;
 use memkv_net::{Connection, PayloadRef, SendOp, push};
 use memkv_poller::Instant;
-use memkv_poller::spare::{self, Row};
 use memkv_poller::local::{Event, LocalPermit};
+use memkv_poller::spare::{self, Row};
 use memkv_store::ReadLease;
 use memkv_wire::{Header, Sealer};
 

@@ -180,11 +180,7 @@ impl Session {
     }
 
     /// Commits what is in hand, all at once.
-    async fn commit_all(
-        self: &Rc<Self>,
-        in_hand: &mut Row<InHand>,
-        replies: &mut [ItemReply],
-    ) {
+    async fn commit_all(self: &Rc<Self>, in_hand: &mut Row<InHand>, replies: &mut [ItemReply]) {
         let commits = in_hand.drain(..).map(|(index, length, writes)| {
             let session = self.clone();
             async move { (index, session.commit(writes, length).await) }

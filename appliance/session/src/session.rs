@@ -268,7 +268,8 @@ impl Session {
     pub fn send(&self, header: Header, meta: Row<u8>) {
         self.context.counters.requests.bump();
         let ready = self.context.local.now();
-        let reply = Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
+        let reply =
+            Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
         self.outbox.push(&self.context, reply);
     }
 

@@ -1,12 +1,14 @@
 //! A block, and the names of its parts.
 
 use std::num::NonZeroU32;
+use std::ops::Deref;
 
 use memkv_journal::{BlockId, UnitRange};
 use memkv_poller::spare::Row;
 
 use crate::DriveId;
 use crate::index::Span;
+use crate::reserve::EXTENTS_MAX;
 
 /// 128-bit keyed hash of a whole key (tenant, namespace and key) under the store's secret.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -49,6 +51,34 @@ impl Extent {
     pub(crate) fn span(&self) -> Span {
         let Extent { drive, range, length, crc, .. } = *self;
         Span { drive, range, length, crc }
+    }
+}
+
+/// CRCs of a block, one per extent: at most 16.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Crcs {
+    count: u8,
+    values: [u32; EXTENTS_MAX as usize],
+}
+
+impl Deref for Crcs {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        &self.values[..usize::from(self.count)]
+    }
+}
+
+impl FromIterator<u32> for Crcs {
+    /// # Panics
+    /// On more than a block has extents.
+    fn from_iter<I: IntoIterator<Item = u32>>(crcs: I) -> Crcs {
+        let mut all = Crcs::default();
+        for crc in crcs {
+            all.values[usize::from(all.count)] = crc;
+            all.count += 1;
+        }
+        all
     }
 }
 

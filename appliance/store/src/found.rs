@@ -1,8 +1,8 @@
 //! What one drive remembers, as it is read. Blocks of one extent, and nearly all are, go straight to
 //! where the index will have them: of millions nothing else is made.
 
-use memkv_poller::spare::Row;
 use memkv_journal::{BlockId, Gather, KeyLen, PartRef, Record, UnitRange};
+use memkv_poller::spare::Row;
 
 use crate::DriveId;
 use crate::block::UNVERIFIED;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memkv_poller::Instant;
-use memkv_poller::spare::Row;
 use memkv_poller::channel::{self, InboxReceiver, InboxSender, OneSender, Permit};
+use memkv_poller::spare::Row;
 
 use crate::block::{Extent, KeyHash, Slot};
 use crate::commit::{CommitError, Stored};
@@ -264,7 +264,10 @@ impl StoreHandle {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn exists(&self, keys: impl Into<Row<KeyHash>>) -> Result<Row<Result<Existing, Miss>>, Stopped> {
+    pub async fn exists(
+        &self,
+        keys: impl Into<Row<KeyHash>>,
+    ) -> Result<Row<Result<Existing, Miss>>, Stopped> {
         let keys = keys.into();
         match self {
             Self::Here(store) => Ok(store.exists(&keys)),
@@ -443,7 +446,10 @@ impl Reservation {
     ///
     /// # Errors
     /// A failed drive, or [`Stopped`] as `None`: then the outcome is unknown.
-    pub async fn commit(mut self, crcs: impl Into<Row<u32>>) -> Result<Stored, Option<CommitError>> {
+    pub async fn commit(
+        mut self,
+        crcs: impl Into<Row<u32>>,
+    ) -> Result<Stored, Option<CommitError>> {
         let crcs = crcs.into();
         match self.end.take().expect("committed once") {
             ReservationEnd::Here(store) => store.commit(self.id, &crcs).await.map_err(Some),

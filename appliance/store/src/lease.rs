@@ -6,7 +6,7 @@ use std::time::Duration;
 use memkv_poller::spare::Row;
 
 use crate::Store;
-use crate::block::{Extent, KeyHash, MissReason, Slot};
+use crate::block::{Crcs, Extent, KeyHash, MissReason, Slot};
 use crate::policy::{EvictionPolicy, Named};
 
 /// What is stored under a key, for answers that carry no payload.
@@ -17,7 +17,7 @@ pub struct Existing {
     /// Its generation.
     pub generation: u64,
     /// One CRC32C per extent.
-    pub crcs: Row<u32>,
+    pub crcs: Crcs,
 }
 
 /// A key that has no readable block.

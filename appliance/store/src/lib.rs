@@ -54,7 +54,7 @@ mod scrub;
 mod store;
 mod tune;
 
-pub use block::{Block, Extent, KeyHash, MissReason, Slot};
+pub use block::{Block, Crcs, Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};
 pub use config::{Durability, EvictionConfig, ScrubConfig, StoreConfig};
 pub use drives::{DRIVES_MAX, DriveId, DriveState, DriveStatus};

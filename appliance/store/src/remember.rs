@@ -208,7 +208,7 @@ mod tests {
             remembered.insert(at(100), caller(request), KEY, stored(request));
             let left = 1000usize.saturating_sub((nth + 1) * (FORGOTTEN - 1));
             assert_eq!(remembered.len(), left.max(nth + 1), "after {nth}");
-            }
+        }
         assert_eq!(remembered.get(&caller(999), KEY), None);
     }
 

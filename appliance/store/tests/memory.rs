@@ -24,7 +24,7 @@ fn block(number: u64) -> Block {
         length: 64 << 10,
         expires: 0,
         flags: 0,
-        extents: vec![extent],
+        extents: [extent].into(),
         verified: u16::MAX,
         corrupt: false,
     }

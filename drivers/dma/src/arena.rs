@@ -24,6 +24,9 @@ use crate::mapping::{Backing, HUGE, Hugepages, MapError, Mapping};
 /// Bytes per stretch of the table: an extent, so that most lends touch one or two.
 const STRETCH: usize = crate::MAX_BUFFER;
 
+/// Lends of a stretch at one time that take no more memory than it has from its beginning.
+const LENT: usize = 8;
+
 /// Why there is no arena.
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
@@ -81,7 +84,8 @@ impl Arena {
             return Err(ArenaError::Size { size });
         };
         let (mapping, backing) = Mapping::new(rounded, hugepages)?;
-        let table = (0..bytes.div_ceil(STRETCH)).map(|_| Mutex::default()).collect();
+        let table =
+            (0..bytes.div_ceil(STRETCH)).map(|_| Mutex::new(Vec::with_capacity(LENT))).collect();
         Ok(Arena(Arc::new(Shared { mapping, backing, size: bytes, table })))
     }
 

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, Waker};
 use crate::sync::Arc;
 use crate::sync::{Mutex, lock};
 
-
 struct State<T> {
     value: Option<T>,
     waker: Option<Waker>,

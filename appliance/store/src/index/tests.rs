@@ -33,7 +33,7 @@ fn block(number: u64, extents: Vec<Extent>) -> Block {
         length: extents.iter().map(|e| u64::from(e.length)).sum(),
         expires: number % 3 * EXPIRES_MAX / 2,
         flags: 0,
-        extents,
+        extents: extents.into(),
         verified: u16::MAX,
         corrupt: false,
     }

@@ -21,6 +21,8 @@ pub const JOURNAL: Marks = Marks("<!-- journal begin -->", "<!-- journal end -->
 pub const SPACE: Marks = Marks("<!-- space begin -->", "<!-- space end -->");
 /// The place of gets beside background work.
 pub const BACKGROUND: Marks = Marks("<!-- background begin -->", "<!-- background end -->");
+/// The place of what single requests cost.
+pub const REQUESTS: Marks = Marks("<!-- requests begin -->", "<!-- requests end -->");
 
 /// Puts `tables` between the marks of the document.
 ///

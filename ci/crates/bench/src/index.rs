@@ -70,7 +70,7 @@ fn a_block() -> Block {
         length: u64::from(length),
         expires: 0,
         flags: 0,
-        extents: vec![extent],
+        extents: [extent].into(),
         verified: u16::MAX,
         corrupt: false,
     }

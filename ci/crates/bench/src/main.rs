@@ -33,6 +33,7 @@ mod plan;
 mod plot;
 mod process;
 mod report;
+mod requests;
 mod ring;
 mod run;
 mod section;
@@ -76,6 +77,8 @@ enum Task {
     Space(RunArguments),
     /// Measures gets beside what a node does for itself
     Background(RunArguments),
+    /// Measures what one request costs, and a key of many
+    Requests(RunArguments),
     /// Prints the hugepages of 2 MiB that a run can use
     Hugepages(HugepagesArguments),
     /// Draws the pictures of a document's tables beside it
@@ -185,6 +188,10 @@ fn main() -> ExitCode {
         Task::Background(arguments) => part(&arguments, &document::BACKGROUND, |binary, folder| {
             let effort = background::Effort::new(arguments.quick, arguments.rounds);
             background::measure(binary, folder, effort)
+        }),
+        Task::Requests(arguments) => part(&arguments, &document::REQUESTS, |binary, folder| {
+            let effort = requests::Effort::new(arguments.quick, arguments.rounds);
+            requests::measure(binary, folder, effort)
         }),
         Task::Hugepages(HugepagesArguments { only }) => {
             let run = Plan::new(false, None, only.as_deref()).hugepages();

@@ -227,7 +227,7 @@ fn in_parts(number: u64, drive: DriveUuid, extents: [UnitRange; 2]) -> Vec<Recor
         length: 2 * u64::from(length),
         expires: 0,
         flags: 0,
-        parts: vec![PartRef { drive, length, crc: 0 }; 2],
+        parts: vec![PartRef { drive, length, crc: 0 }; 2].into(),
     };
     parts.chain([head]).collect()
 }

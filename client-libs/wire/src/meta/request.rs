@@ -380,10 +380,7 @@ impl<'a> PutItems<'a> {
     ///
     /// # Errors
     /// As [`parse`](Self::parse).
-    pub fn parse_into(
-        meta: &'a [u8],
-        items: Vec<PutItem<'a>>,
-    ) -> Result<PutItems<'a>, MetaError> {
+    pub fn parse_into(meta: &'a [u8], items: Vec<PutItem<'a>>) -> Result<PutItems<'a>, MetaError> {
         let mut reader = Reader::new(meta);
         let mut items = take_list(&mut reader, items)?;
         if items.is_empty() {

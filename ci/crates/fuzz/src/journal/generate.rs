@@ -58,7 +58,7 @@ pub fn record(rng: &mut Rng) -> Record {
             };
             let parts: Vec<PartRef> = (0..1 + length as usize % PARTS_MAX).map(part).collect();
             let length = parts.iter().map(|part| u64::from(part.length)).sum();
-            Record::Head { block, key: key(rng), length, expires, flags, parts }
+            Record::Head { block, key: key(rng), length, expires, flags, parts: parts.into() }
         }
         _ => Record::Remove { block },
     }
