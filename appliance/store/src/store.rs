@@ -286,3 +286,23 @@ impl Store {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_a_namespace_has_the_hash_of_the_whole_key() {
+        let hasher = KeyHasher::new(&[7; 32]);
+        for (tenant, namespace) in [("", ""), ("t", "n"), ("tenant", "a longer name of a space")] {
+            let within = hasher.within(tenant, namespace);
+            for length in 1..=64 {
+                let key = vec![length as u8; length];
+                let whole = KeyBytes::new(tenant, namespace, &key).unwrap();
+                assert_eq!(within.hash(&key), hasher.hash(&whole), "{tenant} {namespace} {length}");
+            }
+        }
+        let (one, other) = (hasher.within("a", "bc"), hasher.within("ab", "c"));
+        assert_ne!(one.hash(b"k"), other.hash(b"k"), "names do not run into each other");
+    }
+}

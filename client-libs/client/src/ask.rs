@@ -67,12 +67,14 @@ fn whole_seconds(time: Duration) -> u32 {
     u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
 
-/// One question about many keys of one server.
-pub(crate) struct Asks<'a> {
+/// One question about many keys of one server, of whose answers only `A` is kept: of thousands of keys
+/// nothing that nobody wants is moved about.
+pub(crate) struct Asks<'a, A> {
     process: &'a Process,
     question: Question,
+    answer: fn(ItemReply) -> A,
     keys: Vec<&'a [u8]>,
-    items: Items<ItemReply>,
+    items: Items<A>,
     requests: Vec<Request>,
     unplanned: Vec<usize>,
     started: bool,
@@ -84,16 +86,19 @@ struct Request {
     done: bool,
 }
 
-impl<'a> Asks<'a> {
+impl<'a, A> Asks<'a, A> {
+    /// `answer` makes what is kept of a reply (Ok, NotFound or Present).
     pub fn new(
         process: &'a Process,
         server: &Arc<str>,
         question: Question,
         keys: Vec<&'a [u8]>,
-    ) -> Asks<'a> {
+        answer: fn(ItemReply) -> A,
+    ) -> Asks<'a, A> {
         Asks {
             process,
             question,
+            answer,
             items: Items::new(server, keys.len()),
             unplanned: (0..keys.len()).collect(),
             keys,
@@ -102,8 +107,8 @@ impl<'a> Asks<'a> {
         }
     }
 
-    /// The replies (Ok, NotFound or Present), in the order of the keys.
-    pub fn into_results(self) -> impl Iterator<Item = Result<ItemReply, ClientError>> {
+    /// The answers in the order of the keys.
+    pub fn into_results(self) -> impl Iterator<Item = Result<A, ClientError>> {
         self.items.into_results()
     }
 
@@ -140,7 +145,7 @@ impl<'a> Asks<'a> {
             for (item, reply) in request.items.iter().zip(replies) {
                 match reply.status {
                     Status::Ok | Status::NotFound | Status::Present => {
-                        self.items.settle(*item, Ok(reply));
+                        self.items.settle(*item, Ok((self.answer)(reply)));
                     }
                     _ => self.items.settle_unsuccessful(*item, &reply),
                 }
@@ -151,7 +156,7 @@ impl<'a> Asks<'a> {
     }
 }
 
-impl Exchange for Asks<'_> {
+impl<A> Exchange for Asks<'_, A> {
     fn start(&mut self, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let unplanned = std::mem::take(&mut self.unplanned);
         for items in cut(&unplanned, MAX_ITEMS, link, |item| self.keys[item].len()) {

@@ -173,12 +173,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; never those of a server that is gone.
     pub fn exists(&self, keys: &[&[u8]]) -> Result<Vec<bool>, ClientError> {
-        let answer = |result: Result<ItemReply, ClientError>| match result {
-            Ok(reply) => Ok(reply.status != Status::NotFound),
+        let answer = |result: Result<bool, ClientError>| match result {
             Err(error) if error.is_server_lost() => Ok(false),
-            Err(error) => Err(error),
+            known => known,
         };
-        self.ask(Question::Exists, keys).into_iter().map(answer).collect()
+        self.ask(Question::Exists, keys, is_there).into_iter().map(answer).collect()
     }
 
     /// How many keys at the front of `keys` are stored: the length of the longest prefix without a gap. One
@@ -222,21 +221,18 @@ impl Client {
         duration: Duration,
     ) -> Vec<Result<GetOutcome, ClientError>> {
         let lease_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        let replies = self.ask(Question::Lease(lease_ms), keys);
-        replies.into_iter().map(|result| result.map(outcome)).collect()
+        self.ask(Question::Lease(lease_ms), keys, outcome)
     }
 
     /// Gives leases back before their time; a key without one is no error.
     pub fn release(&self, keys: &[&[u8]]) -> Vec<Result<(), ClientError>> {
-        let replies = self.ask(Question::Release, keys);
-        replies.into_iter().map(|result| result.map(drop)).collect()
+        self.ask(Question::Release, keys, drop)
     }
 
     /// Says what will become of a chain of blocks, its keys in the order of the chain; per key, whether there
     /// is a block. A block that is not there is no error.
     pub fn hint(&self, keys: &[&[u8]], hint: Hint) -> Vec<Result<GetOutcome, ClientError>> {
-        let replies = self.ask(Question::Hint(hint), keys);
-        replies.into_iter().map(|result| result.map(outcome)).collect()
+        self.ask(Question::Hint(hint), keys, outcome)
     }
 
     /// Removes a block, if it has this generation; true when there was one.
@@ -246,14 +242,12 @@ impl Client {
     /// gone all the same.
     pub fn delete(&self, key: &[u8], generation: Option<u64>) -> Result<bool, ClientError> {
         let question = Question::Delete(generation.unwrap_or(0));
-        only(self.ask(question, &[key])).map(|reply| reply.status != Status::NotFound)
+        only(self.ask(question, &[key], is_there))
     }
 
     /// Removes many blocks, whatever their generation; per key, whether there was one.
     pub fn delete_batch(&self, keys: &[&[u8]]) -> Vec<Result<bool, ClientError>> {
-        let replies = self.ask(Question::Delete(0), keys);
-        let removed = |reply: ItemReply| reply.status != Status::NotFound;
-        replies.into_iter().map(|result| result.map(removed)).collect()
+        self.ask(Question::Delete(0), keys, is_there)
     }
 
     /// The counters of every server, by its `host:port`, in the order of the configuration.
@@ -270,13 +264,18 @@ impl Client {
             .collect()
     }
 
-    fn ask(&self, question: Question, keys: &[&[u8]]) -> Vec<Result<ItemReply, ClientError>> {
+    fn ask<A>(
+        &self,
+        question: Question,
+        keys: &[&[u8]],
+        answer: fn(ItemReply) -> A,
+    ) -> Vec<Result<A, ClientError>> {
         let deadline = Instant::now() + self.patience();
         let process = self.process();
         let check = |key: &&[u8]| check_key(key);
         let (mut results, batches) = self.sort(keys.iter().copied(), |key| key, check);
         let jobs = batches.into_iter().map(|batch| {
-            let asks = Asks::new(process, self.name(batch.server), question, batch.items);
+            let asks = Asks::new(process, self.name(batch.server), question, batch.items, answer);
             (batch.places, Job { server: batch.server, exchange: asks })
         });
         for (places, asks) in run(process, jobs, deadline) {
@@ -324,6 +323,11 @@ impl Client {
         }
         (results, batches.into_iter().flatten().collect())
     }
+}
+
+/// Whether there is, or was, a block.
+fn is_there(reply: ItemReply) -> bool {
+    reply.status != Status::NotFound
 }
 
 fn outcome(reply: ItemReply) -> GetOutcome {
