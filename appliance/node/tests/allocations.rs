@@ -66,6 +66,14 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Outcomes are remembered for a minute, and what remembers them grows with every put and delete in
+/// that time: a batch of 32 may find it growing in every round. Upper bounds of that growth.
+const REMEMBERED: [(&str, f64); 3] = [
+    ("Put, a batch of 4 KiB", 4.0),
+    ("Put, a batch of 1 MiB", 4.0),
+    ("Delete, a batch, and Put", 8.0),
+];
+
 /// What is left where the store is on another reactor: memory that was taken on one of the two and is
 /// done with on the other. Upper bounds, as they were found.
 const BESIDE: [(&str, f64); 33] = [
@@ -107,7 +115,7 @@ const BESIDE: [(&str, f64); 33] = [
 fn no_request_allocates_in_memory() {
     let yaml = "memory: {max_size: 256 MiB}\nnode: {reactors: 1}\n\
          storage: {mode: memory, drives: [{max_size: 512 MiB}]}\n";
-    check("memory", yaml, 0, &[]);
+    check("memory", yaml, 0, &REMEMBERED);
 }
 
 fn no_request_allocates_on_a_file() {
@@ -117,7 +125,7 @@ fn no_request_allocates_on_a_file() {
          drives: [{{media: {}/a, max_size: 512 MiB}}]\n",
         dir.path().display()
     );
-    check("a file", &yaml, 0, &[]);
+    check("a file", &yaml, 0, &REMEMBERED);
 }
 
 fn few_allocations_are_left_beside_the_store() {

@@ -21,8 +21,6 @@
 //! There are no tombstones: a place that was left is free.
 
 use super::pieces::{Idle, Pieces, Pool};
-use memkv_poller::spare::Row;
-
 use crate::KeyHash;
 
 /// Places of a bucket.
@@ -176,10 +174,10 @@ type Item = (u16, u32);
 /// What is known of the segment that is split next, which has not changed since.
 struct Ahead {
     segment: usize,
-    items: Row<Item>,
+    items: Vec<Item>,
     /// Of the first of them, those that stay and those that go.
-    stay: Row<Item>,
-    go: Row<Item>,
+    stay: Vec<Item>,
+    go: Vec<Item>,
 }
 
 /// See the module.
@@ -429,10 +427,9 @@ impl Table {
     }
 
     /// All items of a segment.
-    fn items(&self, at: usize) -> Row<Item> {
+    fn items(&self, at: usize) -> Vec<Item> {
         let segment = &self.segments[at];
-        let mut items = Row::new();
-        items.reserve(usize::from(segment.len) + 1);
+        let mut items = Vec::with_capacity(usize::from(segment.len) + 1);
         for (nth, &page) in segment.pages.iter().take(usize::from(segment.count)).enumerate() {
             for (bucket, at) in self.pages[page].0.iter().zip(nth as u32 * BUCKETS as u32..) {
                 for (&tag, &number) in bucket.tags.iter().zip(&bucket.numbers) {
@@ -446,7 +443,7 @@ impl Table {
     }
 
     /// Takes all items out of a segment, and its pages away.
-    fn take_items(&mut self, at: usize) -> Row<Item> {
+    fn take_items(&mut self, at: usize) -> Vec<Item> {
         let items = self.items(at);
         self.take_pages(at);
         items
@@ -465,7 +462,7 @@ impl Table {
         for pages in pages..=PAGES_MAX {
             let mut segment = Segment::new(pages, items.len());
             let mut sheet = Sheet::default();
-            let homeless: Row<Item> =
+            let homeless: Vec<Item> =
                 items.iter().filter(|&&item| !sheet.put(&segment, item)).copied().collect();
             for (page, filled) in segment.pages[..pages].iter_mut().zip(sheet.pages) {
                 *page = self.pages.insert(filled);
@@ -492,7 +489,7 @@ impl Table {
         let segment = new - (1 << new.ilog2());
         let mut ahead = self.ahead.take().unwrap_or_else(|| {
             let items = self.items(segment);
-            let [stay, go] = [(); 2].map(|()| Row::new());
+            let [stay, go] = [(); 2].map(|()| Vec::with_capacity(items.len()));
             Box::new(Ahead { segment, items, stay, go })
         });
         assert_eq!(ahead.segment, segment, "what was known of another one is gone with the split");
@@ -500,7 +497,7 @@ impl Table {
         let items = &items[stay.len() + go.len()..];
         let items = &items[..asked.min(items.len())];
         // First all hashes and then what follows from them: memory answers many questions at once.
-        let hashes: Row<KeyHash> = items.iter().map(|&(_, number)| hash_of(number)).collect();
+        let hashes: Vec<KeyHash> = items.iter().map(|&(_, number)| hash_of(number)).collect();
         for (&item, hash) in items.iter().zip(hashes) {
             let to = if segment_of(hash, new + 1) == new { &mut *go } else { &mut *stay };
             to.push(item);
