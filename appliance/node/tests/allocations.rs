@@ -91,8 +91,8 @@ const BESIDE: [(&str, f64); 33] = [
     ("Put, conflict", 2.0),
     ("Put, another generation", 2.0),
     ("Put, busy", 3.0),
-    ("Put, a batch of 4 KiB", 170.0),
-    ("Put, a batch of 1 MiB", 180.0),
+    ("Put, a batch of 4 KiB", 190.0),
+    ("Put, a batch of 1 MiB", 190.0),
     ("Exists, hit", 2.0),
     ("Exists, miss", 2.0),
     ("Exists, a batch", 8.0),
@@ -109,7 +109,7 @@ const BESIDE: [(&str, f64); 33] = [
     ("Lease and Release", 5.0),
     ("Hint", 8.0),
     ("Delete, miss", 1.0),
-    ("Delete, a batch, and Put", 180.0),
+    ("Delete, a batch, and Put", 190.0),
 ];
 
 fn no_request_allocates_in_memory() {
