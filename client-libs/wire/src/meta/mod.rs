@@ -2,7 +2,8 @@
 //!
 //! Each meta is a struct with `encode(&self, &mut Vec<u8>)` and `parse(&[u8])`. Parsing never
 //! panics, allocates no more than the bytes at hand can fill, and borrows keys and texts from its
-//! input; lists have a `parse_into` for whoever has memory of an earlier one. Every meta may end in extensions (type u16, length u16, bytes): unknown ones are skipped,
+//! input; lists have a `parse_into` for whoever has memory of an earlier one. Every meta may end in
+//! extensions (type u16, length u16, bytes): unknown ones are skipped,
 //! but those of type 0x8000 and above must be understood ([`MetaError::MustUnderstand`]).
 //!
 //! | operation | request | reply |
