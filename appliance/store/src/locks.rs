@@ -75,11 +75,15 @@ impl KeyLocks {
             return Ok(guard);
         }
         let waiter = Shared::<Waiter>::new(|_| ());
-        let mut held = self.held.borrow_mut();
-        held.get_mut(&key).expect("held").get_or_insert_default().push(waiter.clone());
-        drop(held);
+        self.wait_for(key, waiter.clone());
         let wait = Wait { locks: self.clone(), key, waiter };
         timeout(local, deadline, wait).await.map_err(|_| Contended)
+    }
+
+    /// Queues up for a key that somebody holds.
+    fn wait_for(&self, key: KeyHash, waiter: Shared<Waiter>) {
+        let mut held = self.held.borrow_mut();
+        held.get_mut(&key).expect("held").get_or_insert_default().push(waiter);
     }
 
     /// Whether a put or a delete of this key is under way.

@@ -35,6 +35,9 @@ const KEY_US: f64 = 0.25;
 /// Millions of keys in a second on one connection, at least.
 const SPEED: f64 = 3.0;
 
+/// Asks whether all keys are there.
+type Ask<'a> = &'a dyn Fn(&[&[u8]]) -> Result<bool, BenchError>;
+
 /// How much is done.
 #[derive(Clone, Copy)]
 pub struct Effort {
@@ -143,8 +146,7 @@ fn keys(
     let matches = |keys: &[&[u8]]| -> Result<bool, BenchError> {
         Ok(client.match_prefix(keys)? == keys.len())
     };
-    let asked: [(&str, &dyn Fn(&[&[u8]]) -> Result<bool, BenchError>); 2] =
-        [("Exists", &exists), ("MatchPrefix", &matches)];
+    let asked: [(&str, Ask<'_>); 2] = [("Exists", &exists), ("MatchPrefix", &matches)];
     for (name, ask) in asked {
         let (mut ones, mut more, mut speeds) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..effort.rounds {
