@@ -82,6 +82,11 @@ impl SharedHome {
         let shared = self.0.as_ref().expect("it is there until it is dropped");
         Option::as_ref(shared).expect("a home was put into it")
     }
+
+    /// What is watched is not used for another home.
+    fn watch(&self) -> Watch {
+        Watch(Arc::downgrade(self.0.as_ref().expect("it is there until it is dropped")))
+    }
 }
 
 impl Drop for SharedHome {
@@ -259,18 +264,18 @@ impl DmaRef {
 
     /// Whether it is from a pool. From an arena it is only as long as its lender keeps the place.
     pub fn is_pooled(&self) -> bool {
-        matches!(*self.home, Home::Pool { .. })
+        matches!(self.home.get(), Home::Pool { .. })
     }
 
     /// Something to ask by whether the memory was given back.
     pub fn watch(&self) -> Watch {
-        Watch(Arc::downgrade(&self.home))
+        self.home.watch()
     }
 
     /// Charges the whole buffer, of which this may be a part, to another account of its pool; an arena
     /// has none.
     pub fn charge(&self, class: Class) {
-        self.home.charge(class);
+        self.home.get().charge(class);
     }
 
     /// Which of the regions that were registered with a device it lies in, and at which offset in it.
@@ -282,7 +287,7 @@ impl DmaRef {
 
 /// Tells whether memory is still held, and does not hold it.
 #[derive(Clone)]
-pub struct Watch(Weak<Home>);
+pub struct Watch(Weak<Option<Home>>);
 
 impl Watch {
     /// Whether a handle of the memory exists; if not, it may be somebody else's by now.
