@@ -45,9 +45,9 @@ pub struct DeviceStats {
     pub starved: Duration,
 }
 
-/// The counters of a drive, which its queues share.
+/// The counters of a drive, which its queues share. For drivers.
 #[derive(Default)]
-pub(crate) struct Counters {
+pub struct Counters {
     reads: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,
@@ -65,9 +65,9 @@ pub(crate) struct Counters {
     starved_ns: AtomicU64,
 }
 
-/// What one queue has to add, gathered over a turn.
+/// What one queue has to add, gathered over a turn. For drivers.
 #[derive(Default)]
-pub(crate) struct Tally {
+pub struct Tally {
     reads: u64,
     writes: u64,
     flushes: u64,
@@ -168,6 +168,7 @@ impl Counters {
         add(&self.starved_ns, time.as_nanos() as u64);
     }
 
+    /// What they show now.
     pub fn stats(&self) -> DeviceStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         DeviceStats {

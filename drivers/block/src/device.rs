@@ -20,7 +20,8 @@ pub const SECTOR_MAX: usize = 4096;
 pub struct Geometry {
     /// Bytes on the device, a multiple of the sector.
     pub capacity: u64,
-    /// Grain of offsets and lengths in bytes, 512 or 4096; a torn write tears between sectors only.
+    /// Grain of offsets and lengths in bytes, a power of two: 512 or 4096 as a rule, more on few NVMe
+    /// drives; a torn write tears between sectors only.
     pub sector: u32,
     /// The longest single read or write in bytes.
     pub max_transfer: u32,
@@ -72,6 +73,8 @@ pub enum Kind {
     Uring,
     /// Worker threads.
     Threads,
+    /// An NVMe controller, driven from this process.
+    Nvme,
     /// The simulator's disk.
     Sim,
 }
@@ -83,6 +86,7 @@ impl Kind {
             Kind::Memory => "memory",
             Kind::Uring => "uring",
             Kind::Threads => "threads",
+            Kind::Nvme => "nvme",
             Kind::Sim => "sim",
         }
     }

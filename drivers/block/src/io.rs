@@ -211,6 +211,10 @@ pub enum IoError {
         /// The command.
         op: Op,
     },
+    /// The drive refused or failed, with this status: of an NVMe drive the type in bits 10:8 and the code
+    /// in bits 7:0 (NVM Express Base Specification, status field definition).
+    #[error("the drive answered with status {0:#05x}")]
+    Status(u16),
     /// The system refused.
     #[error("the system refused the transfer")]
     Os(#[from] io::Error),

@@ -10,7 +10,7 @@
 //!                  Completion ──await──► Done       ... and comes back, whatever happened
 //! ```
 //!
-//! Three drivers stand behind it; [`open`] chooses, and [`BlockDevice::reason`] says why:
+//! Three drivers of this crate stand behind it; [`open`] chooses, and [`BlockDevice::reason`] says why:
 //!
 //! | kind      | medium                 | how                                                       |
 //! |-----------|------------------------|-----------------------------------------------------------|
@@ -18,6 +18,8 @@
 //! | `uring`   | block device or file   | `O_DIRECT` through one io_uring per reactor               |
 //! | `threads` | block device or file   | `pread`/`pwrite` on a few worker threads, where there is  |
 //! |           |                        | no io_uring                                               |
+//!
+//! A fourth, which drives NVMe controllers from here without the kernel, has a crate of its own.
 //!
 //! **Ownership.** A driver's slot owns a buffer from `submit` until the device is done with it.
 //! Dropping a [`Completion`] cancels nothing and frees nothing early: no buffer is reused while a
@@ -59,7 +61,7 @@ mod uring;
 mod workers;
 
 pub use completion::{Completer, Completion, completion};
-pub use counters::DeviceStats;
+pub use counters::{Counters, DeviceStats, Tally};
 pub use device::{
     BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write, write_flush,
 };
