@@ -18,6 +18,7 @@ const ROOMS: &[Row] = &[
     ("memkv-wire", &[]),
     ("memkv-admin-api", &[]),
     ("memkv-block", &["memkv-poller", "memkv-dma"]),
+    ("memkv-nvme", &["memkv-poller", "memkv-dma", "memkv-block"]),
     ("memkv-net", &["memkv-poller", "memkv-dma"]),
     ("memkv-sim", &["memkv-poller", "memkv-dma", "memkv-block", "memkv-net"]),
     ("memkv-journal", &["memkv-poller", "memkv-dma", "memkv-block"]),

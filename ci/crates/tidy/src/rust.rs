@@ -19,7 +19,7 @@ use crate::source::Source;
 pub const FUNCTION_LINES_MAX: usize = 70;
 
 /// Folders of crates that may hold `unsafe` anywhere in their code.
-const UNSAFE_CRATES: [&str; 3] = ["drivers/dma", "drivers/block", "drivers/net"];
+const UNSAFE_CRATES: [&str; 4] = ["drivers/dma", "drivers/block", "drivers/nvme", "drivers/net"];
 
 /// Single files of other crates that may, and the crates' roots deny it everywhere else.
 const UNSAFE_FILES: [&str; 1] = ["poller/src/sync.rs"];

@@ -23,6 +23,7 @@ pub const SECTOR: usize = 4096;
 pub struct Rig {
     pub device: Arc<dyn BlockDevice>,
     pub pool: Pool,
+    #[allow(dead_code, reason = "some drivers only want it kept")]
     pub below: Box<dyn Any>,
 }
 

@@ -1,0 +1,514 @@
+//! One controller's life: an explicit state machine with a deadline in every state.
+//!
+//! ```text
+//!   Settling ─► Disabling ─► Enabling ─► IdentifyingController ─► ReadingLimits ─► ListingNamespaces
+//!                  ▲                                                                      │
+//!                  │ reset              Ready ◄─ SettingQueues ◄─ IdentifyingNamespace ◄──┘
+//!                  └──────────────────────┤
+//!       Off ◄─ Stopping ◄─ ShuttingDown ◄─┘            any state ─► Failed
+//! ```
+//!
+//! Bring-up follows the Base Specification 2.0, section 3.5.1, shutdown section 3.6.1, reset section 3.7.2.
+//! How long a state may last is said by CAP.TO (or CRTO), by RTD3E for a shutdown, and by us for admin
+//! commands. Nobody waits in here: [`Controller::step`] looks once and goes as far as it can, so that
+//! any reactor can drive it between other work.
+//!
+//! The machine runs under a lock, off the path of data. Reactors learn of what happens to the
+//! controller by one number, the [era](Signals): even while it runs, odd from the moment a reset is
+//! asked for until it is up again, each time two more. Their queues are gone with the era they were
+//! made in, but no buffer is: it stays where it is until its command is answered in a later era, or the
+//! controller is cut off from memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use memkv_poller::Instant;
+
+use crate::admin::{Admin, AdminError, IDENTIFY_AT, Look, Ticket};
+use crate::command::{Command, cns};
+use crate::error::NvmeError;
+use crate::identify::{ControllerPage, LimitsPage, NamespacePage, PAGE, parse_namespaces};
+use crate::registers::{Capabilities, ENABLE, Registers, SHUTDOWN_MASK, SHUTDOWN_NORMAL};
+use crate::shape::{Identity, Shape};
+use crate::transport::Transport;
+
+/// The era of a controller that is out of service for good.
+pub(crate) const OVER: u32 = u32::MAX;
+
+/// How many resets in how long make a drive a broken one.
+const RESETS: usize = 5;
+const RESETS_WITHIN: Duration = Duration::from_secs(600);
+
+/// How long a shutdown may take where the drive does not say: the recommendation for hosts.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// CC.IOSQES and CC.IOCQES: entries of 64 and of 16 bytes.
+const ENTRY_SIZES: u32 = 6 << 16 | 4 << 20;
+
+/// What reactors see of a controller without any lock.
+pub(crate) struct Signals {
+    era: AtomicU32,
+    cut: AtomicBool,
+}
+
+impl Signals {
+    /// The era; [`OVER`] when it is out of service.
+    #[inline]
+    pub fn era(&self) -> u32 {
+        self.era.load(Ordering::Acquire)
+    }
+
+    /// Asks for a reset of the controller as it is in `era`; true for the first who does.
+    pub fn ask_for_reset(&self, era: u32) -> bool {
+        era.is_multiple_of(2)
+            && self.era.compare_exchange(era, era + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether it is certain that a controller out of service reaches no memory any more.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+}
+
+/// Where a controller is in its life.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// Somebody has enabled it and it is not ready: not to be disabled in the middle.
+    Settling,
+    Disabling,
+    Enabling,
+    IdentifyingController,
+    ReadingLimits,
+    ListingNamespaces,
+    IdentifyingNamespace,
+    SettingQueues,
+    Ready,
+    ShuttingDown,
+    Stopping,
+    /// Stopped: it reaches no memory.
+    Off,
+    Failed,
+}
+
+impl State {
+    /// What the controller was asked to do, for errors.
+    fn words(self) -> &'static str {
+        match self {
+            State::Settling => "becoming ready for somebody else",
+            State::Disabling => "disabled",
+            State::Enabling => "enabled",
+            State::IdentifyingController => "asked what it is",
+            State::ReadingLimits => "asked for its limits",
+            State::ListingNamespaces => "asked for its namespaces",
+            State::IdentifyingNamespace => "asked about its namespace",
+            State::SettingQueues => "asked for queues",
+            State::Ready => "ready",
+            State::ShuttingDown => "shut down",
+            State::Stopping => "stopped",
+            State::Off => "off",
+            State::Failed => "failed",
+        }
+    }
+}
+
+/// What is asked of a controller.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Wishes {
+    pub namespace: Option<u32>,
+    pub queues: u16,
+    pub admin_limit: Duration,
+}
+
+/// What bring-up has found so far.
+#[derive(Default)]
+struct Findings {
+    controller: Option<ControllerPage>,
+    limits: LimitsPage,
+    namespaces: Vec<u32>,
+    namespace: u32,
+    page: Option<NamespacePage>,
+}
+
+pub(crate) struct Controller {
+    transport: Arc<dyn Transport>,
+    registers: Registers,
+    capabilities: Capabilities,
+    version: (u16, u8),
+    wishes: Wishes,
+    /// Taken only when its memory has to be leaked.
+    admin: Option<Admin>,
+    signals: Arc<Signals>,
+    state: State,
+    /// When the present state has lasted too long, and how long that is.
+    until: Instant,
+    limit: Duration,
+    ticket: Option<Ticket>,
+    findings: Findings,
+    identity: Option<Identity>,
+    failure: Option<NvmeError>,
+    /// The last resets.
+    resets: [Instant; RESETS],
+    reset_count: u64,
+}
+
+type Next = Result<Option<State>, NvmeError>;
+
+impl Controller {
+    /// A controller of which nothing is known but its registers.
+    pub fn new(
+        transport: Arc<dyn Transport>,
+        registers: Registers,
+        admin: Admin,
+        wishes: Wishes,
+        now: Instant,
+    ) -> Result<Controller, NvmeError> {
+        let gone = |_| NvmeError::Removed;
+        let signals = Signals { era: AtomicU32::new(1), cut: AtomicBool::new(false) };
+        let mut controller = Controller {
+            transport,
+            capabilities: registers.capabilities().map_err(gone)?,
+            version: registers.version().map_err(gone)?,
+            registers,
+            wishes,
+            admin: Some(admin),
+            signals: Arc::new(signals),
+            state: State::Settling,
+            until: Instant::MAX,
+            limit: Duration::ZERO,
+            ticket: None,
+            findings: Findings::default(),
+            identity: None,
+            failure: None,
+            resets: [Instant::ORIGIN; RESETS],
+            reset_count: 0,
+        };
+        if controller.capabilities.command_set().is_none() {
+            return Err(NvmeError::CommandSet);
+        }
+        controller.enter(State::Settling, now);
+        Ok(controller)
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    pub fn signals(&self) -> &Arc<Signals> {
+        &self.signals
+    }
+
+    /// What it is, once it has been ready.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Why it failed; told once.
+    pub fn take_failure(&mut self) -> NvmeError {
+        self.failure.take().unwrap_or(NvmeError::Offline)
+    }
+
+    /// The admin queue, while the controller is ready.
+    pub fn admin(&mut self) -> Option<&mut Admin> {
+        if self.state == State::Ready { self.admin.as_mut() } else { None }
+    }
+
+    /// How often it was reset.
+    pub fn reset_count(&self) -> u64 {
+        self.reset_count
+    }
+
+    /// Looks whether the drive is still there and well; what is wrong shows in the state.
+    pub fn examine(&mut self, now: Instant) {
+        if self.state == State::Ready {
+            match self.registers.status() {
+                Err(_) => self.fail(NvmeError::Removed),
+                Ok(status) if status.is_fatal() => self.reset("it reports that it has failed", now),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Goes as far as the controller has come. Says whether anything has changed.
+    pub fn step(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        // Each round is another state; no state leads back to itself without the controller's doing.
+        loop {
+            match self.next(now) {
+                Ok(Some(state)) => self.enter(state, now),
+                Ok(None) if now > self.until => {
+                    self.fail(NvmeError::Deadline { state: self.state.words(), limit: self.limit })
+                }
+                Ok(None) => return moved,
+                Err(error) => self.fail(error),
+            }
+            moved = true;
+        }
+    }
+
+    /// Ends its use in good order, from whatever state.
+    pub fn shut_down(&mut self, now: Instant) {
+        match self.state {
+            State::Ready => self.enter(State::ShuttingDown, now),
+            State::ShuttingDown | State::Stopping | State::Off | State::Failed => {}
+            _ => self.enter(State::Stopping, now),
+        }
+    }
+
+    /// Leaks what the controller may still write to.
+    pub fn leak(&mut self) {
+        if let Some(admin) = self.admin.take() {
+            admin.leak();
+            std::mem::forget(Arc::clone(&self.transport));
+        }
+    }
+
+    /// Where the controller stands: the state that follows, if it has come there.
+    fn next(&mut self, now: Instant) -> Next {
+        match self.state {
+            State::Settling => {
+                let enabled = self.configuration()? & ENABLE != 0;
+                let status = self.status()?;
+                let settled =
+                    !enabled || status.is_ready() || status.is_fatal() || now > self.until;
+                Ok(settled.then_some(State::Disabling))
+            }
+            State::Disabling => Ok((!self.status()?.is_ready()).then_some(State::Enabling)),
+            State::Enabling => {
+                let status = self.status()?;
+                if status.is_fatal() {
+                    return Err(NvmeError::Fatal { state: self.state.words() });
+                }
+                Ok(status.is_ready().then_some(State::IdentifyingController))
+            }
+            State::Ready => self.next_of_ready(now),
+            State::ShuttingDown => Ok(self.status()?.is_shut_down().then_some(State::Stopping)),
+            State::Stopping => Ok((!self.status()?.is_ready()).then_some(State::Off)),
+            State::Off | State::Failed => Ok(None),
+            _ => self.next_of_asking(now),
+        }
+    }
+
+    fn next_of_ready(&mut self, now: Instant) -> Next {
+        let admin = self.admin.as_mut().expect("a ready controller has a queue");
+        match admin.poll(now) {
+            Look::Fine(_) if self.signals.era().is_multiple_of(2) => Ok(None),
+            Look::Fine(_) => {
+                self.begin_reset("a command of it was not answered as it should be", now)
+            }
+            Look::Spurious => self.begin_reset("it answers what was not asked", now),
+            Look::Overdue => self.begin_reset("it does not answer an admin command", now),
+        }
+    }
+
+    /// In the states that wait for one admin command.
+    fn next_of_asking(&mut self, now: Instant) -> Next {
+        let admin = self.admin.as_mut().expect("a controller that is brought up has a queue");
+        let state = self.state;
+        if admin.poll(now) == Look::Spurious || self.registers.status().is_ok_and(|s| s.is_fatal())
+        {
+            return Err(NvmeError::Fatal { state: state.words() });
+        }
+        let outcome = self.ticket.as_ref().and_then(|ticket| admin.take(ticket));
+        let Some(outcome) = outcome else {
+            self.status()?;
+            return Ok(None);
+        };
+        self.ticket = None;
+        let result = match outcome {
+            Ok(result) => result,
+            // Old controllers know no such page; then there are no limits but the common ones.
+            Err(AdminError::Status(_)) if state == State::ReadingLimits => {
+                self.findings.limits = LimitsPage::default();
+                return Ok(Some(State::ListingNamespaces));
+            }
+            Err(AdminError::Status(status)) => {
+                return Err(NvmeError::Command { state: state.words(), status });
+            }
+            Err(AdminError::Reset) => unreachable!("nobody else resets a controller in bring-up"),
+        };
+        let page = admin.area().copy::<PAGE>(IDENTIFY_AT);
+        self.learn(result, &page).map(Some)
+    }
+
+    /// Takes the answer to the command of this state.
+    fn learn(&mut self, result: u32, page: &[u8; PAGE]) -> Result<State, NvmeError> {
+        let found = &mut self.findings;
+        match self.state {
+            State::IdentifyingController => {
+                found.controller = Some(ControllerPage::parse(page)?);
+                Ok(State::ReadingLimits)
+            }
+            State::ReadingLimits => {
+                found.limits = LimitsPage::parse(page);
+                Ok(State::ListingNamespaces)
+            }
+            State::ListingNamespaces => {
+                found.namespaces = parse_namespaces(page);
+                let first = found.namespaces.first().copied();
+                let wanted = self.wishes.namespace.or(first);
+                let listed = wanted.filter(|wanted| found.namespaces.contains(wanted));
+                let found_count = found.namespaces.len();
+                found.namespace = listed.ok_or(NvmeError::NoNamespace { found: found_count })?;
+                Ok(State::IdentifyingNamespace)
+            }
+            State::IdentifyingNamespace => {
+                found.page = Some(NamespacePage::parse(found.namespace, page)?);
+                Ok(State::SettingQueues)
+            }
+            State::SettingQueues => {
+                // Both counts are from 0: submission queues, completion queues (section 5.27.1.5).
+                let granted = (result & 0xffff).min(result >> 16) + 1;
+                self.settle(granted.min(u32::from(self.wishes.queues)) as u16)?;
+                Ok(State::Ready)
+            }
+            state => unreachable!("{state:?} asks nothing"),
+        }
+    }
+
+    /// Makes of what was found what is used; after a reset it must be what it was.
+    fn settle(&mut self, queues: u16) -> Result<(), NvmeError> {
+        let found = std::mem::take(&mut self.findings);
+        let (controller, page) = (found.controller, found.page);
+        let controller = controller.expect("asked in an earlier state");
+        let page = page.expect("asked in an earlier state");
+        let shape = Shape::of(self.capabilities, &controller, found.limits, found.namespace, page)?;
+        let identity = Identity {
+            version: self.version,
+            controller,
+            namespaces: found.namespaces,
+            shape,
+            queues,
+        };
+        match &self.identity {
+            Some(before) if !before.is_same_drive(&identity) => Err(NvmeError::Changed),
+            Some(_) => Ok(()),
+            None => {
+                self.identity = Some(identity);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is done on the way into a state, and how long it may last.
+    fn enter(&mut self, state: State, now: Instant) {
+        self.state = state;
+        self.limit = match state {
+            State::Ready | State::Off | State::Failed => Duration::MAX,
+            State::Settling | State::Disabling | State::Enabling | State::Stopping => {
+                self.registers.ready_timeout(self.capabilities)
+            }
+            State::ShuttingDown => {
+                let told = self.identity.as_ref().and_then(|it| it.controller.shutdown);
+                told.unwrap_or(SHUTDOWN).max(SHUTDOWN)
+            }
+            _ => self.wishes.admin_limit,
+        };
+        self.until = now + self.limit;
+        match state {
+            State::Disabling | State::Stopping => self.disable(),
+            State::Enabling => self.enable(),
+            State::Ready => {
+                let era = self.signals.era();
+                // Odd until now; nobody else changes an odd one.
+                self.signals.era.store(era.wrapping_add(1), Ordering::Release);
+            }
+            State::ShuttingDown => {
+                // Removed meanwhile: the next look tells.
+                let was = self.registers.configuration().unwrap_or(ENABLE);
+                self.registers.configure(was & !SHUTDOWN_MASK | SHUTDOWN_NORMAL);
+            }
+            State::Off => self.end(true),
+            _ => self.ask(now),
+        }
+    }
+
+    /// Submits the command of a state that waits for one.
+    fn ask(&mut self, now: Instant) {
+        let admin = self.admin.as_mut().expect("a controller that is brought up has a queue");
+        let page = admin.area().iova(IDENTIFY_AT);
+        let command = match self.state {
+            State::IdentifyingController => Command::identify(cns::CONTROLLER, 0, page),
+            State::ReadingLimits => Command::identify(cns::COMMAND_SET_LIMITS, 0, page),
+            State::ListingNamespaces => Command::identify(cns::ACTIVE_NAMESPACES, 0, page),
+            State::IdentifyingNamespace => {
+                Command::identify(cns::NAMESPACE, self.findings.namespace, page)
+            }
+            State::SettingQueues => Command::set_queues(self.wishes.queues),
+            _ => return,
+        };
+        // What an earlier command left is not an answer to this one.
+        admin.area().zero(IDENTIFY_AT, PAGE);
+        self.ticket = admin.submit(command, now);
+        assert!(self.ticket.is_some(), "a controller that is brought up has no other commands");
+    }
+
+    fn disable(&mut self) {
+        // Removed meanwhile: the next look tells.
+        let was = self.registers.configuration().unwrap_or(0);
+        self.registers.configure(was & !ENABLE & !SHUTDOWN_MASK);
+    }
+
+    /// The controller is disabled: nothing of ours is in its hands.
+    fn enable(&mut self) {
+        let admin = self.admin.as_mut().expect("a controller that is brought up has a queue");
+        admin.reset();
+        let (submission, completion) = admin.rings();
+        self.registers.set_admin_queues(crate::admin::ENTRIES, submission, completion);
+        let command_set = self.capabilities.command_set().expect("checked when it was opened");
+        let page = self.capabilities.page_bits() - 12;
+        self.registers.configure(ENABLE | command_set << 4 | page << 7 | ENTRY_SIZES);
+    }
+
+    fn begin_reset(&mut self, why: &'static str, now: Instant) -> Next {
+        let (drive, reset) = (self.transport.name(), self.reset_count + 1);
+        tracing::error!(drive, why, reset, "resetting the controller");
+        // Nobody but this machine makes an odd era even.
+        self.signals.ask_for_reset(self.signals.era());
+        let oldest = &mut self.resets[self.reset_count as usize % RESETS];
+        let since = now.saturating_duration_since(*oldest);
+        if self.reset_count >= RESETS as u64 && since < RESETS_WITHIN {
+            return Err(NvmeError::Resets { resets: RESETS + 1, within: since });
+        }
+        *oldest = now;
+        self.reset_count += 1;
+        Ok(Some(State::Disabling))
+    }
+
+    fn reset(&mut self, why: &'static str, now: Instant) {
+        match self.begin_reset(why, now) {
+            Ok(Some(state)) => self.enter(state, now),
+            Ok(None) => {}
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail(&mut self, error: NvmeError) {
+        let drive = self.transport.name();
+        tracing::error!(drive, %error, "the controller is out of service");
+        self.state = State::Failed;
+        self.until = Instant::MAX;
+        self.ticket = None;
+        self.failure = Some(error);
+        let cut = self.transport.cut_off();
+        if !cut {
+            tracing::error!(drive, "it may still reach memory, which is leaked therefore");
+        }
+        self.end(cut);
+    }
+
+    /// It is out of service. First whether it reaches memory, then that it is over: who sees the second
+    /// sees the first.
+    fn end(&mut self, cut: bool) {
+        self.signals.cut.store(cut, Ordering::Release);
+        self.signals.era.store(OVER, Ordering::Release);
+    }
+
+    fn configuration(&self) -> Result<u32, NvmeError> {
+        self.registers.configuration().map_err(|_| NvmeError::Removed)
+    }
+
+    fn status(&self) -> Result<crate::registers::ControllerStatus, NvmeError> {
+        self.registers.status().map_err(|_| NvmeError::Removed)
+    }
+}

@@ -1,0 +1,217 @@
+//! What a request is cut into: one command each.
+//!
+//! A drive takes so many bytes a command (MDTS) and one list of pages describes so many, while a
+//! request may have 4 MiB. So a request is a row of pieces, each in a tracker of its own, all at once if
+//! there are trackers for them.
+
+use std::ptr::NonNull;
+
+use memkv_block::{Completer, Io, IoError, Op};
+
+use crate::command::{Command, Pointers, range};
+use crate::shape::{LIST_ENTRIES, Shape, Trim};
+
+/// What one command does.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Verb {
+    Read,
+    Write,
+    /// A write that is durable when it is answered.
+    WriteThrough,
+    Flush,
+    Deallocate,
+    Zero,
+}
+
+/// The memory of a tracker in which pages or ranges are listed: 4 KiB.
+#[derive(Copy, Clone)]
+pub(super) struct List {
+    pub start: NonNull<u64>,
+    /// Where the controller sees it.
+    pub iova: u64,
+}
+
+/// A piece of a request: bytes from its start on.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) struct Piece {
+    pub verb: Verb,
+    pub at: u64,
+    pub len: u64,
+}
+
+/// The slot of a request that has begun. It owns the buffer until all of its pieces are answered.
+#[derive(Default)]
+pub(super) struct Request {
+    io: Option<Io>,
+    completer: Option<Completer>,
+    /// Where the controller finds the first byte to move.
+    iova: u64,
+    /// Bytes of it, and how many of them pieces were made of.
+    len: u64,
+    issued: u64,
+    /// A flush is still to be made.
+    flush: bool,
+    /// Pieces that are not answered.
+    pub pieces: u16,
+    /// It stands in the line of those that have more pieces to make.
+    pub feeding: bool,
+    /// Why it fails. No more pieces are made then.
+    pub error: Option<IoError>,
+}
+
+impl Request {
+    /// Takes a request into an empty slot.
+    #[inline]
+    pub fn begin(&mut self, io: Io, completer: Completer, iova: u64, shape: &Shape) {
+        assert!(self.io.is_none(), "a free slot is empty");
+        // Nothing is left in a drive without a cache: there, a write is as durable as it gets.
+        self.flush = matches!(io.op, Op::Flush | Op::WriteFlush) && shape.caches;
+        self.len = io.len;
+        self.io = Some(io);
+        self.completer = Some(completer);
+        (self.iova, self.issued) = (iova, 0);
+        (self.pieces, self.feeding, self.error) = (0, false, None);
+    }
+
+    /// What was asked for.
+    #[inline]
+    pub fn io(&self) -> &Io {
+        self.io.as_ref().expect("a request is in its slot")
+    }
+
+    /// Empties the slot, if it is not empty.
+    #[inline]
+    pub fn take(&mut self) -> Option<(Io, Completer, Option<IoError>)> {
+        Some((self.io.take()?, self.completer.take()?, self.error.take()))
+    }
+
+    /// Whether pieces are to be made.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        (self.issued < self.len || self.flush) && self.error.is_none()
+    }
+
+    /// Makes the next piece. What is written and flushed is written through, with the flush at its side
+    /// for what was written before: until all are answered nothing is promised.
+    #[inline]
+    pub fn next_piece(&mut self, shape: &Shape) -> Piece {
+        let at = self.issued;
+        if at == self.len {
+            assert!(std::mem::take(&mut self.flush), "only called when there is more");
+            return Piece { verb: Verb::Flush, at, len: 0 };
+        }
+        let (verb, max) = match (self.io().op, shape.trim) {
+            (Op::Read, _) => (Verb::Read, shape.transfer),
+            (Op::WriteFlush, _) if shape.caches => (Verb::WriteThrough, shape.transfer),
+            (Op::Write | Op::WriteFlush, _) => (Verb::Write, shape.transfer),
+            (Op::Deallocate, Trim::Dataset { max }) => (Verb::Deallocate, max),
+            (Op::Deallocate, Trim::Zeroes { max }) => (Verb::Zero, max),
+            (op, _) => unreachable!("a {op:?} is not begun"),
+        };
+        let len = max.min(self.len - at);
+        self.issued += len;
+        Piece { verb, at, len }
+    }
+
+    /// The command of a piece; what it lists goes to `list`.
+    ///
+    /// # Safety
+    /// `list` is 4 KiB of memory, aligned to that, that no controller reads: no command that names it
+    /// is outstanding.
+    #[inline(always)]
+    pub unsafe fn command(&self, piece: &Piece, shape: &Shape, list: List) -> Command {
+        let namespace = shape.namespace;
+        let lba = (self.io().offset + piece.at) >> shape.block_bits;
+        let blocks = (piece.len >> shape.block_bits) as u32;
+        let pointers = || {
+            // SAFETY: as the caller promises.
+            unsafe { pointers(self.iova + piece.at, piece.len, shape.page, list) }
+        };
+        match piece.verb {
+            Verb::Read => Command::read(namespace, lba, blocks, pointers()),
+            Verb::Write => Command::write(namespace, lba, blocks, pointers(), false),
+            Verb::WriteThrough => Command::write(namespace, lba, blocks, pointers(), true),
+            Verb::Flush => Command::flush(namespace),
+            Verb::Zero => Command::zero_and_deallocate(namespace, lba, blocks),
+            Verb::Deallocate => {
+                for (i, word) in range(lba, blocks).into_iter().enumerate() {
+                    // SAFETY: the first words of the list, which the caller promises is ours.
+                    unsafe { list.start.add(i).write_volatile(word) };
+                }
+                Command::deallocate(namespace, list.iova)
+            }
+        }
+    }
+}
+
+/// Describes `len` bytes at `iova` by the two pointers of a command: the first page from where the bytes
+/// begin in it, then the second, or a list of all others (Base Specification 2.0, section 4.1.1).
+///
+/// # Safety
+/// As for [`Request::command`].
+#[inline]
+unsafe fn pointers(iova: u64, len: u64, page: u64, list: List) -> Pointers {
+    let first = page - (iova & (page - 1));
+    if len <= first {
+        return Pointers(iova, 0);
+    }
+    let (mut next, left) = (iova + first, len - first);
+    if left <= page {
+        return Pointers(iova, next);
+    }
+    let count = left.div_ceil(page) as usize;
+    assert!(count <= LIST_ENTRIES, "no command is longer than what one list describes");
+    for i in 0..count {
+        // SAFETY: below the 512 words of the list, which the caller promises is ours.
+        unsafe { list.start.add(i).write_volatile(next) };
+        next += page;
+    }
+    Pointers(iova, list.iova)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Walking over the pointers as a controller does finds every byte once, in order.
+        #[test]
+        fn pointers_describe_exactly_the_bytes(
+            page_bits in 12u32..17,
+            start in 0u64..(1 << 20),
+            blocks in 1u64..4097,
+        ) {
+            let (page, iova, len) = (1u64 << page_bits, (1 << 40) + start * 4, blocks * 512);
+            let mut list = vec![0u64; LIST_ENTRIES];
+            let start = NonNull::new(list.as_mut_ptr()).unwrap();
+            let at = List { start, iova: 0xdead_0000 };
+            // SAFETY: 512 words of a vector.
+            let Pointers(first, second) = unsafe { pointers(iova, len, page, at) };
+            let mut found = vec![(first, (page - first % page).min(len))];
+            let mut left = len - found[0].1;
+            if left > 0 && left <= page {
+                found.push((second, left));
+            } else if left > 0 {
+                prop_assert_eq!(second, 0xdead_0000);
+                for &entry in &list {
+                    if left == 0 {
+                        break;
+                    }
+                    prop_assert_eq!(entry % page, 0, "only the first may begin inside of a page");
+                    found.push((entry, left.min(page)));
+                    left -= left.min(page);
+                }
+            } else {
+                prop_assert_eq!(second, 0);
+            }
+            let mut at = iova;
+            for (start, len) in found {
+                prop_assert_eq!(start, at);
+                at += len;
+            }
+            prop_assert_eq!(at, iova + len);
+        }
+    }
+}

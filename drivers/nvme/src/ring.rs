@@ -1,0 +1,299 @@
+//! The two rings of a queue pair: Base Specification 2.0, sections 3.3.1 and 3.3.3.
+//!
+//! ```text
+//!   submission   the driver writes entries at `tail` and rings; the controller takes them from its head
+//!   completion   the controller writes entries, each with the phase of its lap; the driver takes those
+//!                whose phase is the one it expects, and tells by its doorbell how far it has come
+//! ```
+//!
+//! The rings lie in memory that the controller writes and reads at any time: only volatile accesses, no
+//! references. An entry of the completion ring is judged by one load of its last word, which holds the
+//! identifier, the status and the phase: these cannot be of different entries.
+
+use std::ptr::NonNull;
+
+use crate::area::Area;
+use crate::barrier;
+use crate::command::Command;
+use crate::registers::Doorbell;
+use crate::status::Status;
+
+/// Bytes of an entry.
+pub(crate) const SUBMISSION_ENTRY: usize = 64;
+pub(crate) const COMPLETION_ENTRY: usize = 16;
+
+/// Bytes of a queue pair in its area: each ring begins at a page of the controller.
+pub(crate) const fn pair_bytes(entries: u16) -> usize {
+    completion_at(entries)
+        + (COMPLETION_ENTRY * entries as usize).next_multiple_of(crate::area::ALIGNMENT)
+}
+
+/// Where in its area the completion ring of a pair lies.
+pub(crate) const fn completion_at(entries: u16) -> usize {
+    (SUBMISSION_ENTRY * entries as usize).next_multiple_of(crate::area::ALIGNMENT)
+}
+
+/// What a controller has said about a command.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    /// The identifier that the command had.
+    pub id: u16,
+    pub status: Status,
+    /// The submission queue that it says it came from.
+    pub queue: u16,
+    /// What the command is answered with, if it is.
+    pub result: u32,
+}
+
+/// A queue pair whose memory is at the start of an area that the owner keeps.
+pub(crate) struct Pair {
+    submissions: NonNull<u64>,
+    completions: NonNull<u32>,
+    entries: u16,
+    tail: u16,
+    /// The tail that the controller was told.
+    rung: u16,
+    head: u16,
+    /// The head that the controller was told.
+    acknowledged: u16,
+    /// Bit 16 of the last word of the entries of this lap.
+    phase: u32,
+    tail_doorbell: Doorbell,
+    head_doorbell: Doorbell,
+}
+
+// SAFETY: the memory of the rings belongs to no thread; this is the only value that reads and writes it
+// for the host, and its owner keeps the area that it lies in.
+unsafe impl Send for Pair {}
+
+/// The phase tag in the last word of an entry.
+const PHASE: u32 = 1 << 16;
+
+impl Pair {
+    /// Rings of `entries` each, in the first [`pair_bytes`] of `area`, which outlives them.
+    pub fn new(area: &mut Area, entries: u16, doorbells: (Doorbell, Doorbell)) -> Pair {
+        assert!(entries >= 2, "a ring with one entry is always empty");
+        let submissions = area.at(0, SUBMISSION_ENTRY * usize::from(entries));
+        let completions = area.at(completion_at(entries), COMPLETION_ENTRY * usize::from(entries));
+        Pair {
+            submissions: submissions.cast(),
+            completions: completions.cast(),
+            entries,
+            tail: 0,
+            rung: 0,
+            head: 0,
+            acknowledged: 0,
+            phase: PHASE,
+            tail_doorbell: doorbells.0,
+            head_doorbell: doorbells.1,
+        }
+    }
+
+    /// Begins anew: the controller knows nothing of the rings, whose memory is `area`'s.
+    pub fn reset(&mut self, area: &mut Area) {
+        let len = COMPLETION_ENTRY * usize::from(self.entries);
+        area.zero(completion_at(self.entries), len);
+        (self.tail, self.rung, self.head, self.acknowledged) = (0, 0, 0, 0);
+        self.phase = PHASE;
+    }
+
+    /// Writes a command; the controller sees it when it is [rung](Pair::ring) for. Who calls it has at
+    /// most `entries - 1` commands outstanding, this one included: then the entry at the tail was taken
+    /// by the controller long ago.
+    #[inline(always)]
+    pub fn push(&mut self, command: &Command) {
+        // SAFETY: `tail` is below `entries`, so the entry lies in the ring, which the area holds.
+        let entry = unsafe { self.submissions.add(8 * usize::from(self.tail)) };
+        for (i, &word) in command.0.iter().enumerate() {
+            // SAFETY: the eight words of that entry, aligned. The controller does not read them: with
+            // fewer commands outstanding than entries, it has fetched what was here (section 3.3.1.2),
+            // and it fetches nothing at or behind the tail that it was told.
+            unsafe { entry.add(i).write_volatile(word) };
+        }
+        self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
+    }
+
+    /// Commands written that the controller was not told of.
+    #[inline]
+    pub fn is_rung(&self) -> bool {
+        self.tail == self.rung
+    }
+
+    /// Tells the controller of what was written, in one go.
+    #[inline]
+    pub fn ring(&mut self) {
+        if self.tail != self.rung {
+            self.rung = self.tail;
+            self.tail_doorbell.ring(self.tail);
+        }
+    }
+
+    #[inline]
+    fn last_word(&self) -> (NonNull<u32>, u32) {
+        // SAFETY: `head` is below `entries`, so the entry lies in the ring, which the area holds.
+        let entry = unsafe { self.completions.add(4 * usize::from(self.head)) };
+        // SAFETY: the last word of that entry, aligned; it may be written meanwhile, and a volatile
+        // load of an aligned word sees it before or after that, never half.
+        let word = unsafe { entry.add(3).read_volatile() };
+        (entry, word)
+    }
+
+    /// Whether an entry is there to be taken.
+    pub fn has_next(&self) -> bool {
+        self.last_word().1 & PHASE == self.phase
+    }
+
+    /// Takes the next entry, if the controller has written one.
+    #[inline]
+    pub fn next(&mut self) -> Option<Entry> {
+        let (entry, word) = self.last_word();
+        if word & PHASE != self.phase {
+            return None;
+        }
+        barrier::after_phase();
+        // SAFETY: two other words of the same entry. Its phase says that the controller has written
+        // all of it (section 3.3.3.2.2), and it writes it again only when told by the head doorbell.
+        let (result, queue) =
+            unsafe { (entry.read_volatile(), entry.add(2).read_volatile() >> 16) };
+        self.head += 1;
+        if self.head == self.entries {
+            self.head = 0;
+            self.phase ^= PHASE;
+        }
+        let status = Status::from_field((word >> 17) as u16);
+        Some(Entry { id: word as u16, status, queue: queue as u16, result })
+    }
+
+    /// Tells the controller which entries were taken, in one go.
+    #[inline]
+    pub fn acknowledge(&mut self) {
+        if self.head != self.acknowledged {
+            self.acknowledged = self.head;
+            self.head_doorbell.ring(self.head);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memkv_dma::Hugepages;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::registers::Registers;
+    use crate::transport::Bar;
+
+    const ENTRIES: u16 = 4;
+
+    /// A pair whose controller is the test.
+    struct Bench {
+        area: Area,
+        pair: Pair,
+        bar: NonNull<u32>,
+        _registers: Area,
+    }
+
+    fn bench() -> Bench {
+        let arena = memkv_dma::Arena::new(1 << 20, Hugepages::Never).unwrap();
+        let base = arena.regions()[0].0.as_ptr() as usize;
+        let window = Window { base, len: 1 << 20, iova: 0x1000_0000 };
+        let mut registers = Area::new(&arena, &window, 0, 0x2000);
+        let mut area = Area::new(&arena, &window, ALIGNMENT, pair_bytes(ENTRIES));
+        let bar = Bar { base: registers.at(0, 0x2000), len: 0x2000 };
+        let doorbells = Registers::new(bar).unwrap().doorbells(1, 4).unwrap();
+        let pair = Pair::new(&mut area, ENTRIES, doorbells);
+        Bench { area, pair, bar: bar.base.cast(), _registers: registers }
+    }
+
+    use crate::area::ALIGNMENT;
+    use crate::transport::Window;
+
+    impl Bench {
+        fn doorbell(&self, n: usize) -> u32 {
+            // SAFETY: inside of the registers' area, which the bench holds.
+            unsafe { self.bar.add((0x1000 + 4 * n) / 4).read_volatile() }
+        }
+
+        /// What a controller does to post an entry.
+        fn post(&mut self, at: u16, id: u16, field: u16, phase: bool) {
+            let entry =
+                self.area.at(completion_at(ENTRIES) + 16 * usize::from(at), 16).cast::<u32>();
+            let last = u32::from(id) | u32::from(phase) << 16 | u32::from(field) << 17;
+            for (i, word) in [u32::from(id) * 3, 0, 1 << 16, last].into_iter().enumerate() {
+                // SAFETY: inside of the ring.
+                unsafe { entry.add(i).write_volatile(word) };
+            }
+        }
+
+        fn submitted(&mut self, at: u16) -> u64 {
+            let entry = self.area.at(64 * usize::from(at), 64).cast::<u64>();
+            // SAFETY: inside of the ring.
+            unsafe { entry.read_volatile() }
+        }
+    }
+
+    #[test]
+    fn doorbells_are_rung_once_for_what_was_written_together() {
+        let mut bench = bench();
+        for id in 0..3 {
+            bench.pair.push(&Command::flush(1).with_id(id));
+        }
+        assert!(!bench.pair.is_rung());
+        assert_eq!(bench.doorbell(2), 0, "not told yet");
+        bench.pair.ring();
+        assert_eq!(bench.doorbell(2), 3);
+        assert_eq!(bench.submitted(2), 2 << 16 | 1 << 32);
+        (0..3).for_each(|i| bench.post(i, i, 0, true));
+        assert_eq!(std::iter::from_fn(|| bench.pair.next()).count(), 3);
+        assert_eq!(bench.doorbell(3), 0);
+        bench.pair.acknowledge();
+        assert_eq!(bench.doorbell(3), 3);
+    }
+
+    #[test]
+    fn an_entry_of_the_wrong_phase_is_none() {
+        let mut bench = bench();
+        bench.post(0, 9, 0, false);
+        assert!(!bench.pair.has_next() && bench.pair.next().is_none());
+        bench.post(0, 9, 0x281, true);
+        let entry = bench.pair.next().unwrap();
+        assert_eq!((entry.id, entry.queue, entry.result), (9, 1, 27));
+        assert_eq!(entry.status, Status::UNRECOVERED_READ_ERROR);
+        let Bench { mut pair, mut area, .. } = bench;
+        pair.reset(&mut area);
+        assert!(!pair.has_next(), "what an earlier life left is not seen");
+    }
+
+    proptest! {
+        /// Any number of laps, in any crowds: each entry is seen once, in order, with its own status.
+        #[test]
+        fn every_entry_is_seen_once(
+            crowds in proptest::collection::vec((1u16..4, any::<u16>()), 1..60),
+        ) {
+            let mut bench = bench();
+            let (mut at, mut phase, mut id) = (0, true, 0);
+            for (count, field) in crowds {
+                let field = field & 0x7fff;
+                for n in 0..count {
+                    bench.pair.push(&Command::flush(1).with_id(id + n));
+                    bench.post(at, id + n, field ^ n, phase);
+                    at += 1;
+                    if at == ENTRIES {
+                        (at, phase) = (0, !phase);
+                    }
+                }
+                bench.pair.ring();
+                for n in 0..count {
+                    let entry = bench.pair.next().expect("it was posted");
+                    prop_assert_eq!(entry.id, id + n);
+                    prop_assert_eq!(entry.status, Status::from_field(field ^ n));
+                }
+                prop_assert!(bench.pair.next().is_none());
+                bench.pair.acknowledge();
+                prop_assert_eq!(bench.doorbell(3), u32::from(at));
+                prop_assert_eq!(bench.doorbell(2), u32::from(at));
+                id += count;
+            }
+        }
+    }
+}
