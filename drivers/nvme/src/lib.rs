@@ -13,7 +13,7 @@
 //! ```
 //!
 //! The parts, from the ground up: [`Transport`] is the way to a controller, registers and memory, and
-//! knows PCI so that nobody else has to; `registers`, `command`, `status`, `identify` and `health` are
+//! knows PCI so that nobody else has to ([`Vfio`] is one); `registers`, `command`, `status`, `identify` and `health` are
 //! the specification's words; `area` is memory that driver and controller share; `ring` a pair of rings
 //! in it; `admin` the queue that manages; `controller` the life of the controller; `queue` the path of
 //! data; `device` what the store sees.
@@ -51,6 +51,9 @@ mod shape;
 mod status;
 mod transport;
 
+#[cfg(target_os = "linux")]
+mod vfio;
+
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 #[cfg(test)]
@@ -61,3 +64,5 @@ pub use error::NvmeError;
 pub use health::Health;
 pub use status::Status;
 pub use transport::{Bar, Transport, Window};
+#[cfg(target_os = "linux")]
+pub use vfio::{Vfio, VfioError};
