@@ -94,19 +94,25 @@ impl Tally {
 
     /// A command has ended.
     pub fn done(&mut self, io: &Io, good: bool) {
+        self.ended(io.op, io.len, good);
+    }
+
+    /// A command of `len` bytes has ended.
+    #[inline]
+    pub fn ended(&mut self, op: Op, len: u64, good: bool) {
         if !good {
             self.failed += 1;
             return;
         }
-        match io.op {
+        match op {
             Op::Read => {
                 self.reads += 1;
-                self.read_bytes += io.len;
+                self.read_bytes += len;
             }
             Op::Write | Op::WriteFlush => {
                 self.writes += 1;
-                self.written_bytes += io.len;
-                self.flushes += u64::from(io.op == Op::WriteFlush);
+                self.written_bytes += len;
+                self.flushes += u64::from(op == Op::WriteFlush);
             }
             Op::Flush => self.flushes += 1,
             Op::Deallocate => self.deallocations += 1,

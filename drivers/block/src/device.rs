@@ -29,6 +29,7 @@ pub struct Geometry {
 
 impl Geometry {
     /// Whether a device of this shape can be asked `io`. Every driver checks this first.
+    #[inline]
     pub fn check(&self, io: &Io) -> Result<(), IoError> {
         let Io { op, offset, len, ref buf, buf_at } = *io;
         if op == Op::Flush {

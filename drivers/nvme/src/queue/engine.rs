@@ -26,8 +26,9 @@ use crate::admin::Ticket;
 use crate::area::Area;
 use crate::device::Shared;
 use crate::ring::{Entry, Pair, pair_bytes};
-use crate::shape::{LIST, Trim};
+use crate::shape::{LIST, Shape, Trim};
 use crate::status::Status;
+use crate::transport::Window;
 
 /// Where the lists of the trackers begin in the area of a queue.
 const LISTS_AT: usize = pair_bytes(128);
@@ -73,9 +74,10 @@ pub(super) enum Step {
 }
 
 /// One command in flight.
-#[derive(Copy, Clone)]
 struct Tracker {
     piece: Piece,
+    /// Its own list, in the area.
+    list: List,
     request: u16,
     /// Counts its uses: the upper half of the identifier.
     sequence: u8,
@@ -84,6 +86,20 @@ struct Tracker {
     looks: u8,
     tries: u8,
     resets: u8,
+}
+
+impl Tracker {
+    /// Writes its command into the ring, which has room: there are fewer trackers than entries.
+    #[inline]
+    fn push(&mut self, index: u16, request: &Request, shape: &Shape, pair: &mut Pair) {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.looks = 0;
+        let id = u16::from(self.sequence) << 8 | index;
+        // SAFETY: the list is this tracker's own, 4 KiB of the area. Its last command was answered, or
+        // is of an earlier life of the controller, which has been disabled since: nobody reads it.
+        let command = unsafe { request.command(&self.piece, shape, self.list) };
+        pair.push(&command.with_id(id));
+    }
 }
 
 /// A command that was not answered in time.
@@ -102,8 +118,12 @@ pub(super) struct Engine {
     pub id: u16,
     /// None once it is leaked.
     pub area: Option<Area>,
-    /// The list of each tracker, in the area.
-    lists: Box<[List]>,
+    /// That of the drive, close at hand.
+    shape: Shape,
+    /// Reads and writes of so many bytes are neither large nor more than one command.
+    plain: u64,
+    /// The pool, as the controller sees it.
+    window: Window,
     pub pair: Pair,
     /// The era in which commands go straight to the drive; [`NO_ERA`] while they do not.
     pub running: u32,
@@ -135,34 +155,36 @@ pub(super) struct Engine {
     tally: Tally,
 }
 
-fn is_large(io: &Io) -> bool {
-    matches!(io.op, Op::Read | Op::Write) && io.len > SMALL
+fn is_large(op: Op, len: u64) -> bool {
+    len > SMALL && matches!(op, Op::Read | Op::Write)
 }
 
 impl Engine {
     pub fn new(shared: Arc<Shared>, id: u16, mut area: Area, pair: Pair) -> Engine {
         let count = shared.shape.entries - 1;
-        let list = |index: u16| {
+        let tracker = |index: u16| {
             let at = LISTS_AT + LIST * usize::from(index);
-            List { start: area.at(at, LIST).cast(), iova: area.iova(at) }
+            Tracker {
+                piece: Piece { verb: Verb::Flush, at: 0, len: 0 },
+                list: List { start: area.at(at, LIST).cast(), iova: area.iova(at) },
+                request: 0,
+                sequence: 0,
+                busy: false,
+                looks: 0,
+                tries: 0,
+                resets: 0,
+            }
         };
-        let lists = (0..count).map(list).collect();
-        let tracker = Tracker {
-            piece: Piece { verb: Verb::Flush, at: 0, len: 0 },
-            request: 0,
-            sequence: 0,
-            busy: false,
-            looks: 0,
-            tries: 0,
-            resets: 0,
-        };
+        let trackers = (0..count).map(tracker).collect();
         // Those that have ended keep their slots for the rest of a turn, in which others begin.
         let slots = 2 * count;
         Engine {
-            shared,
             id,
             area: Some(area),
-            lists,
+            shape: shared.shape,
+            plain: shared.shape.transfer.min(SMALL),
+            window: shared.window,
+            trackers,
             pair,
             running: NO_ERA,
             step: Step::CreateCompletion,
@@ -171,7 +193,6 @@ impl Engine {
             closing: false,
             given_up: false,
             looking: false,
-            trackers: vec![tracker; usize::from(count)].into(),
             free: (0..count).rev().collect(),
             requests: (0..slots).map(|_| Request::default()).collect(),
             free_requests: (0..slots).rev().collect(),
@@ -184,6 +205,7 @@ impl Engine {
             in_drive: 0,
             overdue: None,
             tally: Tally::default(),
+            shared,
         }
     }
 
@@ -202,25 +224,30 @@ impl Engine {
         matches!(self.step, Step::Gone | Step::Over)
     }
 
-    /// How a checked request ends that is not for the drive, and for others where the drive finds their
-    /// bytes.
+    /// Where the drive finds the bytes of a checked request, if it is for the drive.
     #[inline]
-    pub fn admit(&self, io: &Io) -> Result<u64, Result<(), IoError>> {
+    pub fn admit(&self, io: &Io) -> Option<u64> {
+        if self.step != Step::Run || self.given_up || matches!(io.op, Op::Flush | Op::Deallocate) {
+            return self.admit_any(io).ok();
+        }
+        let start = io.buf.as_ref().map_or(0, |buf| buf.as_ptr() as usize + io.buf_at);
+        self.window.iova(start, io.len as usize)
+    }
+
+    /// The same for all of them, and how those end that are not for the drive.
+    #[inline(never)]
+    pub fn admit_any(&self, io: &Io) -> Result<u64, Result<(), IoError>> {
         if self.is_settled() || self.given_up {
             return Err(Err(IoError::Offline));
         }
-        if matches!(io.op, Op::Flush | Op::Deallocate) {
-            return self.admit_without_bytes(io);
-        }
-        let start = io.buf.as_ref().map_or(0, |buf| buf.as_ptr() as usize + io.buf_at);
-        // Memory that the controller does not see is no buffer.
-        let iova = self.shared.window.iova(start, io.len as usize);
-        iova.ok_or(Err(IoError::WrongBuffer { op: io.op, len: io.len }))
-    }
-
-    fn admit_without_bytes(&self, io: &Io) -> Result<u64, Result<(), IoError>> {
         let shape = &self.shared.shape;
         match io.op {
+            Op::Read | Op::Write | Op::WriteFlush => {
+                let start = io.buf.as_ref().map_or(0, |buf| buf.as_ptr() as usize + io.buf_at);
+                // Memory that the controller does not see is no buffer.
+                let iova = self.window.iova(start, io.len as usize);
+                iova.ok_or(Err(IoError::WrongBuffer { op: io.op, len: io.len }))
+            }
             // What it has written is durable.
             Op::Flush if !shape.caches => Err(Ok(())),
             Op::Deallocate if shape.trim == Trim::Unknown => {
@@ -235,7 +262,24 @@ impl Engine {
     pub fn take(&mut self, io: Io, completer: Completer, iova: u64) {
         let runs =
             self.running != NO_ERA && !self.free.is_empty() && !self.free_requests.is_empty();
-        if is_large(&io) {
+        let plain = io.len <= self.plain && matches!(io.op, Op::Read | Op::Write);
+        if !(runs && plain && self.small.is_empty()) {
+            return self.take_any(io, completer, iova, runs);
+        }
+        // Nearly all there are: one command, which can go at once.
+        self.tally.transfer(true);
+        let index = self.free_requests.pop().expect("just looked at");
+        self.requests[usize::from(index)].begin(io, completer, iova, &self.shape);
+        self.issue(index);
+        if self.in_drive == 0 {
+            self.send();
+        }
+    }
+
+    /// Takes a request that was admitted, of whatever kind.
+    #[inline(never)]
+    fn take_any(&mut self, io: Io, completer: Completer, iova: u64, runs: bool) {
+        if is_large(io.op, io.len) {
             if !runs || !self.large.is_empty() || !self.has_room(&io) {
                 self.large.push_back((io, completer));
                 return;
@@ -256,9 +300,8 @@ impl Engine {
     }
 
     /// Puts a request into a free slot, and its first pieces, at least one, into trackers.
-    #[inline]
     fn begin(&mut self, io: Io, completer: Completer, iova: u64) {
-        if is_large(&io) {
+        if is_large(io.op, io.len) {
             self.moving += io.len;
         }
         if !matches!(io.op, Op::Flush | Op::Deallocate) {
@@ -291,30 +334,21 @@ impl Engine {
     fn issue(&mut self, request: u16) -> bool {
         let index = self.free.pop().expect("the caller has looked");
         let slot = &mut self.requests[usize::from(request)];
-        let piece = slot.next_piece(&self.shared.shape);
-        slot.pieces += 1;
-        let more = slot.has_more();
         let tracker = &mut self.trackers[usize::from(index)];
-        let sequence = tracker.sequence;
-        *tracker = Tracker { piece, request, sequence, busy: true, looks: 0, tries: 0, resets: 0 };
-        self.push(index);
-        more
+        tracker.piece = slot.next_piece(&self.shape);
+        tracker.request = request;
+        (tracker.busy, tracker.tries, tracker.resets) = (true, 0, 0);
+        tracker.push(index, slot, &self.shape, &mut self.pair);
+        slot.pieces += 1;
+        self.unsent += 1;
+        slot.has_more()
     }
 
-    /// Writes the command of a tracker into the ring.
-    #[inline]
+    /// Gives the command of a tracker again.
     fn push(&mut self, index: u16) {
         let tracker = &mut self.trackers[usize::from(index)];
-        tracker.sequence = tracker.sequence.wrapping_add(1);
-        tracker.looks = 0;
-        let id = u16::from(tracker.sequence) << 8 | index;
         let request = &self.requests[usize::from(tracker.request)];
-        let list = self.lists[usize::from(index)];
-        // SAFETY: the list is this tracker's own, 4 KiB of the area. Its last command was answered, or
-        // is of an earlier life of the controller, which has been disabled since: nobody reads it.
-        let command = unsafe { request.command(&tracker.piece, &self.shared.shape, list) };
-        // As many trackers as entries less one: the ring has room.
-        self.pair.push(&command.with_id(id));
+        tracker.push(index, request, &self.shape, &mut self.pair);
         self.unsent += 1;
     }
 
@@ -342,11 +376,11 @@ impl Engine {
                 self.distrust(&entry);
                 break;
             }
+            self.in_drive -= 1;
             answers += 1;
         }
         if answers > 0 {
             self.pair.acknowledge();
-            self.in_drive -= u64::from(answers);
             let depth = self.shared.counters.came_back(u64::from(answers));
             if depth == 0
                 && !(self.small.is_empty() && self.large.is_empty() && self.feeding.is_empty())
@@ -387,7 +421,10 @@ impl Engine {
         if status.may_retry() && tracker.tries < TRIES {
             tracker.tries += 1;
             self.shared.troubles.retries.fetch_add(1, Ordering::Relaxed);
-            return self.push(index);
+            self.push(index);
+            // At once: what is not told of cannot be answered while answers are taken.
+            self.send();
+            return;
         }
         let error = match (tracker.piece.verb, status.code()) {
             (Verb::Deallocate | Verb::Zero, code) if code == Status::INVALID_OPCODE.code() => {
@@ -420,17 +457,17 @@ impl Engine {
         if slot.pieces > 0 || slot.feeding || slot.has_more() {
             return;
         }
-        let io = slot.io();
-        if is_large(io) {
-            self.moving -= io.len;
+        let (op, len) = slot.asked();
+        if is_large(op, len) {
+            self.moving -= len;
         }
-        self.tally.done(io, slot.error.is_none());
+        self.tally.ended(op, len, slot.error.is_none());
         self.ended.push_back(index);
     }
 
     /// Takes one of the requests that have ended out of its slot.
     #[inline]
-    pub fn next_ended(&mut self) -> Option<(Io, Completer, Option<IoError>)> {
+    pub fn next_ended(&mut self) -> Option<Finished> {
         let index = self.ended.pop_front()?;
         self.free_requests.push(index);
         self.requests[usize::from(index)].take()
@@ -503,13 +540,15 @@ impl Engine {
         let cut = self.shared.signals.is_cut_off();
         for slot in &mut self.requests {
             let pieces = slot.pieces;
-            let Some((io, completer, _)) = slot.take() else { continue };
-            self.tally.done(&io, false);
+            let Some((completer, Done { buf, .. })) = slot.take() else { continue };
+            let (op, len) = slot.asked();
+            self.tally.ended(op, len, false);
+            let result = Err(IoError::Offline);
             if cut || pieces == 0 {
-                finished.push((completer, Done::of(io, Err(IoError::Offline))));
+                finished.push((completer, Done { result, buf }));
             } else {
-                // Dropped, the completer says that the drive is offline.
-                std::mem::forget(io);
+                std::mem::forget(buf);
+                finished.push((completer, Done { result, buf: None }));
             }
         }
         let lines = self.small.drain(..).chain(self.large.drain(..));
@@ -546,8 +585,8 @@ impl Engine {
         tracing::error!(drive, leaked, "the drive does not answer, leaking buffers");
         for request in &mut self.requests {
             // The completer, dropped, says that the drive is offline.
-            if let Some((io, ..)) = request.take() {
-                std::mem::forget(io);
+            if let Some((_, done)) = request.take() {
+                std::mem::forget(done);
             }
         }
         if let Some(area) = self.area.take() {

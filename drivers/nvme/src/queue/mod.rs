@@ -210,7 +210,7 @@ impl Drop for Engine {
             }
             self.turn(&mut finished);
             while let Some(ended) = self.next_ended() {
-                complete(ended);
+                ended.0.complete(ended.1);
             }
             complete_all(&mut finished);
             if shared.clock.now() >= next_look {
@@ -224,11 +224,6 @@ impl Drop for Engine {
             shared.release_queue(self.id);
         }
     }
-}
-
-#[inline]
-fn complete((io, completer, error): (Io, Completer, Option<IoError>)) {
-    completer.complete(Done::of(io, error.map_or(Ok(()), Err)));
 }
 
 fn complete_all(finished: &mut Vec<Finished>) {
@@ -268,23 +263,39 @@ impl NvmeQueue {
     }
 }
 
+impl NvmeQueue {
+    /// Ends a request that is not for the drive.
+    #[cold]
+    fn end_here(&self, io: Io, completer: Completer) {
+        let engine = self.engine.borrow();
+        let Err(result) = engine.admit_any(&io) else {
+            unreachable!("what is for the drive was admitted");
+        };
+        engine.shared.counters.done(&io, result.is_ok());
+        drop(engine);
+        refuse(io, completer, result);
+    }
+}
+
+#[cold]
+fn refuse(io: Io, completer: Completer, result: Result<(), IoError>) {
+    completer.complete(Done::of(io, result));
+}
+
 impl BlockQueue for NvmeQueue {
     fn submit(&self, io: Io) -> Completion {
         let (completer, completion) = completion();
         if let Err(error) = self.geometry.check(&io) {
-            completer.complete(Done::of(io, Err(error)));
+            refuse(io, completer, Err(error));
             return completion;
         }
         let mut engine = self.engine.borrow_mut();
-        match engine.admit(&io) {
-            Ok(iova) => engine.take(io, completer, iova),
-            Err(result) => {
-                engine.shared.counters.done(&io, result.is_ok());
-                drop(engine);
-                completer.complete(Done::of(io, result));
-                return completion;
-            }
-        }
+        let Some(iova) = engine.admit(&io) else {
+            drop(engine);
+            self.end_here(io, completer);
+            return completion;
+        };
+        engine.take(io, completer, iova);
         let watched = std::mem::replace(&mut engine.looking, true);
         drop(engine);
         if !watched {
@@ -331,7 +342,7 @@ impl Poller for NvmePoller {
         // Nothing is borrowed while callers are told: whoever is woken may submit.
         loop {
             let Some(ended) = self.engine.borrow_mut().next_ended() else { break };
-            complete(ended);
+            ended.0.complete(ended.1);
         }
         complete_all(&mut self.finished);
         progress

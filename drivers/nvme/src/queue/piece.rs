@@ -6,7 +6,7 @@
 
 use std::ptr::NonNull;
 
-use memkv_block::{Completer, Io, IoError, Op};
+use memkv_block::{Completer, Done, Io, IoBuf, IoError, Op};
 
 use crate::command::{Command, Pointers, range};
 use crate::shape::{LIST_ENTRIES, Shape, Trim};
@@ -42,7 +42,10 @@ pub(super) struct Piece {
 /// The slot of a request that has begun. It owns the buffer until all of its pieces are answered.
 #[derive(Default)]
 pub(super) struct Request {
-    io: Option<Io>,
+    /// What was asked for; an empty slot has no completer.
+    op: Option<Op>,
+    offset: u64,
+    buf: Option<IoBuf>,
     completer: Option<Completer>,
     /// Where the controller finds the first byte to move.
     iova: u64,
@@ -63,26 +66,29 @@ impl Request {
     /// Takes a request into an empty slot.
     #[inline]
     pub fn begin(&mut self, io: Io, completer: Completer, iova: u64, shape: &Shape) {
-        assert!(self.io.is_none(), "a free slot is empty");
+        assert!(self.completer.is_none(), "a free slot is empty");
+        let Io { op, offset, len, buf, .. } = io;
         // Nothing is left in a drive without a cache: there, a write is as durable as it gets.
-        self.flush = matches!(io.op, Op::Flush | Op::WriteFlush) && shape.caches;
-        self.len = io.len;
-        self.io = Some(io);
+        self.flush = matches!(op, Op::Flush | Op::WriteFlush) && shape.caches;
+        (self.op, self.offset, self.len) = (Some(op), offset, len);
+        self.buf = buf;
         self.completer = Some(completer);
         (self.iova, self.issued) = (iova, 0);
-        (self.pieces, self.feeding, self.error) = (0, false, None);
+        (self.pieces, self.feeding) = (0, false);
     }
 
-    /// What was asked for.
+    /// What was asked for, and of how many bytes.
     #[inline]
-    pub fn io(&self) -> &Io {
-        self.io.as_ref().expect("a request is in its slot")
+    pub fn asked(&self) -> (Op, u64) {
+        (self.op.expect("a request is in its slot"), self.len)
     }
 
     /// Empties the slot, if it is not empty.
     #[inline]
-    pub fn take(&mut self) -> Option<(Io, Completer, Option<IoError>)> {
-        Some((self.io.take()?, self.completer.take()?, self.error.take()))
+    pub fn take(&mut self) -> Option<(Completer, Done)> {
+        let completer = self.completer.take()?;
+        let result = self.error.take().map_or(Ok(()), Err);
+        Some((completer, Done { result, buf: self.buf.take() }))
     }
 
     /// Whether pieces are to be made.
@@ -100,7 +106,7 @@ impl Request {
             assert!(std::mem::take(&mut self.flush), "only called when there is more");
             return Piece { verb: Verb::Flush, at, len: 0 };
         }
-        let (verb, max) = match (self.io().op, shape.trim) {
+        let (verb, max) = match (self.asked().0, shape.trim) {
             (Op::Read, _) => (Verb::Read, shape.transfer),
             (Op::WriteFlush, _) if shape.caches => (Verb::WriteThrough, shape.transfer),
             (Op::Write | Op::WriteFlush, _) => (Verb::Write, shape.transfer),
@@ -121,7 +127,7 @@ impl Request {
     #[inline(always)]
     pub unsafe fn command(&self, piece: &Piece, shape: &Shape, list: List) -> Command {
         let namespace = shape.namespace;
-        let lba = (self.io().offset + piece.at) >> shape.block_bits;
+        let lba = (self.offset + piece.at) >> shape.block_bits;
         let blocks = (piece.len >> shape.block_bits) as u32;
         let pointers = || {
             // SAFETY: as the caller promises.
