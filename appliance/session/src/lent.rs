@@ -22,6 +22,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 use memkv_dma::{Class, DmaRef};
+use memkv_poller::spare::Row;
 use memkv_store::ReadLease;
 
 use crate::Context;
@@ -49,7 +50,7 @@ pub struct Loan {
     end: u64,
     bytes: u64,
     /// The memory, as far as it was sent.
-    pieces: Vec<DmaRef>,
+    pieces: Row<DmaRef>,
     /// Keeps the block where it is while it is sent, and longer if it was sent from where it lies.
     lease: Option<ReadLease>,
 }
@@ -112,7 +113,7 @@ impl Lent {
             return None;
         }
         self.lent.set(self.lent.get() + bytes);
-        let loan = Loan { end: self.lent.get(), bytes, pieces: Vec::new(), lease: lease.take() };
+        let loan = Loan { end: self.lent.get(), bytes, pieces: Row::new(), lease: lease.take() };
         self.loans.borrow_mut().push_back(loan);
         context.loans.add(context, bytes);
         Some(piece)

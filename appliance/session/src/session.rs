@@ -16,7 +16,7 @@ use memkv_wire::{
 };
 
 use crate::Context;
-use crate::backlog::{Promise, Share};
+use crate::backlog::Share;
 use crate::connect::{Connected, connect};
 use crate::context::Live;
 use crate::input::{Input, InputError};

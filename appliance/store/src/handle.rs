@@ -163,7 +163,10 @@ impl RemoteStore {
     }
 
     /// Asks what changes nothing: it does not queue behind calls that move bytes.
-    async fn question<T>(&self, call: impl FnOnce(OneSender<T>) -> Call) -> Result<T, Stopped> {
+    async fn question<T: 'static>(
+        &self,
+        call: impl FnOnce(OneSender<T>) -> Call,
+    ) -> Result<T, Stopped> {
         let (reply, answer) = channel::oneshot();
         self.questions.reserve().await.send(call(reply));
         answer.await.ok_or(Stopped)

@@ -92,6 +92,7 @@ impl Stage {
             namespace: "bench",
             version_min: VERSION,
             version_max: VERSION,
+            counts_lent: false,
         };
         let (mut sealer, mut opener) = connect_keys(&key, 1, Side::Client);
         let (mut meta, mut bytes) = (Vec::new(), Vec::new());
@@ -185,6 +186,7 @@ async fn context(local: Local) -> Rc<Context> {
     let mut keys = KeyRing::default();
     keys.add(1, SharedKey::from_bytes([7; 32]), "tenant");
     Context::new(ContextParts {
+        lendable: 0,
         local,
         pool,
         drives: vec![DriveIo { device, queue }],
