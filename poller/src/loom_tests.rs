@@ -17,7 +17,7 @@ use crate::doorbell::{Doorbell, Ring};
 use crate::reactor::ReactorId;
 use crate::remote::Shared;
 use crate::sync::Bell;
-use crate::task::TaskTable;
+use crate::task::{TaskTable, frame};
 
 /// For models too large to try everything: all interleavings in which threads are interrupted at
 /// most three times against their will. Lost wake-ups need one or two.
@@ -156,7 +156,7 @@ fn loom_a_wake_up_that_finds_the_task_queued_is_seen_by_its_next_run() {
         let bell = Bell::new().expect("a descriptor");
         let shared = std::sync::Arc::new(Shared::new(ReactorId(0), 1, bell));
         let mut table = TaskTable::new(shared.clone());
-        let key = table.insert("task", Box::pin(async {}));
+        let key = table.insert("task", frame(async {}));
         let task = table.take(key).expect("just put in");
         let flag = task.alarm.flag.clone();
         let data = Arc::new(AtomicUsize::new(0));

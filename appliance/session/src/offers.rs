@@ -23,8 +23,8 @@ pub type Place = (Reservation, Promise);
 
 struct Offered {
     name: Name,
-    /// When its place goes back.
-    until: Instant,
+    /// When its place goes back; not before its client was told that it has one.
+    until: Option<Instant>,
     place: Place,
 }
 
@@ -59,10 +59,24 @@ impl Offers {
         self.waiting.borrow().binary_search_by_key(&name, |offered| offered.name)
     }
 
-    /// Adds one, whose place goes back at `until`; none has its name.
-    pub fn add(&self, session: &Rc<Session>, name: Name, until: Instant, place: Place) {
+    /// Adds one; none has its name.
+    pub fn add(&self, name: Name, place: Place) {
         let at = self.rank_of(name).expect_err("an offer is made once");
-        self.waiting.borrow_mut().insert(at, Offered { name, until, place });
+        self.waiting.borrow_mut().insert(at, Offered { name, until: None, place });
+    }
+
+    /// The client is told which of a request's have a place: they go back at `until`.
+    pub fn told(&self, session: &Rc<Session>, request: u64, until: Instant) {
+        let mut any = false;
+        for offered in self.waiting.borrow_mut().iter_mut() {
+            if offered.name.0 == request && offered.until.is_none() {
+                offered.until = Some(until);
+                any = true;
+            }
+        }
+        if !any {
+            return;
+        }
         match self.looked_after.get() {
             Some(wakes) if wakes <= until => {}
             Some(_) => self.changed.notify_all(),
@@ -88,13 +102,14 @@ impl Offers {
 
     /// When the next one's time is over.
     fn next(&self) -> Option<Instant> {
-        self.waiting.borrow().iter().map(|offered| offered.until).min()
+        self.waiting.borrow().iter().filter_map(|offered| offered.until).min()
     }
 
     /// One whose time is over, the first by name.
     fn take_late(&self, now: Instant) -> Option<Place> {
         let mut waiting = self.waiting.borrow_mut();
-        let late = waiting.iter().position(|offered| offered.until <= now)?;
+        let late =
+            waiting.iter().position(|offered| offered.until.is_some_and(|until| until <= now))?;
         Some(waiting.remove(late).place)
     }
 }

@@ -344,6 +344,7 @@ impl Session {
         for (index, request) in requests {
             replies[index] = self.offer_one(header, index as u32, request).await;
         }
+        self.offers.told(self, header.request_id(), self.deadline(header));
         let mut meta = Row::new();
         ItemReplies::encode_all(&replies, &mut meta);
         self.reply(header, Status::Ok, meta);
@@ -380,7 +381,7 @@ impl Session {
             // The client left while we waited: the place goes back at once.
             Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
             Ok(reservation) => {
-                self.offers.add(self, name, self.deadline(header), (reservation, promise));
+                self.offers.add(name, (reservation, promise));
                 ItemReply { length, ..replies::item(Status::Want) }
             }
             Err(refusal) => replies::refusal(&refusal, length),

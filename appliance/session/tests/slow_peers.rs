@@ -6,12 +6,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{MIB, Machine, Options, value};
+use common::{MIB, Machine, Options, put_item, value};
 use memkv_session::{NamespaceLimits, SessionLimits};
 use memkv_sim::Fate;
 use memkv_wire::{
-    Advice, DeleteItem, DeleteItems, GetItem, GetItems, HintList, ItemReplies, KeyList, LeaseList,
-    MissReason, Opcode, Status, TO_THE_END,
+    Advice, CrcList, DeleteItem, DeleteItems, GetItem, GetItems, HintList, ItemReplies, KeyList,
+    LeaseList, MissReason, Opcode, PutItems, Status, TO_THE_END,
 };
 
 /// No request lives longer than six times its deadline.
@@ -238,4 +238,35 @@ fn a_namespace_says_how_long_its_blocks_live() {
     assert!((19..=21).contains(&lives(0, 20)), "for ever is too long");
     let rule = NamespaceLimits { name: "n".into(), ttl_seconds: 10, ttl_max_seconds: 20 };
     assert_eq!([0, 5, 15, 20, 21, u32::MAX].map(|asked| rule.ttl(asked)), [10, 5, 15, 20, 20, 20]);
+}
+
+#[test]
+fn a_place_is_kept_from_when_its_client_was_told_though_another_item_was_waited_for() {
+    for reactor in 0..2 {
+        let mut machine = Machine::new(Options::default());
+        let (mut holds, mut client) = (machine.client(0), machine.client(reactor));
+        let _held = holds.offer(&mut machine, "held", MIB).expect("wanted");
+        // Some of them get their place before the one that is waited for.
+        let mut keys: Vec<String> = (0..8).map(|n| format!("key {n}")).collect();
+        keys.push("held".to_owned());
+        let item = |key: &'static str| put_item(key, 1000, CrcList::EMPTY);
+        let items = keys.iter().map(|key| item(key.clone().leak())).collect();
+        let mut meta = Vec::new();
+        PutItems { items }.encode(&mut meta);
+        let header = client.request(Opcode::Offer);
+        let asked = machine.now();
+        client.send(header, &meta, &[]);
+        let reply = client.receive(&mut machine).expect("an answer");
+        let waited = machine.now().saturating_duration_since(asked);
+        assert!(waited > Duration::from_secs(5), "for the key that another holds: {waited:?}");
+        let statuses = ItemReplies::parse(&reply.meta).expect("a reply per item").items;
+        for (n, key) in keys.iter().enumerate().take(8) {
+            assert_eq!(statuses[n].status, Status::Want, "{key}");
+        }
+        machine.pass(Duration::from_secs(5));
+        for n in 0..8 {
+            client.send_item(header.request_id(), n, &value(n.into(), 1000));
+            assert_eq!(client.data_reply(&mut machine).status, Status::Ok, "item {n}");
+        }
+    }
 }

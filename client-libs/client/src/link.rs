@@ -19,7 +19,8 @@ use memkv_wire::{
 use crate::crc::ExtentCrcs;
 use crate::error::LinkFault;
 
-/// Bytes of payload whose CRC is computed right before they are sent, while they are in the cache.
+/// Bytes of payload whose CRC is computed right after they were sent: while they are in the cache, if they
+/// were copied, and while the server copies them, if they were lent.
 const SEND_SLICE: usize = 1 << 20;
 /// Bytes of payload received before their CRC is computed, while they are in the cache.
 const RECV_SLICE: usize = 256 << 10;
@@ -237,12 +238,13 @@ impl Link {
         let mut trailer = Vec::with_capacity(trailer_len(16));
         let mut head: &[u8] = &self.out;
         for slice in value.chunks(SEND_SLICE) {
-            crcs.update(slice);
             let result = self.stream.send_lending(head, slice, deadline);
             if let Err(error) = result {
                 return Err(self.last_word(error));
             }
             head = &[];
+            // The server takes the slice meanwhile.
+            crcs.update(slice);
         }
         let list = crcs.list().ok_or(LinkFault::Unexpected("extents too small"))?;
         self.sealer.seal_trailer(&mac, &list, &mut trailer);

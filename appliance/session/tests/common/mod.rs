@@ -412,8 +412,22 @@ impl Client {
     /// Sends the first `sent` bytes of an offered value's frame; all of it with its trailer. The
     /// header's MAC.
     pub fn send_data(&mut self, request: u64, value: &[u8], sent: Option<usize>) -> [u8; 32] {
+        self.send_data_of((request, 0), value, sent)
+    }
+
+    /// Sends the bytes of one of several offered items.
+    pub fn send_item(&mut self, request: u64, item: u32, value: &[u8]) {
+        self.send_data_of((request, item), value, None);
+    }
+
+    fn send_data_of(
+        &mut self,
+        (request, item): (u64, u32),
+        value: &[u8],
+        sent: Option<usize>,
+    ) -> [u8; 32] {
         let mut meta = Vec::new();
-        DataMeta { item: 0 }.encode(&mut meta);
+        DataMeta { item }.encode(&mut meta);
         let header = Header::request(Opcode::Data, request);
         let header = header.with_payload_length(value.len() as u64).with_trailer();
         let mut header = header.with_consumed(self.consumed);
@@ -498,7 +512,7 @@ fn whole_frame(opener: &mut Opener, bytes: &[u8]) -> (usize, Option<Frame>) {
     (end, Some(Frame { header, meta, payload: bytes[meta_end..end].to_vec() }))
 }
 
-fn put_item(key: &str, length: usize, crcs: CrcList) -> PutItem<'_> {
+pub fn put_item(key: &str, length: usize, crcs: CrcList) -> PutItem<'_> {
     PutItem {
         key: key.as_bytes(),
         length: length as u64,

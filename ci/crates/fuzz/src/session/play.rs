@@ -171,7 +171,7 @@ impl<'a> Play<'a> {
     }
 
     /// A header for the next request; at times under an id that was used before.
-    fn header(&mut self, link: &Link, opcode: Opcode) -> Header {
+    fn header(&mut self, link: &mut Link, opcode: Opcode) -> Header {
         let again = once_in(&mut self.rng, 12) && !link.waits_for(opcode, self.request);
         self.request += u64::from(!again);
         let deadline = one_of(&mut self.rng, &[0, 0, 0, 0, 1, 60, u32::MAX]);
@@ -183,13 +183,16 @@ impl<'a> Play<'a> {
             return header.with_namespace(1);
         }
         let rng = &mut self.rng;
+        // Nothing was lent, so whoever says that he took some of it is thrown out.
+        let consumed = if once_in(rng, 8) { number(rng) } else { 0 };
+        link.broken |= consumed != 0;
         header
             .with_namespace(number(rng) as u32)
             .with_generation(number(rng))
             .with_priority(number(rng) as u8)
             .with_codec(number(rng) as u8)
             .with_credits(number(rng) as u32)
-            .with_consumed(number(rng))
+            .with_consumed(consumed)
             .with_stored_length(number(rng))
             .with_trace_id(array(rng))
     }
