@@ -20,6 +20,9 @@ use crate::lent::Loans;
 use crate::outbox::Outbox;
 use crate::session::{Session, goodbye};
 
+/// How often one looks whether a peer has gone that was told to.
+const FAREWELL: Duration = Duration::from_millis(10);
+
 /// One drive as a session's reactor reaches it: the device for views, and a queue of this reactor.
 #[derive(Clone)]
 pub struct DriveIo {
@@ -46,11 +49,13 @@ impl KeyRing {
         self.keys.get(&id).map(|(key, tenant)| (key, tenant))
     }
 
-    /// Whether all keys stand for the same tenant.
-    fn is_of_one_tenant(&self) -> bool {
-        let mut tenants = self.keys.values().map(|(_, tenant)| tenant);
-        let first = tenants.next();
-        tenants.all(|tenant| Some(tenant) == first)
+    /// Whether all keys stand for this tenant.
+    fn are_all_of(&self, tenant: Option<&Arc<str>>) -> bool {
+        self.keys.values().all(|(_, other)| Some(other) == tenant)
+    }
+
+    fn any_tenant(&self) -> Option<Arc<str>> {
+        self.keys.values().map(|(_, tenant)| tenant.clone()).next()
     }
 
     /// Whether what a session proved at its start would still be one.
@@ -211,7 +216,9 @@ pub struct Context {
     drives: Box<[OnceCell<DriveIo>]>,
     pub(crate) store: StoreHandle,
     pub(crate) keys: RefCell<KeyRing>,
+    /// Since the start there was no key but of this tenant.
     one_tenant: Cell<bool>,
+    first_tenant: Option<Arc<str>>,
     pub(crate) loans: Loans,
     limits: Cell<SessionLimits>,
     namespaces: RefCell<Vec<NamespaceLimits>>,
@@ -241,7 +248,8 @@ impl Context {
             pool: parts.pool,
             drives,
             store: parts.store,
-            one_tenant: Cell::new(parts.keys.is_of_one_tenant()),
+            one_tenant: Cell::new(parts.keys.are_all_of(parts.keys.any_tenant().as_ref())),
+            first_tenant: parts.keys.any_tenant(),
             loans: Loans::new(parts.lendable),
             keys: RefCell::new(parts.keys),
             limits: Cell::new(parts.limits),
@@ -290,7 +298,8 @@ impl Context {
     /// Other keys from now on. A session whose key is none of them ends: requests under way and
     /// offered puts are finished, then it is told why. How many end.
     pub fn set_keys(self: &Rc<Self>, keys: KeyRing) -> usize {
-        self.one_tenant.set(keys.is_of_one_tenant());
+        let same = keys.are_all_of(self.first_tenant.as_ref());
+        self.one_tenant.set(self.one_tenant.get() && same);
         *self.keys.borrow_mut() = keys;
         let retired = |live: &Live| !self.keys.borrow().holds(&live.proof);
         let mut ended = 0;
@@ -301,7 +310,7 @@ impl Context {
         ended
     }
 
-    /// Whether all who may connect are of one tenant.
+    /// Whether all who may connect, and could since the start, are of one tenant.
     pub(crate) fn has_one_tenant(&self) -> bool {
         self.one_tenant.get()
     }
@@ -329,6 +338,10 @@ impl Context {
             }
             outbox.end(goodbye);
             outbox.flushed().await;
+            // A peer that goes by itself leaves no doubt about what it was lent.
+            while outbox.lent.is_out() && session.upgrade().is_some_and(|s| !s.closed.get()) {
+                self.local.sleep(FAREWELL).await;
+            }
         };
         let _ = timeout(&self.local, deadline, answered).await;
         connection.shutdown();

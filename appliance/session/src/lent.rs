@@ -15,8 +15,9 @@
 //! it, in the header of whatever it sends next, or its system has said that its end is gone.
 //!
 //! A peer could say so and read later all the same. It would get what its own tenant has put since, with a
-//! CRC that does not fit: lending is for nodes with one tenant. With a second one that comes later nothing more
-//! is lent, and nothing that is out is used again.
+//! CRC that does not fit: lending is for nodes with one tenant, from their start. With another one that comes
+//! later nothing more is lent, and nothing that is out is used again; but what a lying peer of the first has said
+//! before that it took, it may still read.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -216,7 +216,7 @@ impl Outbox {
         let now = context.local.now();
         for reply in &replies {
             context.counters.wait_send.record(now.saturating_duration_since(reply.ready));
-            if let Some((_, promise)) = &reply.budget {
+            if let Some((_, promise)) = reply.budget.as_ref().filter(|_| outcome.is_ok()) {
                 promise.kept(now);
             }
         }

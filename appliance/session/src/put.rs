@@ -380,6 +380,8 @@ impl Session {
         match reserved {
             // The client left while we waited: the place goes back at once.
             Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
+            // Another request of the same number was faster.
+            Ok(_) if self.offers.has(name) => replies::item(Status::BadRequest),
             Ok(reservation) => {
                 self.offers.add(name, (reservation, promise));
                 ItemReply { length, ..replies::item(Status::Want) }

@@ -351,7 +351,7 @@ impl Session {
             }
             local.sleep(pause).await;
         }
-        Peer::MayRead
+        if connection.is_peer_gone() { Peer::Gone } else { Peer::MayRead }
     }
 }
 

@@ -270,3 +270,26 @@ fn a_place_is_kept_from_when_its_client_was_told_though_another_item_was_waited_
         }
     }
 }
+
+#[test]
+fn two_offers_of_one_number_do_not_get_one_place() {
+    for reactor in 0..2 {
+        let mut machine = Machine::new(Options::default());
+        let (mut holds, mut client) = (machine.client(0), machine.client(reactor));
+        let _held = holds.offer(&mut machine, "held", MIB).expect("wanted");
+        let header = client.request(Opcode::Offer);
+        for key in ["held", "other"] {
+            let mut meta = Vec::new();
+            PutItems { items: vec![put_item(key, 1000, CrcList::EMPTY)] }.encode(&mut meta);
+            client.send(header, &meta, &[]);
+        }
+        // The second has its place while the first still waits for the key that another holds.
+        for expected in [Status::Want, Status::BadRequest] {
+            let reply = client.receive(&mut machine).expect("an answer");
+            let items = ItemReplies::parse(&reply.meta).expect("a reply per item").items;
+            assert_eq!(items[0].status, expected);
+        }
+        assert_eq!(client.put(&mut machine, "other", &value(1, 1000)).status, Status::Ok);
+        assert!(client.get(&mut machine, "other").1 == value(1, 1000));
+    }
+}

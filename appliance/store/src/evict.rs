@@ -122,14 +122,15 @@ impl Store {
 
     /// The first victims that may go, unless many before them may not or the store stops.
     async fn find_victims(&self, units: u64) -> Option<Vec<(Slot, KeyGuard)>> {
-        let mut passed = 0;
+        let (mut passed, mut lent) = (0, 0);
         loop {
-            let (victims, skipped) = self.pick_victims(units, passed);
+            let (victims, skipped) = self.pick_victims(units, passed, &mut lent);
             passed += skipped;
             if !victims.is_empty() {
                 return Some(victims);
             }
-            if skipped < SKIPS_A_TURN || passed >= SKIPS {
+            // Those that are lent stay for long, and there may be many: they are no reason to give up.
+            if skipped < SKIPS_A_TURN || passed - lent >= SKIPS {
                 return None;
             }
             // Nothing is taken: others may do as they like. Should the order change meanwhile, some
@@ -143,7 +144,12 @@ impl Store {
 
     /// Locks victims, and says how many it skipped, the `passed` coldest aside, which it does not
     /// look at again.
-    fn pick_victims(&self, units: u64, passed: usize) -> (Vec<(Slot, KeyGuard)>, usize) {
+    fn pick_victims(
+        &self,
+        units: u64,
+        passed: usize,
+        lent: &mut usize,
+    ) -> (Vec<(Slot, KeyGuard)>, usize) {
         let mut victims = Vec::new();
         let mut taken = 0;
         let mut skipped = 0;
@@ -158,7 +164,9 @@ impl Store {
             let key = blocks.get(slot).hash();
             // A block that is being read may leave the index: its units wait for the reader. Not so one
             // that is lent: nobody knows for how long, and nothing would be gained.
-            let stays = self.held(slot) || blocks.is_lent(slot);
+            let is_lent = blocks.is_lent(slot);
+            *lent += usize::from(is_lent);
+            let stays = is_lent || self.held(slot);
             let guard = if stays { None } else { self.locks.try_lock(key) };
             match guard {
                 Some(guard) => {
