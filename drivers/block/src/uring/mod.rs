@@ -47,7 +47,7 @@ struct Shared {
     medium: Arc<Medium>,
     counters: Arc<Counters>,
     pool: Pool,
-    /// Bytes of large transfers of one queue in the device at once.
+    /// Bytes of large writes of one queue in the device at once, and half of that of large reads.
     window: u64,
     /// The one thread that discards on block devices, which io_uring could not do before Linux 6.12;
     /// started when it is first needed.
@@ -223,5 +223,35 @@ mod tests {
         let stats = device.stats();
         assert_eq!((stats.dry, stats.depth_high), (2, 1));
         assert!(stats.starved > Duration::ZERO);
+    }
+
+    /// Of reads the device has half as many at once as of writes.
+    #[test]
+    fn reads_take_twice_of_the_window() {
+        const LEN: usize = 1 << 20;
+        for (reads, deepest) in [(true, 2), (false, 4)] {
+            let (_directory, pool, mut device) = rig();
+            Arc::get_mut(&mut device.shared).unwrap().window = 4 * LEN as u64;
+            let mut reactor = reactor();
+            let queue = device.open_queue(&reactor.local()).unwrap();
+            let transfer = |n: usize| {
+                let buffer = pool.allocate(Class::Receive, LEN).unwrap();
+                let at = (n * LEN) as u64;
+                match reads {
+                    true => queue.submit(Io::read(at, LEN, buffer)),
+                    false => queue.submit(Io::write(at, LEN, buffer)),
+                }
+            };
+            let all: Vec<_> = (0..8).map(transfer).collect();
+            assert_eq!(queue.outstanding(), 8);
+            reactor.block_on(async move {
+                for one in all {
+                    one.await.result.unwrap();
+                }
+            });
+            let high = device.stats().depth_high;
+            assert!(high <= deepest, "{high} at once, reads: {reads}");
+            assert_eq!(device.stats().transfers, 8);
+        }
     }
 }

@@ -18,11 +18,13 @@ use crate::{Done, Io, IoError, Op};
 /// Completions taken in one poll.
 const PER_POLL: u32 = 64;
 
-/// Bytes of large transfers in the device at once, those of one queue. A device serves all that it has
-/// at the same time, each a little; of what waits here, the first is done first, and while its bytes go
-/// on to a socket the device has the next. Two extents: one that is being served, and another, so that
-/// neither a device that cuts transfers up nor a reactor that is late finds the queue empty. Half an
-/// extent reached half of some drives' speed.
+/// Bytes of large transfers in the device at once, those of one queue: two extents that are written, or
+/// one that is read. A device serves all that it has at the same time, each a little, and some tell of
+/// none before they have done all; of what waits here, the first is done first, and while its bytes go
+/// on to a socket the device has the next. With two extents read by each of two reactors, four gets had
+/// all that they wanted in the device and then sent at the same time, while it idled: 0.65 of its speed,
+/// and 0.95 with one. Nothing is sent when a write is done, and two extents keep the device busy where
+/// one left it waiting for a reactor that is late. Half an extent reached half of some drives' speed.
 pub(super) const WINDOW: u64 = 8 << 20;
 
 /// Transfers up to this size never wait for large ones: they are somebody's whole answer, or the
@@ -49,6 +51,11 @@ struct Slot {
 
 fn is_large(io: &Io) -> bool {
     matches!(io.op, Op::Read | Op::Write) && io.len > SMALL
+}
+
+/// What a large transfer takes of the window.
+fn weight(io: &Io) -> u64 {
+    if io.op == Op::Read { 2 * io.len } else { io.len }
 }
 
 /// What one turn may still hand over to the kernel.
@@ -88,7 +95,7 @@ struct Engine {
     waiting: VecDeque<(Io, Completer)>,
     /// Large transfers beyond the window, in order.
     large: VecDeque<(Io, Completer)>,
-    /// Bytes of large transfers that are in the device or wait for a slot.
+    /// The weight of large transfers that are in the device or wait for a slot.
     moving: u64,
     /// The device is not waited for any more.
     given_up: bool,
@@ -112,7 +119,7 @@ impl Engine {
 
     /// Whether a large transfer may go to the device: one may always.
     fn has_room(&self, io: &Io) -> bool {
-        self.moving == 0 || self.moving + io.len <= self.shared.window
+        self.moving == 0 || self.moving + weight(io) <= self.shared.window
     }
 
     /// Takes a checked command: into a slot, or into one of the lines.
@@ -122,7 +129,7 @@ impl Engine {
                 self.large.push_back((io, completer));
                 return;
             }
-            self.moving += io.len;
+            self.moving += weight(&io);
         }
         self.start(io, completer);
         if self.hungry_since.is_some() {
@@ -220,7 +227,7 @@ impl Engine {
         self.tally.done(&slot.io, result.is_ok());
         self.free.push(index);
         if is_large(&slot.io) {
-            self.moving -= slot.io.len;
+            self.moving -= weight(&slot.io);
         }
         Some(Some((slot.completer, Done::of(slot.io, result))))
     }
@@ -247,7 +254,7 @@ impl Engine {
         let mut refilled = false;
         while self.large.front().is_some_and(|(io, _)| self.has_room(io)) {
             let (io, completer) = self.large.pop_front().expect("just looked at");
-            self.moving += io.len;
+            self.moving += weight(&io);
             self.start(io, completer);
             work += 1;
             refilled = true;
@@ -271,7 +278,7 @@ impl Engine {
         }
         let sent = (self.in_device() - self.unsent.len()) as u64;
         while let Some((io, completer)) = self.large.pop_front() {
-            self.moving += io.len;
+            self.moving += weight(&io);
             self.start(io, completer);
         }
         for (io, completer) in self.waiting.drain(..) {
@@ -352,7 +359,7 @@ impl BlockQueue for UringQueue {
         engine.given_up = true;
         let large = std::mem::take(&mut engine.large);
         let waiting = std::mem::take(&mut engine.waiting);
-        let large_waiting = waiting.iter().filter(|(io, _)| is_large(io)).map(|(io, _)| io.len);
+        let large_waiting = waiting.iter().filter(|(io, _)| is_large(io)).map(|(io, _)| weight(io));
         engine.moving -= large_waiting.sum::<u64>();
         drop(engine);
         self.shared.give_up();
