@@ -118,6 +118,11 @@ impl Core {
         self.shared.stats.turn_took(who, took, waited);
     }
 
+    /// When the present turn began: when the one before it ended.
+    pub(crate) fn turn_began(&self) -> Instant {
+        self.turn_ended.get()
+    }
+
     /// How long the thread has waited for a core since this was last looked up: at most
     /// [`LOOK_EVERY`] before the turn that asks.
     fn look_waited(&self, now: Instant) -> Duration {

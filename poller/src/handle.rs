@@ -43,6 +43,12 @@ impl Local {
         self.core.pass_began.get()
     }
 
+    /// When the present turn of a task or a poller began; costs nothing to ask, where to ask for the moment
+    /// itself takes as long as a look into an index.
+    pub fn turn_began(&self) -> Instant {
+        self.core.turn_began()
+    }
+
     /// Seconds since 1970-01-01 UTC, by the reactor's clock.
     pub fn unix_seconds(&self) -> u64 {
         self.core.clock.unix_seconds()

@@ -56,7 +56,7 @@ mod tests;
 
 pub use channel::Full;
 pub use handle::{JoinHandle, Local, YieldNow};
-pub use poller::{Interrupt, Poller, Progress};
+pub use poller::{Interrupt, Poller, Progress, Wait};
 pub use reactor::{IdlePolicy, Reactor, ReactorConfig, ReactorId, TaskOrder};
 pub use remote::Remote;
 pub use rng::Rng;

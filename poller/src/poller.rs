@@ -1,6 +1,7 @@
 //! What a device has to offer to live on a reactor.
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 /// Whether a look at something found work.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -33,13 +34,30 @@ pub enum Interrupt {
     Quiet,
     /// Work may come and nothing would tell: the reactor must keep polling.
     Busy,
+    /// The poller waits itself, for its own work and for whatever else the reactor waits for, when
+    /// [`Poller::wait`] is called: only where it was asked by [`Poller::arm_or_wait`].
+    Own,
+}
+
+/// What a reactor waits for when it sleeps, besides the poller that it sleeps in.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait<'a> {
+    /// What other threads ring: readable once they have.
+    pub bell: RawFd,
+    /// Descriptors, any of which ends the sleep while it is readable. They stay open during the call.
+    pub descriptors: &'a [RawFd],
+    /// One of them may be another than the one of the same number that was waited for before.
+    pub renewed: bool,
+    /// The longest time to sleep; `None`: for ever.
+    pub timeout: Option<Duration>,
 }
 
 /// A device, or whatever else has to be looked at again and again.
 ///
 /// Every pass of the reactor calls [`poll`](Poller::poll) once. Before a reactor sleeps it calls
 /// [`arm`](Poller::arm), then `poll` once more, and only when that finds nothing does it wait;
-/// [`disarm`](Poller::disarm) follows in any case.
+/// [`disarm`](Poller::disarm) follows in any case. It waits for all descriptors by one call, or within
+/// one poller that offers to ([`Poller::wait`]).
 pub trait Poller {
     /// What to call it in logs.
     fn name(&self) -> &'static str;
@@ -56,6 +74,18 @@ pub trait Poller {
 
     /// Asked before the reactor sleeps: what will tell that there is work?
     fn arm(&mut self) -> Interrupt;
+
+    /// Like [`arm`](Poller::arm), where the reactor is still free to sleep within this poller:
+    /// [`Interrupt::Own`] if that costs less than to wait for a descriptor of its.
+    fn arm_or_wait(&mut self) -> Interrupt {
+        self.arm()
+    }
+
+    /// Sleeps until there is work for `poll` or what the reactor waits for otherwise is there, and returns
+    /// whether the bell is one of those. May return early. Called only after [`Interrupt::Own`].
+    fn wait(&mut self, wait: Wait<'_>) -> bool {
+        unreachable!("{} does not wait: {wait:?}", self.name())
+    }
 
     /// The reactor is awake again; interrupts are no longer needed.
     fn disarm(&mut self) {}

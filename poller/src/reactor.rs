@@ -1,13 +1,13 @@
 //! The wheel itself.
 
 use std::future::Future;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::core::Core;
 use crate::handle::Local;
-use crate::poller::{Interrupt, Poller, Progress};
+use crate::poller::{Interrupt, Poller, Progress, Wait};
 use crate::remote::{Call, Remote, Shared};
 use crate::rng::Rng;
 use crate::stats::{self, ReactorStats};
@@ -90,6 +90,8 @@ pub struct Reactor {
     woken: Vec<TaskKey>,
     calls: Vec<Call>,
     interrupts: Vec<RawFd>,
+    /// A poller has gone since the last sleep: its descriptor may have been given to another since.
+    renewed: bool,
 }
 
 /// Says of every nanosecond whether it was busy or idle: each pass by what it found.
@@ -127,6 +129,7 @@ impl Reactor {
             woken: Vec::new(),
             calls: Vec::new(),
             interrupts: Vec::new(),
+            renewed: false,
         }
     }
 
@@ -254,6 +257,7 @@ impl Reactor {
                 }
                 Progress::Idle if poller.retired() => {
                     drop(self.pollers.remove(at));
+                    self.renewed = true;
                     continue;
                 }
                 Progress::Idle => {}
@@ -280,27 +284,34 @@ impl Reactor {
         if !doorbell.begin_sleep() {
             return;
         }
-        let (armed, all) = self.arm_pollers();
-        if all && !self.look_once_more() {
-            self.wait(doorbell.bell());
+        let armed = self.arm_pollers();
+        if let Some(within) = armed.sleeps
+            && !self.look_once_more()
+        {
+            self.wait(doorbell.bell(), within);
         }
         doorbell.end_sleep();
-        for poller in self.pollers.iter_mut().take(armed) {
+        for poller in self.pollers.iter_mut().take(armed.asked) {
             poller.disarm();
         }
     }
 
-    /// Arms pollers until one refuses. Returns how many were asked, and whether none refused.
-    fn arm_pollers(&mut self) -> (usize, bool) {
+    /// Arms pollers until one refuses.
+    fn arm_pollers(&mut self) -> Armed {
         self.interrupts.clear();
+        let mut within = None;
         for (at, poller) in self.pollers.iter_mut().enumerate() {
-            match poller.arm() {
+            match if within.is_none() { poller.arm_or_wait() } else { poller.arm() } {
                 Interrupt::Fd(fd) => self.interrupts.push(fd),
                 Interrupt::Quiet => {}
-                Interrupt::Busy => return (at + 1, false),
+                Interrupt::Busy => return Armed { asked: at + 1, sleeps: None },
+                Interrupt::Own => {
+                    assert!(within.is_none(), "{} was not asked to wait", poller.name());
+                    within = Some(at);
+                }
             }
         }
-        (self.pollers.len(), true)
+        Armed { asked: self.pollers.len(), sleeps: Some(within) }
     }
 
     fn look_once_more(&mut self) -> bool {
@@ -312,19 +323,36 @@ impl Reactor {
         found || self.core.has_ready() || self.core.has_new_pollers()
     }
 
-    fn wait(&mut self, bell: &Bell) {
-        let now = self.core.clock.now();
+    /// Waits: within the poller that offered to, if one did.
+    fn wait(&mut self, bell: &Bell, within: Option<usize>) {
+        // The pass before this found nothing and was short.
+        let now = self.core.pass_began.get();
         let timeout = self.next_timer().map(|at| at.saturating_duration_since(now));
         if timeout.is_some_and(|timeout| timeout.is_zero()) {
             return;
         }
-        if sync::wait(bell, &self.interrupts, timeout) {
+        let rung = match within {
+            Some(at) => {
+                let (bell, renewed) = (bell.fd().as_raw_fd(), std::mem::take(&mut self.renewed));
+                let descriptors = &self.interrupts;
+                self.pollers[at].wait(Wait { bell, descriptors, renewed, timeout })
+            }
+            None => sync::wait(bell, &self.interrupts, timeout),
+        };
+        if rung {
             bell.silence();
         }
         let stats = &self.core.shared.stats;
         stats::add(&stats.sleeps, 1);
-        self.meter.charge(self.core.clock.now(), stats);
     }
+}
+
+/// What became of the attempt to sleep.
+struct Armed {
+    /// Pollers that were asked, and have to be disarmed.
+    asked: usize,
+    /// None refused; the one that the reactor is to sleep in, if any.
+    sleeps: Option<Option<usize>>,
 }
 
 impl Drop for Reactor {

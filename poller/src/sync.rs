@@ -61,7 +61,7 @@ mod eventfd {
             let _already_quiet = self.0.read();
         }
 
-        pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        pub(crate) fn fd(&self) -> BorrowedFd<'_> {
             self.0.as_fd()
         }
     }
@@ -104,7 +104,7 @@ mod pipe {
             while matches!(read(&self.reader, &mut rings), Ok(count) if count > 0) {}
         }
 
-        pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        pub(crate) fn fd(&self) -> BorrowedFd<'_> {
             self.reader.as_fd()
         }
     }

@@ -23,6 +23,7 @@ struct Found {
     offset: u64,
     bytes: u64,
     budget: (LocalPermit, Promise),
+    ready: Instant,
 }
 
 /// What of one extent is sent.
@@ -44,13 +45,14 @@ impl Session {
         let GetItems { items } = GetItems::parse_into(meta, spare::vec::<GetItem<'static>>())?;
         self.named(items.iter().map(|item| item.key));
         let last = items.len().saturating_sub(1);
+        let mut since = self.context.local.turn_began();
         for (index, item) in items.iter().enumerate() {
-            let mut reply = self.get_one(header, index as u32, item).await;
+            let mut reply = self.get_one(header, index as u32, item, since).await;
             if index != last {
                 reply.header = reply.header.with_more();
             }
-            let now = self.context.local.now();
-            self.context.counters.get_total.record(now.saturating_duration_since(began));
+            since = reply.ready;
+            self.context.counters.get_total.record(since.saturating_duration_since(began));
             self.context.counters.requests.bump();
             self.outbox.push(&self.context, reply);
         }
@@ -58,9 +60,16 @@ impl Session {
         Ok(())
     }
 
-    async fn get_one(self: &Rc<Self>, header: &Header, item: u32, get: &GetItem<'_>) -> Reply {
+    /// The reply to one item, which is looked for `since` then.
+    async fn get_one(
+        self: &Rc<Self>,
+        header: &Header,
+        item: u32,
+        get: &GetItem<'_>,
+        since: Instant,
+    ) -> Reply {
         let wanted = match self.hash(get.key) {
-            Some(key) => self.find_bytes(key, get.offset, get.length).await,
+            Some(key) => self.find_bytes(key, get.offset, get.length, since).await,
             None => Err(replies::item(Status::BadRequest)),
         };
         let (reply, offset, found) = match wanted {
@@ -76,8 +85,8 @@ impl Session {
         let mut meta = Row::new();
         GetReply { item, offset, reply }.encode(&mut meta);
         let header = Header::reply(header, Status::Ok);
-        let ready = self.context.local.now();
-        let Some(Found { lease, pieces, budget, bytes, .. }) = found else {
+        let Some(Found { lease, pieces, budget, bytes, ready, .. }) = found else {
+            let ready = self.context.local.now();
             return Reply {
                 header,
                 meta,
@@ -95,13 +104,18 @@ impl Session {
     }
 
     /// Pins the block and reads what is wanted of it, checked where it must be.
-    async fn find_bytes(&self, key: KeyHash, offset: u64, length: u64) -> Result<Found, ItemReply> {
+    async fn find_bytes(
+        &self,
+        key: KeyHash,
+        offset: u64,
+        length: u64,
+        since: Instant,
+    ) -> Result<Found, ItemReply> {
         let context = &self.context;
         if let Err(retry_ms) = self.share.admits() {
             context.counters.busy.bump();
             return Err(ItemReply::busy(retry_ms));
         }
-        let since = context.local.now();
         let leased = match self.outbox.lent.is_allowed(context) {
             true => context.store.lease_to_lend(key).await,
             false => context.store.lease(key).await,
@@ -122,10 +136,10 @@ impl Session {
         let since = context.local.now();
         match self.read_cuts(&lease, &cuts).await {
             Ok((pieces, crcs)) => {
-                let now = context.local.now();
-                context.counters.wait_read.record(now.saturating_duration_since(since));
+                let ready = context.local.now();
+                context.counters.wait_read.record(ready.saturating_duration_since(since));
                 let bytes = cuts.iter().map(|cut| (cut.to - cut.from) as u64).sum();
-                Ok(Found { lease, pieces, crcs, offset, bytes, budget: (budget, promise) })
+                Ok(Found { lease, pieces, crcs, offset, bytes, budget: (budget, promise), ready })
             }
             Err(Bad::Drive(error)) => {
                 error.report(context).await;

@@ -105,7 +105,7 @@ impl Input {
         if length == 0 {
             return Ok(bytes);
         }
-        let until = self.local.now() + self.patience;
+        let until = self.local.turn_began() + self.patience;
         if length <= BUFFER {
             self.fill(length, until).await.map_err(within)?;
             self.take(&mut bytes);

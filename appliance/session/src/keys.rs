@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use memkv_poller::Instant;
 use memkv_poller::spare::{self, Row};
-use memkv_store::{Advice, Existing, KeyHash, Miss};
+use memkv_store::{Advice, Existing, KeyHash, Miss, Store};
 use memkv_wire as wire;
 use memkv_wire::{
     DeleteItem, DeleteItems, Empty, Header, HintList, ItemReplies, KeyList, LeaseList, MatchItem,
-    MatchItems, MatchReply, MetaError, PutItem, StatsReply, Status, SuspectItem, SuspectItems,
+    MatchItems, MatchReply, MetaError, Opcode, PutItem, StatsReply, Status, SuspectItem,
+    SuspectItems,
 };
 
 use crate::join::join_all;
@@ -18,6 +19,42 @@ use crate::replies;
 use crate::session::Session;
 
 impl Session {
+    /// Exists, MatchPrefix and Stats where the store is on this reactor: there is nothing to wait for.
+    pub fn answer_here(
+        &self,
+        store: &Rc<Store>,
+        header: &Header,
+        meta: &[u8],
+    ) -> Result<(), MetaError> {
+        match header.opcode() {
+            Opcode::Exists => self.exists_here(store, header, meta),
+            Opcode::MatchPrefix => self.match_prefix_here(store, header, meta),
+            _ => self.stats(header, meta),
+        }
+    }
+
+    /// Every reply goes into the frame's meta as soon as it is known.
+    fn exists_here(
+        &self,
+        store: &Rc<Store>,
+        header: &Header,
+        meta: &[u8],
+    ) -> Result<(), MetaError> {
+        let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
+        let reply = |key: &&[u8]| match self.hash(key) {
+            None => replies::item(Status::BadRequest),
+            Some(key) => match store.exists_one(key) {
+                Ok(existing) => replies::existing(Status::Ok, &existing),
+                Err(miss) => replies::miss(miss),
+            },
+        };
+        let mut meta = Row::new();
+        ItemReplies::encode_each(list.keys.iter().map(reply), &mut meta);
+        self.reply(header, Status::Ok, meta);
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
+        Ok(())
+    }
+
     /// Exists: what is stored, per key; pins nothing.
     pub async fn exists(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
@@ -93,27 +130,49 @@ impl Session {
 
     /// MatchPrefix: the position of the first key that is missing here.
     pub async fn match_prefix(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let MatchItems { mut items } =
-            MatchItems::parse_into(meta, spare::vec::<MatchItem<'static>>())?;
-        items.sort_by_key(|item| item.position);
-        let mut keys = Row::new();
-        for item in &items {
-            match self.hash(item.key) {
-                Some(key) => keys.push(key),
-                None => break,
-            }
+        let items = self.run_of(meta)?;
+        match self.context.store.match_prefix(self.run_hashes(&items)).await {
+            Ok(run) => self.reply_run(header, &items, run),
+            Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
         }
-        let Ok(run) = self.context.store.match_prefix(keys).await else {
-            self.reply(header, Status::ShuttingDown, Row::new());
-            return Ok(());
-        };
+        spare::keep_vec(spare::renamed::<_, MatchItem<'static>>(items));
+        Ok(())
+    }
+
+    fn match_prefix_here(
+        &self,
+        store: &Rc<Store>,
+        header: &Header,
+        meta: &[u8],
+    ) -> Result<(), MetaError> {
+        let items = self.run_of(meta)?;
+        let run = store.match_prefix(&self.run_hashes(&items));
+        self.reply_run(header, &items, run);
+        spare::keep_vec(spare::renamed::<_, MatchItem<'static>>(items));
+        Ok(())
+    }
+
+    /// The keys of a MatchPrefix in the order of their positions.
+    fn run_of<'a>(&self, meta: &'a [u8]) -> Result<Vec<MatchItem<'a>>, MetaError> {
+        let memory = spare::vec::<MatchItem<'static>>();
+        let MatchItems { mut items } = MatchItems::parse_into(meta, memory)?;
+        if !items.is_sorted_by_key(|item| item.position) {
+            items.sort_by_key(|item| item.position);
+        }
+        Ok(items)
+    }
+
+    /// Their hashes, up to the first whose length is not allowed.
+    fn run_hashes(&self, items: &[MatchItem<'_>]) -> Row<KeyHash> {
+        items.iter().map_while(|item| self.hash(item.key)).collect()
+    }
+
+    fn reply_run(&self, header: &Header, items: &[MatchItem<'_>], run: usize) {
         let first_missing = items.get(run).map_or(MatchReply::NONE, |item| item.position);
         let examined = (run + 1).min(items.len()) as u32;
-        spare::keep_vec(spare::renamed::<_, MatchItem<'static>>(items));
         let mut meta = Row::new();
         MatchReply { first_missing, examined }.encode(&mut meta);
         self.reply(header, Status::Ok, meta);
-        Ok(())
     }
 
     /// Delete: every item orders after a put of its key that is under way.

@@ -249,7 +249,7 @@ async fn send_part(
     op: SendOp,
 ) -> Result<Vec<u8>, Broken> {
     // A peer that does not read holds leases and memory that others wait for.
-    let until = context.local.now() + context.limits().longest();
+    let until = context.local.turn_began() + context.limits().longest();
     let sending = push(connection, PayloadRef::Inline, op);
     let hasten = || connection.shutdown();
     let (result, op) = hastened(&context.local, until, hasten, sending).await;

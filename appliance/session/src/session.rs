@@ -27,6 +27,9 @@ use crate::outbox::{Outbox, Reply};
 /// How long a peer that broke the protocol has to read why.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
+/// Requests of a connection that its reader answers itself in one pass of the reactor, at most.
+const AT_ONCE: u32 = 32;
+
 /// Pauses between looks whether the end of a peer is gone that was lent something: its system answers
 /// as soon as it has dealt with our last word.
 const LAST_LOOKS: [Duration; 4] = [
@@ -106,6 +109,8 @@ pub(crate) struct Session {
     pub receiving: Cell<bool>,
     /// Told when an offered put has its payload, or will not get it.
     pub payload_done: Event,
+    /// The pass in which the reader answered last, and how often it has in that pass.
+    at_once: Cell<(Instant, u32)>,
 }
 
 /// Serves one connection to its end.
@@ -159,6 +164,7 @@ async fn run(
         retired: Cell::new(false),
         receiving: Cell::new(false),
         payload_done: Event::default(),
+        at_once: Cell::new((context.local.pass_began(), 0)),
     });
     let outbox = session.outbox.clone();
     if counts_lent && connection.lends() {
@@ -207,7 +213,7 @@ impl Session {
         opener: &mut Opener,
     ) -> Result<(), End> {
         let raw = input.header().await?;
-        let began = self.context.local.now();
+        let began = self.context.local.turn_began();
         let peeked = opener.peek(&raw)?;
         let meta = input.bytes(peeked.meta_length() as usize).await?;
         let header = opener.open(&raw, &meta)?;
@@ -216,6 +222,11 @@ impl Session {
             Opcode::Put => self.put_inline(input, header, meta, began).await,
             Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
             Opcode::Goodbye => Err(End::Goodbye),
+            Opcode::Exists | Opcode::MatchPrefix | Opcode::Stats
+                if self.answer_at_once(&header, &meta) =>
+            {
+                Ok(())
+            }
             _ => {
                 let permit = self.requests.acquire(1).await;
                 let work = self.context.work();
@@ -227,6 +238,25 @@ impl Session {
                 Ok(())
             }
         }
+    }
+
+    /// Answers what needs nobody else, without a task of its own. False when it needs one after all: the
+    /// store is on another reactor, there are as many requests under way as there may be, or so many were
+    /// answered at once that others are to have their turn.
+    fn answer_at_once(&self, header: &Header, meta: &[u8]) -> bool {
+        let Some(store) = self.context.store.here() else { return false };
+        let (pass, answered) = self.at_once.get();
+        let now = self.context.local.pass_began();
+        let answered = if pass == now { answered + 1 } else { 1 };
+        if answered > AT_ONCE {
+            return false;
+        }
+        let Some(_permit) = self.requests.try_acquire(1) else { return false };
+        self.at_once.set((now, answered));
+        if let Err(error) = self.answer_here(store, header, meta) {
+            self.refuse(header, error.status(), &error.to_string());
+        }
+        true
     }
 
     async fn answer(self: &Rc<Self>, header: Header, meta: Row<u8>, began: Instant) {
@@ -267,7 +297,7 @@ impl Session {
     /// Queues a reply with a header of its own.
     pub fn send(&self, header: Header, meta: Row<u8>) {
         self.context.counters.requests.bump();
-        let ready = self.context.local.now();
+        let ready = self.context.local.turn_began();
         let reply =
             Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
         self.outbox.push(&self.context, reply);
@@ -279,7 +309,7 @@ impl Session {
         let limits = self.context.limits();
         let limit = limits.deadline;
         let wait = if given == 0 { limit } else { Duration::from_millis(u64::from(given)) };
-        self.context.local.now() + wait.min(limits.longest())
+        self.context.local.turn_began() + wait.min(limits.longest())
     }
 
     /// Whether a put that was offered and has a place still waits for payload.

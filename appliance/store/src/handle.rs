@@ -174,6 +174,14 @@ impl RemoteStore {
 }
 
 impl StoreHandle {
+    /// The store itself, on its own reactor: what it is asked there is answered at once.
+    pub fn here(&self) -> Option<&Rc<Store>> {
+        match self {
+            Self::Here(store) => Some(store),
+            Self::There(_) => None,
+        }
+    }
+
     /// Hashes keys as the store does.
     pub fn hasher(&self) -> &KeyHasher {
         match self {

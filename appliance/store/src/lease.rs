@@ -43,11 +43,14 @@ pub struct LeaseGrant {
 
 impl Store {
     pub(crate) fn existing(&self, key: KeyHash) -> Option<Existing> {
-        let slot = self.find(key).ok()?;
+        Some(self.existing_at(self.find(key).ok()?))
+    }
+
+    fn existing_at(&self, slot: Slot) -> Existing {
         let blocks = self.blocks.borrow();
         let block = blocks.get(slot);
         let crcs = blocks.spans(slot).map(|span| span.crc).collect();
-        Some(Existing { length: block.length(), generation: block.generation(), crcs })
+        Existing { length: block.length(), generation: block.generation(), crcs }
     }
 
     /// Pins the block of a key for reading.
@@ -115,16 +118,17 @@ impl Store {
         keys.iter().map(|&key| self.exists_one(key)).collect()
     }
 
-    fn exists_one(self: &Rc<Self>, key: KeyHash) -> Result<Existing, Miss> {
+    /// What is stored under one key, as [`Store::exists`].
+    ///
+    /// # Errors
+    /// [`Miss`] with the reason.
+    pub fn exists_one(self: &Rc<Self>, key: KeyHash) -> Result<Existing, Miss> {
         let found = self.find(key);
         self.count_lookup(&found);
-        match found {
-            Ok(_) => Ok(self.existing(key).expect("just found")),
-            Err(reason) => {
-                self.tidy_expired(key, reason);
-                Err(Miss(reason))
-            }
-        }
+        found.map(|slot| self.existing_at(slot)).map_err(|reason| {
+            self.tidy_expired(key, reason);
+            Miss(reason)
+        })
     }
 
     /// A request names keys in the order of their chain: the eviction policy learns it.

@@ -35,6 +35,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Longest time that one call waits for a probe.
 const PROBE_WAIT: Duration = Duration::from_millis(5);
 
+/// A link that was given back so lately is not looked at before it is used again: that its server closed it
+/// meanwhile is found out by using it, too, and then the request is repeated on another. The look is a
+/// system call.
+const FRESH: Duration = Duration::from_millis(1);
+
 /// One server and the links to it.
 pub(crate) struct Server {
     name: Arc<str>,
@@ -46,8 +51,8 @@ pub(crate) struct Server {
 
 #[derive(Default)]
 struct State {
-    /// Links nobody uses; the one used last is used first.
-    idle: Vec<Link>,
+    /// Links nobody uses, and since when; the one used last is used first.
+    idle: Vec<(Box<Link>, Instant)>,
     /// Links that exist, in use or not, and those being made.
     open: usize,
     /// Calls that wait for a link, by ticket, first come first.
@@ -76,7 +81,8 @@ enum Probe {
 /// A link that belongs to one call. Dropped, it is closed; [`Checkout::give_back`] keeps it.
 pub(crate) struct Checkout<'a> {
     server: &'a Server,
-    link: Option<Link>,
+    /// It goes from hand to hand and has a thousand bytes.
+    link: Option<Box<Link>>,
 }
 
 impl Deref for Checkout<'_> {
@@ -96,8 +102,9 @@ impl Checkout<'_> {
     /// Returns a link on which nothing is outstanding to the pool.
     pub fn give_back(mut self) {
         if let Some(link) = self.link.take() {
+            let now = Instant::now();
             let mut state = self.server.lock();
-            state.idle.push(link);
+            state.idle.push((link, now));
             self.server.tell(&state);
         }
     }
@@ -188,7 +195,7 @@ impl Server {
         }
     }
 
-    fn lend(&self, link: Link) -> Checkout<'_> {
+    fn lend(&self, link: Box<Link>) -> Checkout<'_> {
         Checkout { server: self, link: Some(link) }
     }
 
@@ -201,7 +208,7 @@ impl Server {
     fn open(&self, deadline: Instant) -> Result<Checkout<'_>, ClientError> {
         let patience = Instant::now() + self.settings.connect_timeout;
         let fault = match Link::connect(&self.name, &self.settings, patience.min(deadline)) {
-            Ok(link) => return Ok(self.lend(link)),
+            Ok(link) => return Ok(self.lend(Box::new(link))),
             Err(fault) => Arc::new(fault),
         };
         let mut state = self.lock();
@@ -239,7 +246,7 @@ impl Server {
                 state.down = None;
                 state.open += 1;
                 self.changed.notify_all();
-                Ok(self.lend(*link))
+                Ok(self.lend(link))
             }
             Ok(Step::Wait(probe)) => {
                 down.probe = probe;
@@ -328,9 +335,9 @@ impl State {
     }
 
     /// The link used last that is still good; those that are not are closed.
-    fn take_idle(&mut self) -> Option<Link> {
-        while let Some(link) = self.idle.pop() {
-            if link.is_quiet() {
+    fn take_idle(&mut self) -> Option<Box<Link>> {
+        while let Some((link, since)) = self.idle.pop() {
+            if since.elapsed() < FRESH || link.is_quiet() {
                 return Some(link);
             }
             self.open -= 1;

@@ -3,7 +3,7 @@
 use super::cursor::{Reader, finish};
 use super::request::{put_crcs, take_crcs};
 use super::{Item, MetaError, put_list, take_list};
-use crate::{CrcList, MissReason, Status};
+use crate::{CrcList, MAX_ITEMS, MissReason, Status};
 
 /// The result of one item, wherever items are answered.
 ///
@@ -102,6 +102,16 @@ impl ItemReplies {
     /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) items.
     pub fn encode_all(items: &[ItemReply], out: &mut Vec<u8>) {
         put_list(items, out);
+    }
+
+    /// Appends the meta with so many items to `out`, each made when it is its turn.
+    ///
+    /// # Panics
+    /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) items.
+    pub fn encode_each(items: impl ExactSizeIterator<Item = ItemReply>, out: &mut Vec<u8>) {
+        assert!(items.len() <= MAX_ITEMS, "a list has at most {MAX_ITEMS} items");
+        out.extend_from_slice(&(items.len() as u32).to_le_bytes());
+        items.for_each(|item| item.put(out));
     }
 
     /// Reads the meta. The caller compares the number of items with its request's.

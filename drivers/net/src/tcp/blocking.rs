@@ -1,9 +1,10 @@
 //! The client's end of a connection: plain calls on the caller's thread, each with a deadline.
 //!
-//! The socket is non-blocking; a call tries first and waits by poll(2), until its deadline at most. A
-//! call that fails or times out leaves the stream at an unknown place: the caller must drop it.
+//! A call tries first and then waits, until its deadline at most: for something small within recv(2) itself,
+//! whose patience the socket has (`SO_RCVTIMEO`), else by poll(2). A call that fails or times out leaves the
+//! stream at an unknown place: the caller must drop it.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use crate::NetError;
 
 /// Most pieces handed to the system at once (it takes 1024).
 const PIECES_MAX: usize = 64;
+/// The longest that a receive sleeps before it looks at the clock, in milliseconds.
+const PATIENCE_MAX: u64 = 1 << 16;
 
 /// A connected TCP stream.
 ///
@@ -32,6 +35,10 @@ pub struct Stream {
     /// Above a byte only while [`Stream::recv_exact`] waits: others wait for anything.
     threshold: Threshold,
     loopback: bool,
+    /// Calls without a flag wait: only a receive does without, and what lends pages has none.
+    blocking: bool,
+    /// Milliseconds that a receive waits, as the socket knows it; 0 is not set yet.
+    patience_ms: u64,
     /// What is waited for is small, and comes soon.
     expects_small: bool,
     spin: Spin,
@@ -118,6 +125,7 @@ impl Stream {
             && let Some(mut pipe) = self.take_pipe()
         {
             self.send_batch(&mut [IoSlice::new(head)], MORE, deadline)?;
+            self.set_blocking(false)?;
             let mut sent = 0;
             while sent < bytes.len() {
                 match pipe.lend(&self.socket, &bytes[sent..], true) {
@@ -155,7 +163,8 @@ impl Stream {
         // Drops empty slices at the front, so that an empty rest means all is sent.
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
-            match self.socket.send_vectored_with_flags(rest, SEND_FLAGS | flags) {
+            let flags = SEND_FLAGS | libc::MSG_DONTWAIT | flags;
+            match self.socket.send_vectored_with_flags(rest, flags) {
                 Ok(count) => IoSlice::advance_slices(&mut rest, count),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     wait(&self.socket, libc::POLLOUT, deadline)?;
@@ -167,7 +176,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Fills `buf`. Errors: as [`Stream::recv_vectored_exact`].
+    /// Fills `buf`.
+    ///
+    /// Errors: [`NetError::TimedOut`] when the deadline passed first, [`NetError::Closed`] at the end of
+    /// the stream, [`NetError::Reset`].
     pub fn recv_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), NetError> {
         let mut got = 0;
         while got < buf.len() {
@@ -182,57 +194,32 @@ impl Stream {
         Ok(self.threshold.wait_for(&self.socket, 1)?)
     }
 
-    /// Fills `parts` in order; they are used up on the way.
-    ///
-    /// Errors: [`NetError::TimedOut`] when the deadline passed first, [`NetError::Closed`] at the end of
-    /// the stream, [`NetError::Reset`].
+    /// Fills `parts` in order. Errors: as [`Stream::recv_exact`].
     pub fn recv_vectored_exact(
         &mut self,
-        mut parts: &mut [IoSliceMut<'_>],
+        parts: &mut [IoSliceMut<'_>],
         deadline: Instant,
     ) -> Result<(), NetError> {
-        IoSliceMut::advance_slices(&mut parts, 0);
-        while !parts.is_empty() {
-            let batch = parts.len().min(PIECES_MAX);
-            let asked = parts[..batch].iter().map(|part| part.len()).sum();
-            let count = self
-                .recv_when_ready(asked, deadline, |mut s| s.read_vectored(&mut parts[..batch]))?;
-            if count == 0 {
-                return Err(NetError::Closed);
-            }
-            IoSliceMut::advance_slices(&mut parts, count);
-        }
-        Ok(())
+        parts.iter_mut().try_for_each(|part| self.recv_exact(part, deadline))
     }
 
     /// Receives what there is, at least a byte and at most `buf`; 0 is the end of the stream (or an empty
     /// `buf`).
     pub fn recv_some(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize, NetError> {
-        self.recv_when_ready(buf.len(), deadline, |mut socket| socket.read(buf))
-    }
-
-    /// Makes one receive of up to `asked` bytes succeed.
-    fn recv_when_ready(
-        &mut self,
-        asked: usize,
-        deadline: Instant,
-        mut receive: impl FnMut(&Socket) -> io::Result<usize>,
-    ) -> Result<usize, NetError> {
         let mut awake = self.expects_small;
         loop {
-            if self.drained {
-                // At most once, before the first sleep.
-                if std::mem::take(&mut awake)
-                    && let Some(received) = self.recv_awake(asked, &mut receive)
-                {
-                    return Ok(received?);
-                }
-                wait(&self.socket, libc::POLLIN, deadline)?;
-                self.drained = false;
+            // At most once, before the first sleep.
+            if self.drained
+                && std::mem::take(&mut awake)
+                && let Some(received) = self.recv_awake(buf)
+            {
+                return Ok(received?);
             }
-            match receive(&self.socket) {
+            let sleeps = self.drained && self.prepare_sleep(deadline)?;
+            let flags = if sleeps { 0 } else { libc::MSG_DONTWAIT };
+            match receive(&self.socket, buf, flags) {
                 Ok(count) => {
-                    self.drained = count < asked;
+                    self.drained = count < buf.len();
                     return Ok(count);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.drained = true,
@@ -242,6 +229,36 @@ impl Stream {
         }
     }
 
+    /// Whether the next receive may sleep, for it is sure to be back by the deadline; if not, waits here.
+    ///
+    /// A receive that sleeps until a byte comes is one call where a wait and a receive are two. For more than
+    /// a byte it is not to sleep: what it has taken already counts no more for the threshold, which may then
+    /// never be reached. The socket's patience is a power of two, so that it is set anew only when
+    /// the deadline is closer than that.
+    fn prepare_sleep(&mut self, deadline: Instant) -> Result<bool, NetError> {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+        if left == 0 || !self.threshold.is_one() {
+            wait(&self.socket, libc::POLLIN, deadline)?;
+            return Ok(false);
+        }
+        let left = u64::try_from(left).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX);
+        let patience_ms = 1 << left.ilog2();
+        if self.patience_ms != patience_ms {
+            self.socket.set_read_timeout(Some(Duration::from_millis(patience_ms)))?;
+            self.patience_ms = patience_ms;
+        }
+        self.set_blocking(true)?;
+        Ok(true)
+    }
+
+    fn set_blocking(&mut self, blocking: bool) -> io::Result<()> {
+        if self.blocking != blocking {
+            self.socket.set_nonblocking(!blocking)?;
+            self.blocking = blocking;
+        }
+        Ok(())
+    }
+
     /// Tells how many bytes the messages have that are received from now on: small ones are waited for awake,
     /// if that has paid lately.
     pub fn expect(&mut self, bytes: u64) {
@@ -249,17 +266,13 @@ impl Stream {
     }
 
     /// Looks for something to receive for a while without sleeping. `None`: there was nothing.
-    fn recv_awake(
-        &mut self,
-        asked: usize,
-        receive: &mut impl FnMut(&Socket) -> io::Result<usize>,
-    ) -> Option<io::Result<usize>> {
+    fn recv_awake(&mut self, buf: &mut [u8]) -> Option<io::Result<usize>> {
         if self.loopback && self.gate.is_closed(&self.socket) || !self.spin.begins() {
             return None;
         }
         let until = Instant::now() + AWAKE;
         loop {
-            let received = receive(&self.socket);
+            let received = receive(&self.socket, buf, libc::MSG_DONTWAIT);
             match &received {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if Instant::now() >= until {
@@ -271,7 +284,7 @@ impl Stream {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 _ => {
                     self.spin.ended(true);
-                    self.drained = received.as_ref().is_ok_and(|&count| count < asked);
+                    self.drained = received.as_ref().is_ok_and(|&count| count < buf.len());
                     return Some(received);
                 }
             }
@@ -282,7 +295,9 @@ impl Stream {
     /// Asked of a connection that rested in a pool, a false means that it is no good any more.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
-        matches!(self.socket.peek(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        let looked = self.socket.recv_with_flags(&mut byte, flags);
+        matches!(looked, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Waits until one of `streams` has something to receive (bytes, its end or an error) and returns its
@@ -352,12 +367,22 @@ impl Connecting {
             drained: true,
             threshold: Threshold::new(),
             loopback,
+            blocking: false,
+            patience_ms: 0,
             expects_small: false,
             spin: Spin::new(),
             gate: Gate::default(),
             pipe: Lending::Untried,
         })
     }
+}
+
+/// Receives into `buf` by recv(2).
+fn receive(socket: &Socket, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most as many bytes as `buf` has, which outlives the call.
+    let count =
+        unsafe { libc::recv(socket.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Waits until the socket is ready for `events`, or broken, or the deadline has passed. Looks at least

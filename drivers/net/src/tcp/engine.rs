@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::str::FromStr;
 
 use memkv_dma::Memory;
-use memkv_poller::{Instant, Interrupt, Local, Poller, Progress};
+use memkv_poller::{Instant, Interrupt, Local, Poller, Progress, Wait};
 
 use super::connection::{CROWD, QUANTUM, QUANTUM_ALONE, QUANTUM_CROWD, TcpConnection, Weight};
 use super::lend::Pipe;
@@ -364,6 +364,26 @@ impl Poller for EnginePoller {
             self.silent = !readiness.looks_when_armed();
             Interrupt::Fd(descriptor)
         }
+    }
+
+    fn arm_or_wait(&mut self) -> Interrupt {
+        let engine = &self.engine;
+        if engine.has_ready() || engine.table.borrow().live == 0 {
+            return self.arm();
+        }
+        let can_wait = engine.readiness.borrow().can_wait();
+        match can_wait {
+            None => Interrupt::Busy,
+            Some(false) => self.arm(),
+            Some(true) => {
+                self.silent = true;
+                Interrupt::Own
+            }
+        }
+    }
+
+    fn wait(&mut self, wait: Wait<'_>) -> bool {
+        self.engine.readiness.borrow_mut().wait(wait)
     }
 
     fn disarm(&mut self) {

@@ -70,6 +70,11 @@ impl Threshold {
         Threshold(Cell::new(1))
     }
 
+    /// Whether a byte is enough.
+    pub fn is_one(&self) -> bool {
+        self.0.get() == 1
+    }
+
     /// Whoever waits now needs `missing` more bytes. If there is as much already, the kernel says
     /// so anew.
     ///

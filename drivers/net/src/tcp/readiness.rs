@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use memkv_dma::Memory;
+use memkv_poller::Wait;
 
 use super::Driver;
 
@@ -49,6 +50,17 @@ pub(super) trait Readiness {
     /// The reactor is about to sleep: the descriptor that becomes readable with the next event. `None`:
     /// there is something to collect already.
     fn arm(&mut self) -> Option<RawFd>;
+
+    /// Whether the reactor can sleep in [`Readiness::wait`]. `None`: there is something to collect already.
+    fn can_wait(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    /// Sleeps until there is something to collect or what is waited for besides is there; whether the bell
+    /// is. May return early. Called only where it [can](Readiness::can_wait).
+    fn wait(&mut self, _wait: Wait<'_>) -> bool {
+        false
+    }
 
     /// The reactor is awake again.
     fn disarm(&mut self) {}

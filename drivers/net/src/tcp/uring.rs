@@ -11,24 +11,28 @@
 //! it is `recv(2)` as in every engine.
 //!
 //! With `DEFER_TASKRUN` edges are worked off only when this thread enters the kernel; a flag in shared
-//! memory says that there are some. A reactor that sleeps is woken by an event counter, which is switched
-//! off while nobody sleeps.
+//! memory says that there are some. A reactor sleeps in the ring itself, which waits for the reactor's other
+//! descriptors with it: one call, where to be woken by a descriptor takes three, to wait, to read it, and to
+//! work off what it was raised for. Where the reactor sleeps elsewhere (it has two rings) it is woken by an
+//! event counter, which is switched off while nobody sleeps.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use memkv_dma::{Memory, REGION};
+use memkv_poller::Wait;
 
 use super::epoll::translate;
 use super::{EVENTS_MAX, Event, Readiness};
 
-/// Entries submitted in one call at most: ours are submitted one by one.
-const ENTRIES: u32 = 64;
+/// Entries submitted in one call at most: one, or one for each descriptor that a reactor waits for.
+const ENTRIES: u32 = 256;
 /// Room for completions: an edge of each of so many sockets before the kernel has to keep some aside.
 const COMPLETIONS: u32 = 8192;
 /// The most buffers that the kernel registers with one ring (`IORING_MAX_REG_BUFFERS`).
@@ -38,10 +42,17 @@ const INTEREST: libc::c_int =
     libc::POLLIN as libc::c_int | libc::POLLOUT as libc::c_int | libc::POLLRDHUP as libc::c_int;
 /// `IORING_ENTER_GETEVENTS` of `linux/io_uring.h`: work off what has come, too.
 const GETEVENTS: u32 = 1;
+/// `IORING_ENTER_EXT_ARG`: how long to wait at most is told with the call.
+const EXT_ARG: u32 = 1 << 3;
+/// `IORING_ENTER_NO_IOWAIT`, since Linux 6.15: who waits for the peers of a ring waits for no device.
+const NO_IOWAIT: u32 = 1 << 7;
 /// The tag of a send. No token has all of its bits set: there are not that many sockets.
 const SEND: u64 = u64::MAX;
 /// The tag of an order to look no more at a socket.
 const REMOVE: u64 = u64::MAX - 1;
+/// The tag of a descriptor that is none of the engine's sockets: `turn << 32 | FOREIGN | descriptor`. No
+/// token has this bit set: there are not that many sockets.
+const FOREIGN: u64 = 1 << 31;
 
 /// Registered memory: consecutive buffers of [`REGION`] bytes, the last one shorter.
 struct Range {
@@ -65,6 +76,23 @@ pub(super) struct Uring {
     lapsed: Vec<u64>,
     /// Descriptors by token, for those.
     sockets: HashMap<u64, RawFd>,
+    /// Descriptors of others that the kernel looks at until they are readable once, and how often these
+    /// were all forgotten.
+    foreign: BTreeSet<RawFd>,
+    turn: u32,
+    /// Flags of a wait that the kernel knows.
+    wait_flags: u32,
+    /// The event counter is switched on.
+    armed: bool,
+}
+
+/// `struct io_uring_getevents_arg`.
+#[repr(C)]
+struct WaitArg {
+    signals: u64,
+    signals_len: u32,
+    min_wait_us: u32,
+    timeout: u64,
 }
 
 impl Uring {
@@ -105,6 +133,10 @@ impl Uring {
             early: VecDeque::new(),
             lapsed: Vec::new(),
             sockets: HashMap::new(),
+            foreign: BTreeSet::new(),
+            turn: 0,
+            wait_flags: GETEVENTS | EXT_ARG | NO_IOWAIT,
+            armed: false,
         };
         if let Some(range) = uring.ranges.first()
             && let Err(error) = uring.try_send(range.start as *const u8)
@@ -152,12 +184,14 @@ impl Uring {
         // SAFETY: the entries made here name descriptors, which the kernel checks, and memory only in
         // `write_fixed`, which stays until its completion was taken.
         let pushed = unsafe { self.ring.submission().push(entry) };
-        assert!(pushed.is_ok(), "entries are submitted one by one");
+        assert!(pushed.is_ok(), "what is in the ring is submitted before more comes");
         loop {
-            // SAFETY: the call reads the entry from the ring's own memory and takes no argument.
-            let taken = unsafe { self.ring.submitter().enter::<()>(1, 0, flags, None) };
+            // A wait that ended early may have left some in front of it.
+            let entries = self.ring.submission().len() as u32;
+            // SAFETY: the call reads the entries from the ring's own memory and takes no argument.
+            let taken = unsafe { self.ring.submitter().enter::<()>(entries, 0, flags, None) };
             match taken {
-                Ok(1..) => return,
+                Ok(taken) if taken == entries as usize => return,
                 // Too many completions wait for us, or no memory right now: make room, try again.
                 Ok(_) => {}
                 Err(error) if is_transient(&error) => {}
@@ -173,10 +207,65 @@ impl Uring {
         self.early.extend(self.ring.completion());
     }
 
+    /// The descriptor of others that a completion is about, which is not looked at any more.
+    fn heard_of(&mut self, token: u64) -> Option<RawFd> {
+        if token >= REMOVE || token & FOREIGN == 0 {
+            return None;
+        }
+        let descriptor = (token as u32 & !(FOREIGN as u32)) as RawFd;
+        if (token >> 32) as u32 == self.turn {
+            self.foreign.remove(&descriptor);
+        }
+        Some(descriptor)
+    }
+
+    /// Puts an order to look at a descriptor of others into the ring, if the kernel does not look at it yet.
+    fn look_at(&mut self, descriptor: RawFd) {
+        if !self.foreign.insert(descriptor) {
+            return;
+        }
+        let token = u64::from(self.turn) << 32 | FOREIGN | descriptor as u64;
+        let entry = opcode::PollAdd::new(types::Fd(descriptor), libc::POLLIN as u32).build();
+        // SAFETY: the entry names a descriptor, which the kernel checks, and no memory.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(token)) };
+        assert!(pushed.is_ok(), "a reactor has fewer pollers than a ring has entries");
+    }
+
+    /// Looks no more at descriptors of others: their numbers may be those of other files now.
+    fn forget_foreign(&mut self) {
+        for descriptor in std::mem::take(&mut self.foreign) {
+            let token = u64::from(self.turn) << 32 | FOREIGN | descriptor as u64;
+            self.submit(&opcode::AsyncCancel::new(token).build().user_data(REMOVE), GETEVENTS);
+        }
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// Submits what is in the ring and waits for a completion.
+    fn submit_and_wait(&mut self, timeout: Option<Duration>) {
+        let entries = self.ring.submission().len() as u32;
+        let timeout = timeout.map(types::Timespec::from);
+        let at = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let arg = WaitArg { signals: 0, signals_len: 0, min_wait_us: 0, timeout: at as u64 };
+        loop {
+            let (submitter, flags) = (self.ring.submitter(), self.wait_flags);
+            // SAFETY: `arg` is what `EXT_ARG` announces, and it and the time outlive the call.
+            let waited = unsafe { submitter.enter(entries, 1, flags, Some(&arg)) };
+            let Err(error) = waited else { return };
+            match error.raw_os_error() {
+                // The time is over.
+                Some(libc::ETIME) => return,
+                Some(libc::EINVAL) if flags & NO_IOWAIT != 0 => self.wait_flags &= !NO_IOWAIT,
+                // What has come is in the way, or a signal: the reactor looks around and comes back.
+                _ if is_transient(&error) => return,
+                _ => panic!("io_uring_enter refuses a ring of ours: {error}"),
+            }
+        }
+    }
+
     /// What a completion says of a socket.
     fn event(&mut self, entry: &cqueue::Entry) -> Option<Event> {
         let token = entry.user_data();
-        if token == REMOVE {
+        if token == REMOVE || self.heard_of(token).is_some() {
             return None;
         }
         assert_ne!(token, SEND, "a send is waited for where it is submitted");
@@ -283,10 +372,38 @@ impl Readiness for Uring {
         // The kernel raises its flag and then looks whether the counter is on; we switch it on and then
         // look for the flag. One of the two must see the other, which takes a full fence on each side.
         fence(Ordering::SeqCst);
+        self.armed = true;
         Some(self.wake.as_raw_fd())
     }
 
+    fn can_wait(&self) -> Option<bool> {
+        self.early.is_empty().then_some(true)
+    }
+
+    /// A descriptor that is readable when the kernel begins to look at it is told of at once, and each is
+    /// looked at anew once it was told of: so none that is readable is slept through.
+    fn wait(&mut self, wait: Wait<'_>) -> bool {
+        if wait.renewed {
+            self.forget_foreign();
+        }
+        self.look_at(wait.bell);
+        wait.descriptors.iter().for_each(|&descriptor| self.look_at(descriptor));
+        self.submit_and_wait(wait.timeout);
+        let mut rung = false;
+        loop {
+            let next = self.ring.completion().next();
+            let Some(entry) = next else { return rung };
+            match self.heard_of(entry.user_data()) {
+                Some(descriptor) => rung |= descriptor == wait.bell,
+                None => self.early.push_back(entry),
+            }
+        }
+    }
+
     fn disarm(&mut self) {
+        if !std::mem::take(&mut self.armed) {
+            return;
+        }
         self.ring.completion().disable_eventfd();
         // Empty when nothing came: `EAGAIN`.
         let _ = (&self.wake).read(&mut [0; 8]);
