@@ -1,15 +1,18 @@
 //! The two ends of a command: the driver's [`Completer`] and the caller's [`Completion`].
 //!
 //! They may be on different threads, so a small lock stands between them; it is taken twice per
-//! command by whoever has something to say, and never held across anything.
+//! command by whoever has something to say, and never held across anything. A driver that ends commands
+//! on the reactor that gave them keeps them in a [table](Commands) instead, which has no lock.
 
 use std::fmt;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use memkv_poller::spare::{Reuse, Shared};
 
+use crate::commands::{CommandId, Commands};
 use crate::{Done, IoError};
 
 enum State {
@@ -47,7 +50,7 @@ impl Command {
 /// A pair of ends for one command. For drivers.
 pub fn completion() -> (Completer, Completion) {
     let shared = Shared::new(|_| ());
-    (Completer(Some(Shared::clone(&shared))), Completion(shared))
+    (Completer(Some(Shared::clone(&shared))), Completion(End::Alone(shared)))
 }
 
 /// The driver's end. Dropped without [`Completer::complete`] the command ends as
@@ -96,31 +99,72 @@ impl fmt::Debug for Completer {
 ///
 /// Dropping it cancels nothing. The driver keeps the buffer until the device is done with it.
 #[must_use = "a command's end says whether it was done"]
-pub struct Completion(Shared<Command>);
+pub struct Completion(End);
+
+enum End {
+    /// Of a command in the table of its queue.
+    OfTable(Rc<Commands>, CommandId),
+    /// Of a command that stands alone.
+    Alone(Shared<Command>),
+    /// The caller has been told.
+    Over,
+}
 
 impl Future for Completion {
     type Output = Done;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
-        let mut state = self.0.lock();
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        match &self.0 {
+            End::OfTable(commands, id) if commands.is_pending(*id, cx) => Poll::Pending,
+            _ => self.poll_end(cx),
+        }
+    }
+}
+
+impl Completion {
+    #[inline(never)]
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
+        let done = match &self.0 {
+            End::OfTable(commands, id) => Some(commands.take(*id)),
+            End::Alone(command) => command.poll(cx),
+            End::Over => panic!("a completion was polled after its end"),
+        };
+        let Some(done) = done else { return Poll::Pending };
+        self.0 = End::Over;
+        Poll::Ready(done)
+    }
+}
+
+impl Command {
+    fn poll(&self, cx: &mut Context<'_>) -> Option<Done> {
+        let mut state = self.lock();
         if let State::Pending(waker) = &mut *state {
             match waker {
                 Some(waker) => waker.clone_from(cx.waker()),
                 None => *waker = Some(cx.waker().clone()),
             }
-            return Poll::Pending;
+            return None;
         }
         match std::mem::replace(&mut *state, State::Closed) {
-            State::Done(done) => Poll::Ready(done),
+            State::Done(done) => Some(done),
             _ => panic!("a completion was polled after its end"),
         }
     }
 }
 
 impl Completion {
-    /// A third end, for whoever watches over the command.
-    pub(crate) fn watched(&self) -> Watched {
-        Watched(Shared::clone(&self.0))
+    #[inline]
+    pub(crate) fn of_table(commands: Rc<Commands>, id: CommandId) -> Completion {
+        Completion(End::OfTable(commands, id))
+    }
+
+    /// A third end, for whoever watches over a command that stands alone.
+    pub(crate) fn watched(&self) -> Option<Watched> {
+        match &self.0 {
+            End::Alone(command) => Some(Watched(Shared::clone(command))),
+            _ => None,
+        }
     }
 }
 
@@ -128,15 +172,17 @@ impl Completion {
 #[derive(Clone)]
 pub(crate) struct Watched(Shared<Command>);
 
+impl PartialEq for Watched {
+    /// Whether it is the same command.
+    fn eq(&self, other: &Watched) -> bool {
+        self.0.is(&other.0)
+    }
+}
+
 impl Watched {
     /// Whether the driver has the command and the caller still waits for it.
     pub fn is_pending(&self) -> bool {
         matches!(*self.0.lock(), State::Pending(_))
-    }
-
-    /// Whether it is the same command.
-    pub fn is(&self, other: &Watched) -> bool {
-        self.0.is(&other.0)
     }
 
     /// Tells the caller that the command failed, while the driver still has it, and its buffer: that
@@ -154,10 +200,17 @@ impl Watched {
 }
 
 impl Drop for Completion {
+    #[inline]
     fn drop(&mut self) {
-        let before = std::mem::replace(&mut *self.0.lock(), State::Closed);
-        // A buffer in it goes back to its pool here, which may wake others: not under the lock.
-        drop(before);
+        match &self.0 {
+            End::Over => {}
+            End::OfTable(commands, id) => commands.forsake(*id),
+            End::Alone(command) => {
+                let before = std::mem::replace(&mut *command.lock(), State::Closed);
+                // A buffer in it goes back to its pool here, which may wake others: not under the lock.
+                drop(before);
+            }
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a drive is asked, counted: for operators, and for whoever wants to know where time goes.
 //!
-//! All queues of a drive share one set of counters. A driver adds to them once per turn, not once per
-//! command, so they cost some nanoseconds a turn.
+//! All queues of a drive share one set of counters, [`Counters`], to which a driver adds once per turn, not
+//! once per command, so they cost some nanoseconds a turn. Or each queue has its own,
+//! [`QueueCounters`], which its reactor alone writes, an instruction each, and whoever asks adds them up.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -31,13 +33,13 @@ pub struct DeviceStats {
     pub submitted: u64,
     /// System calls by which they were handed over.
     pub enters: u64,
-    /// Reads and writes among them.
+    /// Reads and writes among them; where queues count for themselves, those that have ended.
     pub transfers: u64,
     /// Those from or to memory that is registered with the system, which need not be pinned.
     pub fixed: u64,
     /// Commands that the device has now.
     pub depth: u64,
-    /// The most that it had at a time.
+    /// The most that it had at a time; where queues count for themselves, the sum of what each of them had.
     pub depth_high: u64,
     /// How often the device was found to have done all that it had while more was waiting.
     pub dry: u64,
@@ -63,6 +65,101 @@ pub struct Counters {
     depth_high: AtomicU64,
     dry: AtomicU64,
     starved_ns: AtomicU64,
+    /// Those of the queues that count for themselves.
+    queues: Box<[Arc<QueueCounters>]>,
+}
+
+/// The counters of one queue. One thread adds to them, anyone reads. For drivers.
+#[derive(Default)]
+// A line of its own, and the next one, which processors fetch along: nobody else writes there.
+#[repr(align(128))]
+pub struct QueueCounters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    deallocations: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    failed: AtomicU64,
+    failed_transfers: AtomicU64,
+    submitted: AtomicU64,
+    depth: AtomicU64,
+    depth_high: AtomicU64,
+}
+
+/// Adds to a counter that only this thread writes: no locked instruction.
+#[inline]
+fn bump(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+impl QueueCounters {
+    /// A command of `len` bytes has ended well.
+    #[inline]
+    pub fn done(&self, op: Op, len: u64) {
+        match op {
+            Op::Read => {
+                bump(&self.reads, 1);
+                bump(&self.read_bytes, len);
+            }
+            Op::Write | Op::WriteFlush => {
+                bump(&self.writes, 1);
+                bump(&self.written_bytes, len);
+                if op == Op::WriteFlush {
+                    bump(&self.flushes, 1);
+                }
+            }
+            Op::Flush => bump(&self.flushes, 1),
+            Op::Deallocate => bump(&self.deallocations, 1),
+        }
+    }
+
+    /// A command has failed that the device had.
+    pub fn failed(&self, op: Op) {
+        bump(&self.failed, 1);
+        if matches!(op, Op::Read | Op::Write | Op::WriteFlush) {
+            bump(&self.failed_transfers, 1);
+        }
+    }
+
+    /// A command has failed of which the device was not told.
+    pub fn refused(&self) {
+        bump(&self.failed, 1);
+    }
+
+    /// The device has `count` commands of this queue more, `depth` in all.
+    #[inline]
+    pub fn handed_over(&self, count: u64, depth: u64) {
+        bump(&self.submitted, count);
+        self.depth.store(depth, Ordering::Relaxed);
+        if depth > self.depth_high.load(Ordering::Relaxed) {
+            self.depth_high.store(depth, Ordering::Relaxed);
+        }
+    }
+
+    /// The device has `depth` commands of this queue.
+    #[inline]
+    pub fn came_back(&self, depth: u64) {
+        self.depth.store(depth, Ordering::Relaxed);
+    }
+
+    fn add_to(&self, stats: &mut DeviceStats) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        stats.reads += get(&self.reads);
+        stats.writes += get(&self.writes);
+        stats.flushes += get(&self.flushes);
+        stats.deallocations += get(&self.deallocations);
+        stats.read_bytes += get(&self.read_bytes);
+        stats.written_bytes += get(&self.written_bytes);
+        stats.failed += get(&self.failed);
+        stats.submitted += get(&self.submitted);
+        // All of them from or to memory that the device reaches.
+        let transfers = get(&self.reads) + get(&self.writes) + get(&self.failed_transfers);
+        stats.transfers += transfers;
+        stats.fixed += transfers;
+        stats.depth += get(&self.depth);
+        stats.depth_high += get(&self.depth_high);
+    }
 }
 
 /// What one queue has to add, gathered over a turn. For drivers.
@@ -121,6 +218,17 @@ impl Tally {
 }
 
 impl Counters {
+    /// Those of a drive with so many queues that count for themselves.
+    pub fn with_queues(queues: usize) -> Counters {
+        let queues = std::iter::repeat_with(Arc::default).take(queues).collect();
+        Counters { queues, ..Counters::default() }
+    }
+
+    /// Those of one queue, for whoever owns it at a time.
+    pub fn queue(&self, index: usize) -> Arc<QueueCounters> {
+        Arc::clone(&self.queues[index])
+    }
+
     /// Adds what a queue has gathered, and empties that.
     pub fn take(&self, tally: &mut Tally) {
         let Tally { reads, writes, flushes, deallocations, .. } = *tally;
@@ -161,7 +269,8 @@ impl Counters {
 
     /// Commands that the device has.
     pub fn depth(&self) -> u64 {
-        self.depth.load(Ordering::Acquire)
+        let queues = self.queues.iter().map(|queue| queue.depth.load(Ordering::Relaxed));
+        self.depth.load(Ordering::Acquire) + queues.sum::<u64>()
     }
 
     /// The device had done everything while more was waiting.
@@ -177,7 +286,7 @@ impl Counters {
     /// What they show now.
     pub fn stats(&self) -> DeviceStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        DeviceStats {
+        let mut stats = DeviceStats {
             reads: get(&self.reads),
             writes: get(&self.writes),
             flushes: get(&self.flushes),
@@ -193,6 +302,8 @@ impl Counters {
             depth_high: get(&self.depth_high),
             dry: get(&self.dry),
             starved: Duration::from_nanos(get(&self.starved_ns)),
-        }
+        };
+        self.queues.iter().for_each(|queue| queue.add_to(&mut stats));
+        stats
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use memkv_dma::{DmaBuf, DmaRef, Memory};
 use memkv_poller::Local;
 
-use crate::{Completion, DeviceStats, Io, IoBuf, IoError, Op};
+use crate::{Commands, Completion, DeviceStats, Io, IoBuf, IoError, Op};
 
 /// The grain that buffers in memory have to lie on: what direct I/O asks of the address at most, on
 /// every device with sectors of 512 or 4096 bytes known to us.
@@ -36,7 +36,8 @@ impl Geometry {
             return Ok(());
         }
         let grain = self.sector;
-        if len == 0 || !(offset | len).is_multiple_of(u64::from(grain)) {
+        // A power of two: a mask instead of a division.
+        if len == 0 || (offset | len) & u64::from(grain).wrapping_sub(1) != 0 {
             return Err(IoError::Misaligned { offset, len, buf_at, grain });
         }
         let capacity = self.capacity;
@@ -148,6 +149,11 @@ pub trait BlockQueue {
 
     /// Commands submitted and not completed, those that wait inside included.
     fn outstanding(&self) -> usize;
+
+    /// The table that all of its commands are in, if it has one.
+    fn commands(&self) -> Option<&Rc<Commands>> {
+        None
+    }
 
     /// The device is not waited for any more, for it does not answer: what waits inside and never
     /// reached it ends as [`IoError::Offline`], and dropping the queue leaks what the device still has

@@ -40,6 +40,7 @@
 
 #![warn(missing_docs)]
 
+mod commands;
 mod completion;
 mod counters;
 mod device;
@@ -60,8 +61,9 @@ mod uring;
 #[cfg(unix)]
 mod workers;
 
+pub use commands::{CommandId, Commands, Told};
 pub use completion::{Completer, Completion, completion};
-pub use counters::{Counters, DeviceStats, Tally};
+pub use counters::{Counters, DeviceStats, QueueCounters, Tally};
 pub use device::{
     BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write, write_flush,
 };

@@ -8,6 +8,10 @@
 //!                                          each of them ends as Stalled
 //! ```
 //!
+//! Where the driver keeps its commands in a [table](Commands), that is looked at, and the driver asks it
+//! whether the drive has ended: nothing stands between the driver and whoever asks, and a command costs
+//! nothing to watch.
+//!
 //! What counts is how long a command has been the *oldest*, not its age: behind a long line a command
 //! may wait its turn for longer than any limit while the drive does all it can. It is counted in looks,
 //! not by the clock: after a pause of the whole process everything looks late, and nothing is.
@@ -20,12 +24,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use memkv_dma::{DmaBuf, DmaRef, Memory};
 use memkv_poller::Local;
 
+use crate::commands::Commands;
 use crate::completion::Watched;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
 use crate::{Completion, DeviceStats, Done, Io, IoError, completion};
@@ -43,23 +48,45 @@ pub fn watch(device: Arc<dyn BlockDevice>, limit: Duration) -> Arc<dyn BlockDevi
     if device.kind() == Kind::Memory {
         return device;
     }
-    Arc::new(WatchedDevice { device, limit, ended: Arc::default() })
+    Arc::new(WatchedDevice { device, limit, ended: Arc::new(Ended::new(limit)) })
 }
 
-/// Why nothing reaches a drive any more.
-#[derive(Default)]
-struct Ended {
-    stalled: AtomicBool,
-    closed: AtomicBool,
+/// Whether and why nothing reaches a drive any more: of the bits below, none while it is in use.
+pub(crate) struct Ended {
+    why: AtomicU8,
+    limit: Duration,
 }
+
+const STALLED: u8 = 1;
+const CLOSED: u8 = 2;
 
 impl Ended {
+    fn new(limit: Duration) -> Ended {
+        Ended { why: AtomicU8::new(0), limit }
+    }
+
+    #[inline]
+    pub fn is_so(&self) -> bool {
+        self.why.load(Ordering::Acquire) != 0
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.why.load(Ordering::Acquire) & STALLED != 0
+    }
+
+    /// True for the first who says so.
+    fn stall(&self) -> bool {
+        self.why.fetch_or(STALLED, Ordering::AcqRel) & STALLED == 0
+    }
+
+    fn close(&self) {
+        self.why.fetch_or(CLOSED, Ordering::Release);
+    }
+
     /// How a command ends that is submitted now.
-    fn error(&self, limit: Duration) -> Option<IoError> {
-        if self.stalled.load(Ordering::Acquire) {
-            return Some(IoError::Stalled(limit));
-        }
-        self.closed.load(Ordering::Acquire).then_some(IoError::Offline)
+    #[cold]
+    pub fn error(&self) -> IoError {
+        if self.is_stalled() { IoError::Stalled(self.limit) } else { IoError::Offline }
     }
 }
 
@@ -93,16 +120,19 @@ impl BlockDevice for WatchedDevice {
 
     fn open_queue(&self, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
         let queue = self.device.open_queue(local)?;
-        Ok(Rc::new_cyclic(|this| WatchedQueue {
-            this: this.clone(),
+        let look = Look {
             name: self.device.name().to_owned(),
-            queue,
             local: local.clone(),
             limit: self.limit,
             ended: Arc::clone(&self.ended),
-            line: RefCell::default(),
             looking: Cell::new(false),
-        }))
+        };
+        if let Some(commands) = queue.commands() {
+            watch_table(commands, &queue, look);
+            return Ok(queue);
+        }
+        let line = RefCell::default();
+        Ok(Rc::new_cyclic(|this| WatchedQueue { this: this.clone(), queue, look, line }))
     }
 
     fn view(&self, offset: u64, len: usize) -> Option<DmaRef> {
@@ -118,7 +148,7 @@ impl BlockDevice for WatchedDevice {
     }
 
     fn close(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.ended.closed.store(true, Ordering::Release);
+        self.ended.close();
         Some(Arc::clone(&self.device))
     }
 }
@@ -129,9 +159,30 @@ struct Line {
     commands: VecDeque<Watched>,
     /// How many there are when those that have ended are next taken out.
     sweep_at: usize,
+    age: Age<Watched>,
+}
+
+/// For how long the oldest command has been that.
+struct Age<T> {
     /// The oldest one at the last look, and how many looks it has been that.
-    oldest: Option<Watched>,
+    oldest: Option<T>,
     looks: u32,
+}
+
+impl<T> Default for Age<T> {
+    fn default() -> Age<T> {
+        Age { oldest: None, looks: 0 }
+    }
+}
+
+impl<T: PartialEq> Age<T> {
+    /// Whether the one that is the oldest now has been that for too long.
+    fn is_late(&mut self, oldest: Option<T>) -> bool {
+        let same = oldest.is_some() && oldest == self.oldest;
+        self.looks = if same { self.looks + 1 } else { 0 };
+        self.oldest = oldest;
+        self.looks >= LOOKS
+    }
 }
 
 impl Line {
@@ -151,58 +202,121 @@ impl Line {
     /// Whether the oldest command has been that for too long.
     fn is_late(&mut self) -> bool {
         self.sweep();
-        let oldest = self.commands.front();
-        let same = oldest.zip(self.oldest.as_ref()).is_some_and(|(now, before)| now.is(before));
-        self.looks = if same { self.looks + 1 } else { 0 };
-        self.oldest = oldest.cloned();
-        self.looks >= LOOKS
+        self.age.is_late(self.commands.front().cloned())
     }
 }
 
-struct WatchedQueue {
-    this: Weak<WatchedQueue>,
+/// What it takes to look at the commands of a queue.
+struct Look {
     name: String,
-    queue: Rc<dyn BlockQueue>,
     local: Local,
     limit: Duration,
     ended: Arc<Ended>,
-    line: RefCell<Line>,
-    /// A task looks after the line.
+    /// A task looks.
     looking: Cell<bool>,
 }
 
-impl WatchedQueue {
-    /// Looks at the line once; false when nobody has to look again.
+impl Look {
+    /// What one look has found. True when the drive has stalled, here or on another queue.
+    fn has_found(&self, late: bool, outstanding: usize) -> bool {
+        if late && self.ended.stall() {
+            let (drive, limit) = (&self.name, self.limit);
+            tracing::error!(drive, outstanding, ?limit, "the drive stalled");
+        }
+        self.ended.is_stalled()
+    }
+
+    /// Has `task` look, with so long between two looks, unless one does.
+    fn begin<F: Future<Output = ()> + 'static>(&self, task: impl FnOnce(Local, Duration) -> F) {
+        if !self.looking.replace(true) {
+            self.local.spawn(task(self.local.clone(), self.limit / LOOKS));
+        }
+    }
+}
+
+/// Watches over the table of a driver that has one.
+struct WatchedTable {
+    commands: Weak<Commands>,
+    queue: Weak<dyn BlockQueue>,
+    look: Look,
+    age: RefCell<Age<u64>>,
+}
+
+fn watch_table(commands: &Rc<Commands>, queue: &Rc<dyn BlockQueue>, look: Look) {
+    commands.watch(Arc::clone(&look.ended));
+    let (table, queue) = (Rc::downgrade(commands), Rc::downgrade(queue));
+    let watched = WatchedTable { commands: table, queue, look, age: RefCell::default() };
+    let watched = Rc::new(watched);
+    commands.on_begin(move || {
+        let looks = Rc::downgrade(&watched);
+        watched.look.begin(|local, pause| look_after(local, looks, pause));
+    });
+}
+
+impl Looks for WatchedTable {
+    fn look(&self) -> bool {
+        // The driver, and with it all that it had, may have gone.
+        let Some(commands) = self.commands.upgrade() else { return false };
+        let queue = self.queue.upgrade();
+        let outstanding = queue.as_ref().map_or(0, |queue| queue.outstanding());
+        let late = self.age.borrow_mut().is_late(commands.oldest());
+        if self.look.has_found(late, outstanding) {
+            // First what the device never saw, with its memory.
+            queue.iter().for_each(|queue| queue.give_up());
+            commands.abandon_all(|| IoError::Stalled(self.look.limit));
+        }
+        if commands.is_empty() {
+            self.look.looking.set(false);
+            commands.rest();
+            return false;
+        }
+        true
+    }
+}
+
+/// A queue of a driver whose commands stand alone.
+struct WatchedQueue {
+    this: Weak<WatchedQueue>,
+    queue: Rc<dyn BlockQueue>,
+    look: Look,
+    line: RefCell<Line>,
+}
+
+impl Looks for WatchedQueue {
     fn look(&self) -> bool {
         let late = self.line.borrow_mut().is_late();
-        if late && !self.ended.stalled.swap(true, Ordering::AcqRel) {
-            let (drive, outstanding) = (&self.name, self.queue.outstanding());
-            tracing::error!(drive, outstanding, limit = ?self.limit, "the drive stalled");
-        }
-        if self.ended.stalled.load(Ordering::Acquire) {
+        if self.look.has_found(late, self.queue.outstanding()) {
             self.fail_all();
         }
         let more = !self.line.borrow().commands.is_empty();
-        self.looking.set(more);
+        self.look.looking.set(more);
         more
     }
+}
 
+impl WatchedQueue {
     fn fail_all(&self) {
         // First what the device never saw, with its memory.
         self.queue.give_up();
         // Nothing is borrowed while callers are woken.
         let commands = std::mem::take(&mut *self.line.borrow_mut()).commands;
-        commands.iter().for_each(|command| command.abandon(IoError::Stalled(self.limit)));
+        commands.iter().for_each(|command| command.abandon(IoError::Stalled(self.look.limit)));
     }
 }
 
-/// Looks after a line for as long as it is not empty.
-async fn look_after(local: Local, queue: Weak<WatchedQueue>, pause: Duration) {
+/// What is to be looked at.
+trait Looks {
+    /// Looks once; false when nobody has to look again.
+    fn look(&self) -> bool;
+}
+
+/// Looks after commands for as long as there are any.
+async fn look_after(local: Local, watched: Weak<impl Looks>, pause: Duration) {
     loop {
         local.sleep(pause).await;
         // Not held while asleep: the queue may go.
-        let Some(queue) = queue.upgrade() else { return };
-        if !queue.look() {
+        let Some(watched) = watched.upgrade() else { return };
+        if !watched.look() {
             return;
         }
     }
@@ -210,19 +324,17 @@ async fn look_after(local: Local, queue: Weak<WatchedQueue>, pause: Duration) {
 
 impl BlockQueue for WatchedQueue {
     fn submit(&self, io: Io) -> Completion {
-        if let Some(error) = self.ended.error(self.limit) {
+        if self.look.ended.is_so() {
             let (completer, completion) = completion();
-            completer.complete(Done::of(io, Err(error)));
+            completer.complete(Done::of(io, Err(self.look.ended.error())));
             return completion;
         }
         let completion = self.queue.submit(io);
-        let command = completion.watched();
+        let command = completion.watched().expect("who hands on commands of a table hands on the table");
         if command.is_pending() {
             self.line.borrow_mut().add(command);
-            if !self.looking.replace(true) {
-                let pause = self.limit / LOOKS;
-                self.local.spawn(look_after(self.local.clone(), self.this.clone(), pause));
-            }
+            let this = || self.this.clone();
+            self.look.begin(|local, pause| look_after(local, this(), pause));
         }
         completion
     }
@@ -239,35 +351,63 @@ impl BlockQueue for WatchedQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Told;
 
     fn done() -> Done {
         Done { result: Ok(()), buf: None }
+    }
+
+    fn watched(completion: &Completion) -> Watched {
+        completion.watched().expect("it stands alone")
     }
 
     #[test]
     fn a_command_is_late_when_it_was_the_oldest_for_all_of_the_limit() {
         let mut line = Line::default();
         let ((first, one), (_second, two)) = (completion(), completion());
-        line.add(one.watched());
-        line.add(two.watched());
+        line.add(watched(&one));
+        line.add(watched(&two));
         // The first look finds the oldest, the others find it again.
         (0..LOOKS).for_each(|look| assert!(!line.is_late(), "at look {look}"));
         first.complete(done());
         // However long the second has waited behind it.
         (0..LOOKS).for_each(|look| assert!(!line.is_late(), "at look {look}"));
         assert!(line.is_late());
-        two.watched().abandon(IoError::Offline);
+        watched(&two).abandon(IoError::Offline);
         assert!(!line.is_late() && line.commands.is_empty());
+    }
+
+    #[test]
+    fn a_command_of_a_table_is_late_by_the_same_rule() {
+        let commands = Rc::new(Commands::with_capacity(2));
+        let mut age = Age::default();
+        let mut is_late = || age.is_late(commands.oldest());
+        let mut told = Told::default();
+        let give = || {
+            let id = commands.give(&mut None);
+            (id, commands.completion(id))
+        };
+        let ((first, _one), (_second, two)) = (give(), give());
+        (0..LOOKS).for_each(|look| assert!(!is_late(), "at look {look}"));
+        commands.end(first, &mut told);
+        (0..LOOKS).for_each(|look| assert!(!is_late(), "at look {look}"));
+        assert!(is_late());
+        // Nobody waits for it any more, and a later one in the same slot is not it.
+        drop(two);
+        assert!(!is_late());
+        let (_third, _three) = give();
+        (0..LOOKS).for_each(|look| assert!(!is_late(), "at look {look}"));
+        assert!(is_late());
     }
 
     #[test]
     fn one_command_that_hangs_does_not_keep_those_behind_it_in_the_line() {
         let mut line = Line::default();
         let (_hangs, oldest) = completion();
-        line.add(oldest.watched());
+        line.add(watched(&oldest));
         for _ in 0..10_000 {
             let (completer, other) = completion();
-            line.add(other.watched());
+            line.add(watched(&other));
             completer.complete(done());
             assert!(line.commands.len() <= SWEEP);
         }
@@ -276,7 +416,7 @@ mod tests {
     #[test]
     fn what_a_driver_does_after_all_is_dropped() {
         let (completer, waits) = completion();
-        let watched = waits.watched();
+        let watched = watched(&waits);
         watched.abandon(IoError::Stalled(Duration::from_secs(1)));
         assert!(!watched.is_pending());
         completer.complete(done());

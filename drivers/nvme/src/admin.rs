@@ -114,7 +114,8 @@ impl Admin {
         self.sequences[index] = self.sequences[index].wrapping_add(1);
         let (sequence, id) = (self.sequences[index], index as u8);
         self.slots[index] = Slot::Waiting { until: now + self.limit };
-        self.pair.push(&command.with_id(u16::from(sequence) << 8 | u16::from(id)));
+        self.pair.write(&command.with_id(u16::from(sequence) << 8 | u16::from(id)));
+        self.pair.push();
         self.pair.ring();
         Some(Ticket { index: id, sequence, life: self.life })
     }
@@ -124,7 +125,7 @@ impl Admin {
         let mut ended = 0;
         // A controller that never stops answers at most once per entry.
         while ended < u32::from(ENTRIES)
-            && let Some(entry) = self.pair.next()
+            && let Some((entry, result)) = self.pair.next_with_result()
         {
             ended += 1;
             let index = usize::from(entry.id & 0xff);
@@ -134,8 +135,7 @@ impl Admin {
             if !known || entry.queue != 0 {
                 return Look::Spurious;
             }
-            let outcome =
-                if entry.status.is_success() { Ok(entry.result) } else { Err(entry.status) };
+            let outcome = if entry.status.is_success() { Ok(result) } else { Err(entry.status) };
             self.slots[index] = Slot::Done(outcome);
         }
         self.pair.acknowledge();

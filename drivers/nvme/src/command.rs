@@ -65,6 +65,9 @@ fn words(low: u32, high: u32) -> u64 {
 }
 
 impl Command {
+    /// Words that are 0 in all of them.
+    pub const BLANK: [usize; 3] = [1, 2, 7];
+
     const fn new(opcode: u8, namespace: u32) -> Command {
         Command([opcode as u64 | (namespace as u64) << 32, 0, 0, 0, 0, 0, 0, 0])
     }
@@ -235,5 +238,23 @@ mod tests {
         assert_eq!((health[0], health[1], health[10]), (2, u32::MAX, 127 << 16 | 2));
         assert_eq!(dwords(Command::set_queues(4))[10..12], [7, 3 << 16 | 3]);
         assert_eq!(dwords(Command::flush(6))[..2], [0, 6]);
+        let all = [
+            Command::read(7, u64::MAX, 65536, Pointers(u64::MAX, u64::MAX)),
+            Command::write(7, u64::MAX, 65536, Pointers(u64::MAX, u64::MAX), true),
+            Command::zero_and_deallocate(1, u64::MAX, 65536),
+            Command::deallocate(1, u64::MAX),
+            Command::flush(u32::MAX),
+            Command::identify(2, 1, u64::MAX),
+            Command::set_queues(u16::MAX),
+            Command::create_completion_queue(u16::MAX, u16::MAX, u64::MAX, Some(u16::MAX)),
+            Command::create_submission_queue(u16::MAX, u16::MAX, u64::MAX),
+            Command::delete_submission_queue(u16::MAX),
+            Command::delete_completion_queue(u16::MAX),
+            Command::abort(u16::MAX, u16::MAX),
+            Command::health(u64::MAX),
+        ];
+        for command in all {
+            assert_eq!(Command::BLANK.map(|word| command.0[word]), [0; 3], "{command:?}");
+        }
     }
 }

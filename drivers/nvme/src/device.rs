@@ -218,7 +218,7 @@ pub fn open(
         clock,
         shape: identity.shape,
         options,
-        counters: Counters::default(),
+        counters: Counters::with_queues(usize::from(identity.queues)),
         troubles: TroubleCounters::default(),
         window,
         controller: Mutex::new(controller),

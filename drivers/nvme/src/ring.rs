@@ -41,8 +41,6 @@ pub(crate) struct Entry {
     pub status: Status,
     /// The submission queue that it says it came from.
     pub queue: u16,
-    /// What the command is answered with, if it is.
-    pub result: u32,
 }
 
 /// A queue pair whose memory is at the start of an area that the owner keeps.
@@ -75,6 +73,7 @@ impl Pair {
         assert!(entries >= 2, "a ring with one entry is always empty");
         let submissions = area.at(0, SUBMISSION_ENTRY * usize::from(entries));
         let completions = area.at(completion_at(entries), COMPLETION_ENTRY * usize::from(entries));
+        area.zero(0, SUBMISSION_ENTRY * usize::from(entries));
         Pair {
             submissions: submissions.cast(),
             completions: completions.cast(),
@@ -93,23 +92,31 @@ impl Pair {
     pub fn reset(&mut self, area: &mut Area) {
         let len = COMPLETION_ENTRY * usize::from(self.entries);
         area.zero(completion_at(self.entries), len);
+        area.zero(0, SUBMISSION_ENTRY * usize::from(self.entries));
         (self.tail, self.rung, self.head, self.acknowledged) = (0, 0, 0, 0);
         self.phase = PHASE;
     }
 
-    /// Writes a command; the controller sees it when it is [rung](Pair::ring) for. Who calls it has at
-    /// most `entries - 1` commands outstanding, this one included: then the entry at the tail was taken
-    /// by the controller long ago.
+    /// Writes a command at the tail. Who calls it has at most `entries - 1` commands outstanding, this one
+    /// included: then the entry at the tail was taken by the controller long ago.
     #[inline(always)]
-    pub fn push(&mut self, command: &Command) {
+    pub fn write(&mut self, command: &Command) {
         // SAFETY: `tail` is below `entries`, so the entry lies in the ring, which the area holds.
         let entry = unsafe { self.submissions.add(8 * usize::from(self.tail)) };
         for (i, &word) in command.0.iter().enumerate() {
-            // SAFETY: the eight words of that entry, aligned. The controller does not read them: with
-            // fewer commands outstanding than entries, it has fetched what was here (section 3.3.1.2),
-            // and it fetches nothing at or behind the tail that it was told.
-            unsafe { entry.add(i).write_volatile(word) };
+            // The words that are 0 in every command are so since the ring was made.
+            if !Command::BLANK.contains(&i) {
+                // SAFETY: the eight words of that entry, aligned. The controller does not read them: with
+                // fewer commands outstanding than entries, it has fetched what was here (section 3.3.1.2),
+                // and it fetches nothing at or behind the tail that it was told.
+                unsafe { entry.add(i).write_volatile(word) };
+            }
         }
+    }
+
+    /// The command that was [written](Pair::write) is the controller's when it is [rung](Pair::ring) for.
+    #[inline(always)]
+    pub fn push(&mut self) {
         self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
     }
 
@@ -119,13 +126,17 @@ impl Pair {
         self.tail == self.rung
     }
 
-    /// Tells the controller of what was written, in one go.
-    #[inline]
-    pub fn ring(&mut self) {
-        if self.tail != self.rung {
-            self.rung = self.tail;
-            self.tail_doorbell.ring(self.tail);
+    /// Tells the controller of what was written, in one go. Says how many commands that were.
+    #[inline(always)]
+    pub fn ring(&mut self) -> u16 {
+        if self.tail == self.rung {
+            return 0;
         }
+        let lap = if self.tail < self.rung { self.entries } else { 0 };
+        let count = self.tail + lap - self.rung;
+        self.rung = self.tail;
+        self.tail_doorbell.ring(self.tail);
+        count
     }
 
     #[inline]
@@ -144,24 +155,36 @@ impl Pair {
     }
 
     /// Takes the next entry, if the controller has written one.
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self) -> Option<Entry> {
+        self.next_at().map(|(entry, _)| entry)
+    }
+
+    /// The same, with what the command is answered with, if it is.
+    pub fn next_with_result(&mut self) -> Option<(Entry, u32)> {
+        let (entry, at) = self.next_at()?;
+        // SAFETY: the first word of the entry just taken, which the controller writes again only when told
+        // by the head doorbell.
+        Some((entry, unsafe { at.read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn next_at(&mut self) -> Option<(Entry, NonNull<u32>)> {
         let (entry, word) = self.last_word();
         if word & PHASE != self.phase {
             return None;
         }
         barrier::after_phase();
-        // SAFETY: two other words of the same entry. Its phase says that the controller has written
+        // SAFETY: another word of the same entry. Its phase says that the controller has written
         // all of it (section 3.3.3.2.2), and it writes it again only when told by the head doorbell.
-        let (result, queue) =
-            unsafe { (entry.read_volatile(), entry.add(2).read_volatile() >> 16) };
+        let queue = unsafe { entry.add(2).read_volatile() >> 16 };
         self.head += 1;
         if self.head == self.entries {
             self.head = 0;
             self.phase ^= PHASE;
         }
         let status = Status::from_field((word >> 17) as u16);
-        Some(Entry { id: word as u16, status, queue: queue as u16, result })
+        Some((Entry { id: word as u16, status, queue: queue as u16 }, entry))
     }
 
     /// Tells the controller which entries were taken, in one go.
@@ -225,6 +248,11 @@ mod tests {
             }
         }
 
+        fn push(&mut self, id: u16) {
+            self.pair.write(&Command::flush(1).with_id(id));
+            self.pair.push();
+        }
+
         fn submitted(&mut self, at: u16) -> u64 {
             let entry = self.area.at(64 * usize::from(at), 64).cast::<u64>();
             // SAFETY: inside of the ring.
@@ -236,7 +264,7 @@ mod tests {
     fn doorbells_are_rung_once_for_what_was_written_together() {
         let mut bench = bench();
         for id in 0..3 {
-            bench.pair.push(&Command::flush(1).with_id(id));
+            bench.push(id);
         }
         assert!(!bench.pair.is_rung());
         assert_eq!(bench.doorbell(2), 0, "not told yet");
@@ -256,8 +284,8 @@ mod tests {
         bench.post(0, 9, 0, false);
         assert!(!bench.pair.has_next() && bench.pair.next().is_none());
         bench.post(0, 9, 0x281, true);
-        let entry = bench.pair.next().unwrap();
-        assert_eq!((entry.id, entry.queue, entry.result), (9, 1, 27));
+        let (entry, result) = bench.pair.next_with_result().unwrap();
+        assert_eq!((entry.id, entry.queue, result), (9, 1, 27));
         assert_eq!(entry.status, Status::UNRECOVERED_READ_ERROR);
         let Bench { mut pair, mut area, .. } = bench;
         pair.reset(&mut area);
@@ -275,7 +303,7 @@ mod tests {
             for (count, field) in crowds {
                 let field = field & 0x7fff;
                 for n in 0..count {
-                    bench.pair.push(&Command::flush(1).with_id(id + n));
+                    bench.push(id + n);
                     bench.post(at, id + n, field ^ n, phase);
                     at += 1;
                     if at == ENTRIES {

@@ -32,6 +32,7 @@ pub struct Window {
 
 impl Window {
     /// Where the controller sees `start .. start + len`, if all of that lies in the window.
+    #[inline]
     pub fn iova(&self, start: usize, len: usize) -> Option<u64> {
         let at = start.wrapping_sub(self.base);
         (at < self.len && len <= self.len - at).then(|| self.iova + at as u64)

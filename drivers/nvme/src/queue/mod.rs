@@ -14,14 +14,14 @@
 mod engine;
 mod piece;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use memkv_block::{BlockQueue, Completer, Completion, Done, Geometry, Io, IoError, completion};
+use memkv_block::{BlockQueue, Commands, Completion, Geometry, Io, IoError, Told};
 use memkv_poller::{Interrupt, Local, Poller, Progress};
 
 use crate::admin::AdminError;
@@ -30,7 +30,7 @@ use crate::controller::OVER;
 use crate::device::Shared;
 use crate::ring::{Pair, completion_at};
 pub(crate) use engine::QUEUE_AREA;
-use engine::{Engine, Finished, LOOKS, NO_ERA, Step};
+use engine::{Engine, LOOKS, NO_ERA, PER_POLL, Step};
 
 /// Makes a queue on the reactor. Blocks for two commands of the controller.
 pub(crate) fn open(shared: Arc<Shared>, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
@@ -44,33 +44,37 @@ pub(crate) fn open(shared: Arc<Shared>, local: &Local) -> Result<Rc<dyn BlockQue
     let interrupt = if shared.options.interrupts { shared.transport.interrupt(id) } else { None };
     let period = shared.options.command_limit / u32::from(LOOKS);
     let mut engine = Engine::new(Arc::clone(&shared), id, area, pair);
-    while engine.running == NO_ERA {
-        engine.turn(&mut Vec::new());
+    while engine.running() == NO_ERA {
+        // Nobody has asked for anything yet.
+        engine.turn(&mut Told::default());
         if engine.is_settled() {
             return Err(IoError::Offline);
         }
         shared.transport.pause();
     }
     let engine = Rc::new(RefCell::new(engine));
-    let poller = NvmePoller { engine: Rc::clone(&engine), finished: Vec::new(), interrupt };
+    let told = Told::with_capacity(PER_POLL as usize);
+    let poller = NvmePoller { engine: Rc::clone(&engine), told, interrupt };
     local.add_poller(Box::new(poller));
     let geometry = crate::device::geometry(&shared.shape);
-    Ok(Rc::new(NvmeQueue { engine, geometry, local: local.clone(), period }))
+    look_when_asked(&engine, local, period);
+    let commands = Rc::clone(&engine.borrow().commands);
+    Ok(Rc::new(NvmeQueue { engine, commands, geometry }))
 }
 
 impl Engine {
     /// One turn, in whatever state the controller is.
-    #[inline]
-    fn turn(&mut self, finished: &mut Vec<Finished>) -> Progress {
-        if self.shared.signals.era() == self.running {
-            return self.work();
+    #[inline(always)]
+    fn turn(&mut self, told: &mut Told) -> Progress {
+        if self.signals.era() == self.running() {
+            return self.work(told);
         }
-        self.turn_of_change(finished)
+        self.turn_of_change(told)
     }
 
     /// One turn while the queue is made, moved to a new life of the controller, or closed.
     #[cold]
-    fn turn_of_change(&mut self, finished: &mut Vec<Finished>) -> Progress {
+    fn turn_of_change(&mut self, told: &mut Told) -> Progress {
         if self.is_settled() {
             return Progress::Idle;
         }
@@ -81,16 +85,16 @@ impl Engine {
         controller.step(now);
         let era = shared.signals.era();
         if era == OVER {
-            self.end_all(finished);
+            self.end_all(told);
             return Progress::Busy(1);
         }
         let Some(admin) = controller.admin().filter(|_| era.is_multiple_of(2)) else {
-            self.running = NO_ERA;
+            self.set_running(NO_ERA);
             return Progress::Idle;
         };
         if era != self.era {
             // The controller was disabled since: it knows nothing of the queue.
-            self.running = NO_ERA;
+            self.set_running(NO_ERA);
             self.begin_anew(era);
             if self.closing && self.outstanding() == 0 {
                 self.step = Step::Gone;
@@ -99,7 +103,7 @@ impl Engine {
         }
         if self.step == Step::Run {
             // It is being closed: what is begun is ended.
-            let progress = self.work();
+            let progress = self.work(told);
             if self.outstanding() > 0 {
                 return progress;
             }
@@ -114,7 +118,7 @@ impl Engine {
             Some(Ok(_)) => {
                 self.ticket = None;
                 drop(controller);
-                self.arrive();
+                self.arrive(told);
             }
             // The next turn finds the era changed.
             Some(Err(AdminError::Reset)) => self.ticket = None,
@@ -149,7 +153,7 @@ impl Engine {
     }
 
     /// A step was done.
-    fn arrive(&mut self) {
+    fn arrive(&mut self, told: &mut Told) {
         self.step = match self.step {
             Step::CreateCompletion => Step::CreateSubmission,
             Step::CreateSubmission => Step::Run,
@@ -158,9 +162,9 @@ impl Engine {
         };
         if self.step == Step::Run {
             if !self.closing {
-                self.running = self.era;
+                self.set_running(self.era);
             }
-            self.resume();
+            self.resume(told);
         }
     }
 
@@ -199,20 +203,19 @@ impl Drop for Engine {
     /// Waits until the drive has let go of every buffer and of the queue. With a controller that can
     /// neither be asked nor reset nor cut off, they are leaked.
     fn drop(&mut self) {
-        (self.closing, self.running) = (true, NO_ERA);
+        self.closing = true;
+        self.set_running(NO_ERA);
         let shared = Arc::clone(&self.shared);
         let period = shared.options.command_limit / u32::from(LOOKS);
         let mut next_look = shared.clock.now() + period;
-        let mut finished = Vec::new();
+        let mut told = Told::default();
         while !self.is_settled() {
             if self.given_up && self.has_in_drive() {
-                return self.leak();
+                self.leak(&mut told);
+                return told.tell();
             }
-            self.turn(&mut finished);
-            while let Some(ended) = self.next_ended() {
-                ended.0.complete(ended.1);
-            }
-            complete_all(&mut finished);
+            self.turn(&mut told);
+            told.tell();
             if shared.clock.now() >= next_look {
                 self.look();
                 next_look = shared.clock.now() + period;
@@ -226,82 +229,91 @@ impl Drop for Engine {
     }
 }
 
-fn complete_all(finished: &mut Vec<Finished>) {
-    for (completer, done) in finished.drain(..) {
-        completer.complete(done);
-    }
-}
-
 /// Looks after commands for as long as there are any.
-async fn look_after(local: Local, engine: Weak<RefCell<Engine>>, period: Duration) {
+async fn look_after(local: Local, looks: Weak<Looks>) {
     loop {
+        let Some(period) = looks.upgrade().map(|looks| looks.period) else { return };
         local.sleep(period).await;
         // Not held while asleep: the queue may go.
-        let Some(engine) = engine.upgrade() else { return };
+        let Some(looks) = looks.upgrade() else { return };
+        let Some(engine) = looks.engine.upgrade() else { return };
         let mut engine = engine.borrow_mut();
         engine.look();
         if engine.outstanding() == 0 && engine.overdue.is_none() {
-            engine.looking = false;
+            looks.looking.set(false);
+            engine.commands.rest();
             return;
         }
     }
 }
 
-struct NvmeQueue {
-    engine: Rc<RefCell<Engine>>,
-    geometry: Geometry,
-    local: Local,
+/// What it takes to look after the commands of a queue.
+struct Looks {
+    engine: Weak<RefCell<Engine>>,
     /// How often the drive is looked at while it has commands.
     period: Duration,
+    /// A task does.
+    looking: Cell<bool>,
+}
+
+/// Has a task look after the commands whenever there are any.
+fn look_when_asked(engine: &Rc<RefCell<Engine>>, local: &Local, period: Duration) {
+    let (weak, local) = (Rc::downgrade(engine), local.clone());
+    let looks = Rc::new(Looks { engine: weak, period, looking: Cell::new(false) });
+    engine.borrow().commands.on_begin(move || {
+        if !looks.looking.replace(true) {
+            local.spawn(look_after(local.clone(), Rc::downgrade(&looks)));
+        }
+    });
+}
+
+struct NvmeQueue {
+    engine: Rc<RefCell<Engine>>,
+    commands: Rc<Commands>,
+    geometry: Geometry,
 }
 
 impl NvmeQueue {
+    /// Ends a request of which the drive is not told.
     #[cold]
-    fn look_after(&self) {
-        let task = look_after(self.local.clone(), Rc::downgrade(&self.engine), self.period);
-        self.local.spawn(task);
+    fn refuse(&self, mut io: Io, error: IoError) -> Completion {
+        let id = self.commands.give(&mut io.buf);
+        // Nobody waits yet.
+        self.commands.fail(id, error, &mut Told::default());
+        self.commands.completion(id)
     }
-}
 
-impl NvmeQueue {
-    /// Ends a request that is not for the drive.
-    #[cold]
-    fn end_here(&self, io: Io, completer: Completer) {
-        let engine = self.engine.borrow();
-        let Err(result) = engine.admit_any(&io) else {
-            unreachable!("what is for the drive was admitted");
-        };
-        engine.shared.counters.done(&io, result.is_ok());
+    /// Takes a request that is not of the plain kind, or not now.
+    #[inline(never)]
+    fn submit_any(&self, io: Io) -> Completion {
+        let refusal = self.commands.refusal();
+        if let Some(error) = refusal.or_else(|| self.geometry.check(&io).err()) {
+            return self.refuse(io, error);
+        }
+        let mut told = Told::default();
+        let mut engine = self.engine.borrow_mut();
+        let completion = engine.take_any(io, &mut told);
         drop(engine);
-        refuse(io, completer, result);
+        told.tell();
+        completion
     }
-}
-
-#[cold]
-fn refuse(io: Io, completer: Completer, result: Result<(), IoError>) {
-    completer.complete(Done::of(io, result));
 }
 
 impl BlockQueue for NvmeQueue {
-    fn submit(&self, io: Io) -> Completion {
-        let (completer, completion) = completion();
-        if let Err(error) = self.geometry.check(&io) {
-            refuse(io, completer, Err(error));
-            return completion;
-        }
+    fn submit(&self, mut io: Io) -> Completion {
         let mut engine = self.engine.borrow_mut();
-        let Some(iova) = engine.admit(&io) else {
+        let Some(id) = engine.take_plain(&mut io) else {
             drop(engine);
-            self.end_here(io, completer);
-            return completion;
+            return self.submit_any(io);
         };
-        engine.take(io, completer, iova);
-        let watched = std::mem::replace(&mut engine.looking, true);
+        // Its buffer was taken: there is nothing to drop.
+        std::mem::forget(io);
         drop(engine);
-        if !watched {
-            self.look_after();
-        }
-        completion
+        self.commands.completion(id)
+    }
+
+    fn commands(&self) -> Option<&Rc<Commands>> {
+        Some(&self.commands)
     }
 
     fn outstanding(&self) -> usize {
@@ -309,10 +321,10 @@ impl BlockQueue for NvmeQueue {
     }
 
     fn give_up(&self) {
-        let mut finished = Vec::new();
-        self.engine.borrow_mut().give_up(&mut finished);
+        let mut told = Told::default();
+        self.engine.borrow_mut().give_up(&mut told);
         // Nothing is borrowed here: whoever is woken may submit.
-        complete_all(&mut finished);
+        told.tell();
     }
 }
 
@@ -320,14 +332,14 @@ impl Drop for NvmeQueue {
     /// The poller ends what has begun, and the queue.
     fn drop(&mut self) {
         let mut engine = self.engine.borrow_mut();
-        (engine.closing, engine.running) = (true, NO_ERA);
+        engine.closing = true;
+        engine.set_running(NO_ERA);
     }
 }
 
 struct NvmePoller {
     engine: Rc<RefCell<Engine>>,
-    /// What a controller that is out of service leaves.
-    finished: Vec<Finished>,
+    told: Told,
     interrupt: Option<RawFd>,
 }
 
@@ -338,13 +350,9 @@ impl Poller for NvmePoller {
 
     /// No system call, at most three doorbells and [`PER_POLL`](engine::PER_POLL) answers.
     fn poll(&mut self) -> Progress {
-        let progress = self.engine.borrow_mut().turn(&mut self.finished);
+        let progress = self.engine.borrow_mut().turn(&mut self.told);
         // Nothing is borrowed while callers are told: whoever is woken may submit.
-        loop {
-            let Some(ended) = self.engine.borrow_mut().next_ended() else { break };
-            ended.0.complete(ended.1);
-        }
-        complete_all(&mut self.finished);
+        self.told.tell();
         progress
     }
 
@@ -354,7 +362,7 @@ impl Poller for NvmePoller {
             return Interrupt::Quiet;
         }
         let Some(descriptor) = self.interrupt else { return Interrupt::Busy };
-        if engine.shared.signals.era() != engine.running {
+        if engine.shared.signals.era() != engine.running() {
             return Interrupt::Busy;
         }
         engine.shared.transport.quiet(engine.id);

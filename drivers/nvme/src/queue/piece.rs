@@ -6,10 +6,14 @@
 
 use std::ptr::NonNull;
 
-use memkv_block::{Completer, Done, Io, IoBuf, IoError, Op};
+use memkv_block::{CommandId, IoError, Op};
 
 use crate::command::{Command, Pointers, range};
 use crate::shape::{LIST_ENTRIES, Shape, Trim};
+
+/// Transfers up to this size never wait for large ones: they are somebody's whole answer, or the
+/// journal's.
+pub(super) const SMALL: u64 = 64 << 10;
 
 /// What one command does.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -23,6 +27,20 @@ pub(super) enum Verb {
     Zero,
 }
 
+impl Verb {
+    /// What the drive is asked for by it.
+    #[inline(always)]
+    pub fn op(self) -> Op {
+        match self {
+            Verb::Read => Op::Read,
+            Verb::Write => Op::Write,
+            Verb::WriteThrough => Op::WriteFlush,
+            Verb::Flush => Op::Flush,
+            Verb::Deallocate | Verb::Zero => Op::Deallocate,
+        }
+    }
+}
+
 /// The memory of a tracker in which pages or ranges are listed: 4 KiB.
 #[derive(Copy, Clone)]
 pub(super) struct List {
@@ -31,109 +49,36 @@ pub(super) struct List {
     pub iova: u64,
 }
 
-/// A piece of a request: bytes from its start on.
+/// What one command moves or names: all of a request, or a piece of it.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) struct Piece {
     pub verb: Verb,
-    pub at: u64,
+    /// The first byte on the drive, and how many.
+    pub offset: u64,
     pub len: u64,
+    /// Where the controller finds the first one in memory, if they move.
+    pub iova: u64,
 }
 
-/// The slot of a request that has begun. It owns the buffer until all of its pieces are answered.
-#[derive(Default)]
-pub(super) struct Request {
-    /// What was asked for; an empty slot has no completer.
-    op: Option<Op>,
-    offset: u64,
-    buf: Option<IoBuf>,
-    completer: Option<Completer>,
-    /// Where the controller finds the first byte to move.
-    iova: u64,
-    /// Bytes of it, and how many of them pieces were made of.
-    len: u64,
-    issued: u64,
-    /// A flush is still to be made.
-    flush: bool,
-    /// Pieces that are not answered.
-    pub pieces: u16,
-    /// It stands in the line of those that have more pieces to make.
-    pub feeding: bool,
-    /// Why it fails. No more pieces are made then.
-    pub error: Option<IoError>,
-}
+impl Piece {
+    /// A flush moves nothing.
+    pub const FLUSH: Piece = Piece { verb: Verb::Flush, offset: 0, len: 0, iova: 0 };
 
-impl Request {
-    /// Takes a request into an empty slot.
-    #[inline]
-    pub fn begin(&mut self, io: Io, completer: Completer, iova: u64, shape: &Shape) {
-        assert!(self.completer.is_none(), "a free slot is empty");
-        let Io { op, offset, len, buf, .. } = io;
-        // Nothing is left in a drive without a cache: there, a write is as durable as it gets.
-        self.flush = matches!(op, Op::Flush | Op::WriteFlush) && shape.caches;
-        (self.op, self.offset, self.len) = (Some(op), offset, len);
-        self.buf = buf;
-        self.completer = Some(completer);
-        (self.iova, self.issued) = (iova, 0);
-        (self.pieces, self.feeding) = (0, false);
-    }
-
-    /// What was asked for, and of how many bytes.
-    #[inline]
-    pub fn asked(&self) -> (Op, u64) {
-        (self.op.expect("a request is in its slot"), self.len)
-    }
-
-    /// Empties the slot, if it is not empty.
-    #[inline]
-    pub fn take(&mut self) -> Option<(Completer, Done)> {
-        let completer = self.completer.take()?;
-        let result = self.error.take().map_or(Ok(()), Err);
-        Some((completer, Done { result, buf: self.buf.take() }))
-    }
-
-    /// Whether pieces are to be made.
-    #[inline]
-    pub fn has_more(&self) -> bool {
-        (self.issued < self.len || self.flush) && self.error.is_none()
-    }
-
-    /// Makes the next piece. What is written and flushed is written through, with the flush at its side
-    /// for what was written before: until all are answered nothing is promised.
-    #[inline]
-    pub fn next_piece(&mut self, shape: &Shape) -> Piece {
-        let at = self.issued;
-        if at == self.len {
-            assert!(std::mem::take(&mut self.flush), "only called when there is more");
-            return Piece { verb: Verb::Flush, at, len: 0 };
-        }
-        let (verb, max) = match (self.asked().0, shape.trim) {
-            (Op::Read, _) => (Verb::Read, shape.transfer),
-            (Op::WriteFlush, _) if shape.caches => (Verb::WriteThrough, shape.transfer),
-            (Op::Write | Op::WriteFlush, _) => (Verb::Write, shape.transfer),
-            (Op::Deallocate, Trim::Dataset { max }) => (Verb::Deallocate, max),
-            (Op::Deallocate, Trim::Zeroes { max }) => (Verb::Zero, max),
-            (op, _) => unreachable!("a {op:?} is not begun"),
-        };
-        let len = max.min(self.len - at);
-        self.issued += len;
-        Piece { verb, at, len }
-    }
-
-    /// The command of a piece; what it lists goes to `list`.
+    /// Its command; what that lists goes to `list`.
     ///
     /// # Safety
     /// `list` is 4 KiB of memory, aligned to that, that no controller reads: no command that names it
     /// is outstanding.
     #[inline(always)]
-    pub unsafe fn command(&self, piece: &Piece, shape: &Shape, list: List) -> Command {
+    pub unsafe fn command(&self, shape: &Shape, list: List) -> Command {
         let namespace = shape.namespace;
-        let lba = (self.offset + piece.at) >> shape.block_bits;
-        let blocks = (piece.len >> shape.block_bits) as u32;
+        let lba = self.offset >> shape.block_bits;
+        let blocks = (self.len >> shape.block_bits) as u32;
         let pointers = || {
             // SAFETY: as the caller promises.
-            unsafe { pointers(self.iova + piece.at, piece.len, shape.page, list) }
+            unsafe { pointers(self.iova, self.len, shape.page, list) }
         };
-        match piece.verb {
+        match self.verb {
             Verb::Read => Command::read(namespace, lba, blocks, pointers()),
             Verb::Write => Command::write(namespace, lba, blocks, pointers(), false),
             Verb::WriteThrough => Command::write(namespace, lba, blocks, pointers(), true),
@@ -150,17 +95,97 @@ impl Request {
     }
 }
 
+/// A request that was admitted: its buffer lies in the table of commands.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Asked {
+    pub id: CommandId,
+    pub op: Op,
+    /// The first byte on the drive, and how many; 0 of a flush.
+    pub offset: u64,
+    pub len: u64,
+    /// Where the controller finds the first byte to move, if any move.
+    pub iova: u64,
+}
+
+impl Asked {
+    /// Whether it waits for the window.
+    pub fn is_large(&self) -> bool {
+        self.len > SMALL && matches!(self.op, Op::Read | Op::Write)
+    }
+}
+
+/// A request that takes several commands, or one of a rare kind.
+pub(super) struct Request {
+    pub asked: Asked,
+    /// Bytes of it that pieces were made of.
+    issued: u64,
+    /// A flush is still to be made.
+    flush: bool,
+    /// Pieces that are not answered.
+    pub pieces: u16,
+    /// It stands in the line of those that have more pieces to make.
+    pub feeding: bool,
+    /// Why it fails. No more pieces are made then.
+    pub error: Option<IoError>,
+}
+
+impl Request {
+    pub fn new(asked: Asked, shape: &Shape) -> Request {
+        // Nothing is left in a drive without a cache: there, a write is as durable as it gets.
+        let flush = matches!(asked.op, Op::Flush | Op::WriteFlush) && shape.caches;
+        Request { asked, issued: 0, flush, pieces: 0, feeding: false, error: None }
+    }
+
+    /// Whether pieces are to be made.
+    pub fn has_more(&self) -> bool {
+        (self.issued < self.asked.len || self.flush) && self.error.is_none()
+    }
+
+    /// Makes the next piece. What is written and flushed is written through, with the flush at its side
+    /// for what was written before: until all are answered nothing is promised.
+    pub fn next_piece(&mut self, shape: &Shape) -> Piece {
+        let (at, Asked { op, offset, len, iova, .. }) = (self.issued, self.asked);
+        if at == len {
+            assert!(std::mem::take(&mut self.flush), "only called when there is more");
+            return Piece::FLUSH;
+        }
+        let (verb, max) = match (op, shape.trim) {
+            (Op::Read, _) => (Verb::Read, shape.transfer),
+            (Op::WriteFlush, _) if shape.caches => (Verb::WriteThrough, shape.transfer),
+            (Op::Write | Op::WriteFlush, _) => (Verb::Write, shape.transfer),
+            (Op::Deallocate, Trim::Dataset { max }) => (Verb::Deallocate, max),
+            (Op::Deallocate, Trim::Zeroes { max }) => (Verb::Zero, max),
+            (op, _) => unreachable!("a {op:?} is not begun"),
+        };
+        let len = max.min(len - at);
+        self.issued += len;
+        // Without bytes in memory the sum means nothing and is not used.
+        Piece { verb, offset: offset + at, len, iova: iova.wrapping_add(at) }
+    }
+}
+
 /// Describes `len` bytes at `iova` by the two pointers of a command: the first page from where the bytes
 /// begin in it, then the second, or a list of all others (Base Specification 2.0, section 4.1.1).
 ///
 /// # Safety
-/// As for [`Request::command`].
-#[inline]
+/// As for [`Piece::command`].
+#[inline(always)]
 unsafe fn pointers(iova: u64, len: u64, page: u64, list: List) -> Pointers {
     let first = page - (iova & (page - 1));
     if len <= first {
         return Pointers(iova, 0);
     }
+    // SAFETY: as the caller promises.
+    unsafe { many_pointers(iova, len, page, list) }
+}
+
+/// The same of bytes that end behind the first page.
+///
+/// # Safety
+/// As for [`Piece::command`].
+#[inline(never)]
+unsafe fn many_pointers(iova: u64, len: u64, page: u64, list: List) -> Pointers {
+    let first = page - (iova & (page - 1));
     let (mut next, left) = (iova + first, len - first);
     if left <= page {
         return Pointers(iova, next);

@@ -2,13 +2,14 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use memkv_block::{Completion, Done, Io, IoBuf};
 use memkv_dma::DmaBuf;
 
-use super::bench::{Bench, MIB, config};
+use super::bench::{Bench, LIMIT, MIB, config};
 use crate::Status;
 use crate::model::Fault;
 
@@ -140,6 +141,81 @@ fn no_command_allocates() {
         |_, b| Io::read(1, 4096, b.unwrap()),
         Some(Fault::Nothing),
     );
+}
+
+/// Allocations of the driver while `crowd` reads are done of which the first meets `fault`, once all has
+/// happened before.
+fn allocations_of_trouble(bench: &mut Bench, fault: Fault, crowd: usize) -> u64 {
+    let mut count = 0;
+    let mut buffers: Vec<DmaBuf> = (0..crowd).map(|_| bench.buffer(4096)).collect();
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..4 {
+        // Far apart, so that the drive is not taken for a broken one.
+        bench.clock.advance(Duration::from_secs(300));
+        count = 0;
+        bench.model.lock().fault(fault);
+        let mut ends = Vec::with_capacity(crowd);
+        for n in 0..crowd {
+            let io = Io::read(n as u64 * 4096, 4096, buffers.pop().unwrap());
+            let (end, more) = allocations(|| bench.submit(io));
+            count += more;
+            ends.push(Some(end));
+        }
+        for _ in 0..200 {
+            bench.clock.advance(LIMIT / 16);
+            for _ in 0..20 {
+                bench.model.lock().step();
+                count += allocations(|| bench.reactor.step()).1;
+            }
+            for slot in &mut ends {
+                let Some(end) = slot else { continue };
+                let (polled, more) = allocations(|| Pin::new(end).poll(&mut context));
+                count += more;
+                if let Poll::Ready(done) = polled {
+                    *slot = None;
+                    done.result.unwrap();
+                    buffers.extend(done.buf.and_then(IoBuf::into_exclusive));
+                }
+            }
+        }
+        assert!(ends.iter().all(Option::is_none), "all are done after {fault:?}");
+    }
+    count
+}
+
+/// An abort costs none. A reset costs some, for what the controller tells about itself; how many
+/// commands have to be given again is no matter.
+#[test]
+fn trouble_allocates_nothing_for_a_command() {
+    let mut bench = Bench::new(config());
+    assert_eq!(allocations_of_trouble(&mut bench, Fault::LoseAnswer, 1), 0);
+    assert_eq!(allocations_of_trouble(&mut bench, Fault::LoseAnswer, 32), 0);
+    assert_eq!((bench.device.troubles().aborts, bench.device.troubles().resets), (8, 0));
+    for fault in [Fault::Swallow, Fault::Spurious(0xffff), Fault::Fatal] {
+        let one = allocations_of_trouble(&mut bench, fault, 1);
+        let many = allocations_of_trouble(&mut bench, fault, 100);
+        assert_eq!(one, many, "{fault:?}");
+        assert!((1..100).contains(&one), "{one} for a reset after {fault:?}");
+    }
+    assert_eq!(bench.device.troubles().resets, 24);
+    // The end of a drive takes its commands with it.
+    let mut buffers: Vec<DmaBuf> = (0..100).map(|_| bench.buffer(4096)).collect();
+    let mut ends: Vec<Completion> = Vec::new();
+    for n in 0..100 {
+        ends.push(bench.submit(Io::read(n * 4096, 4096, buffers.pop().unwrap())));
+    }
+    bench.model.lock().remove();
+    let mut count = 0;
+    for _ in 0..4 {
+        count += allocations(|| bench.reactor.step()).1;
+        bench.clock.advance(LIMIT / 16);
+    }
+    let mut context = Context::from_waker(Waker::noop());
+    for mut end in ends {
+        let Poll::Ready(done) = Pin::new(&mut end).poll(&mut context) else { panic!("not over") };
+        assert!(done.result.is_err() && done.buf.is_some());
+    }
+    assert!(count < 10, "{count} for the end of a drive with 100 commands");
 }
 
 #[test]
