@@ -318,6 +318,11 @@ impl Journal {
         self.shared.queue.outstanding()
     }
 
+    /// Commands of the journal's that have ended.
+    pub fn completed(&self) -> u64 {
+        self.shared.queue.completed()
+    }
+
     /// Byte offset of a unit from the start of the drive.
     pub fn data_offset(&self, unit: u32) -> u64 {
         assert!(unit < self.shared.layout.units, "unit {unit} is not on the drive");

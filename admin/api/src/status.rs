@@ -225,7 +225,7 @@ pub struct RecoveryStatus {
 }
 
 /// One reactor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReactorStatus {
     /// Its number.
     pub id: u16,
@@ -239,9 +239,44 @@ pub struct ReactorStatus {
     pub tasks_live: u64,
     /// Tasks ever started.
     pub tasks_spawned: u64,
+    /// Seconds spent on work, and without any, since the start.
+    #[serde(default)]
+    pub busy_seconds: f64,
+    /// See `busy_seconds`.
+    #[serde(default)]
+    pub idle_seconds: f64,
+    /// The core that its thread is bound to, if it is.
+    #[serde(default)]
+    pub cpu: Option<u32>,
+    /// The NUMA node of that core.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
+    /// Commands of its own that drives have now.
+    #[serde(default)]
+    pub depth: u64,
+    /// Commands of its own that drives have answered.
+    #[serde(default)]
+    pub completions_total: u64,
+    /// Those by `polls`.
+    #[serde(default)]
+    pub completions_per_poll: f64,
+    /// The same for each drive, in the order of the node's drives; those in memory have no queues.
+    #[serde(default)]
+    pub queues: Vec<QueueStatus>,
     /// Whose turns took longest, of those longer than 50 µs.
     #[serde(default)]
     pub turns: Vec<TurnStatus>,
+}
+
+/// What one reactor asked of one drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// The drive's path.
+    pub drive: String,
+    /// Commands that it has now.
+    pub depth: u64,
+    /// Commands that it has answered since the start.
+    pub completions_total: u64,
 }
 
 /// The longest turns of one kind of task or poller.

@@ -263,7 +263,8 @@ fn drive_table(text: &mut String, drives: &[DriveStatus]) {
 }
 
 fn reactor_table(text: &mut String, status: &NodeStatus) {
-    let mut table = plain_table(&["reactor", "busy", "polls", "sleeps", "tasks"]);
+    let names = ["reactor", "busy", "polls", "sleeps", "tasks", "depth", "completions", "by poll"];
+    let mut table = plain_table(&names);
     for reactor in &status.reactors {
         table.add_row([
             reactor.id.to_string(),
@@ -271,6 +272,9 @@ fn reactor_table(text: &mut String, status: &NodeStatus) {
             reactor.polls.to_string(),
             reactor.sleeps.to_string(),
             format!("{} of {}", reactor.tasks_live, reactor.tasks_spawned),
+            reactor.depth.to_string(),
+            reactor.completions_total.to_string(),
+            format!("{:.3}", reactor.completions_per_poll),
         ]);
     }
     writeln!(text, "{}", table.trim_fmt()).expect("writing to a string");

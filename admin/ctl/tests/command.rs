@@ -56,7 +56,10 @@ impl NodeAdmin for Fake {
                 sleeps: 20,
                 tasks_live: 3,
                 tasks_spawned: 40,
-                turns: Vec::new(),
+                depth: 17,
+                completions_total: 1717,
+                completions_per_poll: 17.17,
+                ..ReactorStatus::default()
             }],
             connections: ConnectionStatus { open: 7, max: 1024, ..ConnectionStatus::default() },
             scrub: ScrubStatus::default(),
@@ -168,6 +171,7 @@ fn status_shows_what_a_person_wants_to_know() {
         "a file with O_DIRECT",
         "after a crash, 256 blocks in 31 ms",
         "12.3 %",
+        "17.170",
     ] {
         assert!(shown.contains(part), "{part} is missing from\n{shown}");
     }

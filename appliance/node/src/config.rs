@@ -33,6 +33,7 @@ pub use problem::{ConfigError, Origin, Problem, ProblemKind, Warning};
 pub use resolve::AUTH_KEY_VARIABLE;
 
 use crate::paths::Machine;
+use memkv_nvme::PciAddress;
 use memkv_session::NamespaceLimits;
 use memkv_wire::SharedKey;
 use serde_yaml::Value;
@@ -120,6 +121,8 @@ pub struct Storage {
     /// Where the drive is that nobody named: this folder is made when it is not there. Folders that
     /// are named are not, for their file system may just not be mounted.
     pub data_directory: Option<PathBuf>,
+    /// Whether drives that are named by their PCI addresses are driven past the kernel.
+    pub bypass: BypassUse,
     /// How long a drive may leave its oldest command unanswered before it is taken offline.
     pub drive_timeout: Duration,
     /// What happens when they fill.
@@ -146,6 +149,11 @@ pub struct Trim {
 /// One drive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Drive {
+    /// An NVMe controller, as large as its first namespace.
+    Pci {
+        /// Where it is on the bus.
+        address: PciAddress,
+    },
     /// A block device, as large as it is.
     Device {
         /// Its path.
@@ -166,11 +174,22 @@ pub enum Drive {
 }
 
 impl Drive {
-    /// What its device is called: its path, or `memory`.
+    /// What its device is called: its path, its PCI address, or `memory`.
     pub fn name(&self) -> String {
         match self {
+            Self::Pci { address } => address.to_string(),
             Self::Device { media } | Self::File { media, .. } => media.display().to_string(),
             Self::Memory { .. } => "memory".to_owned(),
+        }
+    }
+
+    /// How it is named to commands that look at drives: its path, or its PCI address. What is in memory
+    /// has no such name.
+    pub fn media(&self) -> Option<PathBuf> {
+        match self {
+            Self::Pci { address } => Some(PathBuf::from(address.to_string())),
+            Self::Device { media } | Self::File { media, .. } => Some(media.clone()),
+            Self::Memory { .. } => None,
         }
     }
 }
@@ -277,6 +296,17 @@ words! {
         File = "file",
         /// Memory.
         Memory = "memory",
+    }
+}
+words! {
+    /// Whether drives that are named by their PCI addresses are driven past the kernel.
+    BypassUse {
+        /// Where they can be, else by their block devices.
+        Prefer = "prefer",
+        /// They are, or the node does not start.
+        Require = "require",
+        /// By their block devices.
+        Never = "never",
     }
 }
 words! {

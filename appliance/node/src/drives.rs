@@ -22,6 +22,7 @@ use memkv_store::{
 };
 use uuid::Uuid;
 
+use crate::bypass::{Bypass, BypassError};
 use crate::config::{Config, Drive, Durability, EvictionPolicy, StorageMode};
 use crate::members::{LeftOut, keep_members};
 
@@ -39,6 +40,15 @@ pub enum DrivesError {
         /// Why.
         #[source]
         source: OpenError,
+    },
+    /// A drive that is named by its PCI address cannot be had.
+    #[error("cannot open drive {name}")]
+    Bypass {
+        /// Its address.
+        name: String,
+        /// Why.
+        #[source]
+        source: BypassError,
     },
     /// No memory for a memory drive.
     #[error("no memory for a drive of {size} bytes")]
@@ -178,13 +188,14 @@ pub struct OpenStore {
 pub fn open_devices(
     config: &Config,
     pool: &Pool,
+    bypass: &Bypass,
     progress: &Progress,
 ) -> Result<Vec<Arc<dyn BlockDevice>>, DrivesError> {
     if let Some(path) = &config.storage.data_directory {
         make_folder(path)?;
     }
     let drives = config.storage.drives.iter();
-    drives.map(|drive| open_device(drive, config, pool, progress)).collect()
+    drives.map(|drive| open_device(drive, config, pool, bypass, progress)).collect()
 }
 
 /// Opens one drive; see [`open_devices`].
@@ -195,9 +206,17 @@ pub fn open_device(
     drive: &Drive,
     config: &Config,
     pool: &Pool,
+    bypass: &Bypass,
     progress: &Progress,
 ) -> Result<Arc<dyn BlockDevice>, DrivesError> {
+    let timeout = config.storage.drive_timeout;
     let (media, size) = match drive {
+        Drive::Pci { address } => {
+            return bypass
+                .open_drive(*address, config, pool)
+                .map(|device| memkv_block::watch(device, timeout))
+                .map_err(|source| DrivesError::Bypass { name: drive.name(), source });
+        }
         Drive::Device { media } => (media, None),
         Drive::File { media, size } => (media, *size),
         Drive::Memory { size } => {
@@ -211,7 +230,7 @@ pub fn open_device(
     options.size = size;
     options.progress = Some(Box::new(move |done, total| progress(&shown, done, total)));
     memkv_block::open(options)
-        .map(|device| memkv_block::watch(device, config.storage.drive_timeout))
+        .map(|device| memkv_block::watch(device, timeout))
         .map_err(|source| DrivesError::Open { name, source })
 }
 

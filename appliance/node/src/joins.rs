@@ -22,6 +22,7 @@ use memkv_poller::Local;
 use memkv_session::{Context, DriveIo};
 use memkv_store::{DriveId, DriveState, JoinError, Newcomer, Store};
 
+use crate::bypass::Way;
 use crate::config::{Config, Drive};
 use crate::drives::{self, Progress, options_like};
 use crate::node::{Control, order};
@@ -74,7 +75,8 @@ impl Shared {
     /// Whether a drive needs not, or cannot, join: it did, it is in memory, or it was left out for
     /// what is on it.
     fn uses(&self, drive: &Drive) -> bool {
-        let Some(name) = media(drive).map(|media| media.display().to_string()) else { return true };
+        let Some(media) = drive.media() else { return true };
+        let name = media.display().to_string();
         let at_start = self.at_start();
         at_start.number(&name).is_some()
             || at_start.left_out.iter().any(|left| left.device.name() == name && !left.blank)
@@ -85,7 +87,7 @@ impl Shared {
         drive: &Drive,
         now: &Config,
     ) -> Result<Arc<dyn BlockDevice>, Vec<String>> {
-        let media = media(drive).expect("what is in memory does not join");
+        let media = drive.media().expect("what is in memory does not join");
         let name = media.display().to_string();
         if let Some(why) = self.at_start().owes(&name) {
             return Err(vec![why]);
@@ -96,14 +98,15 @@ impl Shared {
             return Ok(left.device.clone());
         }
         // A file that is not there is made.
-        if matches!(drive, Drive::Device { .. }) || media.exists() {
-            let against = offline::against_taking(media, None);
+        if !matches!(drive, Drive::File { .. }) || media.exists() {
+            let against = offline::against_taking(&media, None);
             if !against.is_empty() {
                 return Err(against);
             }
         }
         let quiet: Progress = Rc::new(|_, _, _| {});
-        drives::open_device(drive, now, &self.pool, &quiet).map_err(|e| vec![chain(&e)])
+        drives::open_device(drive, now, &self.pool, &self.bypass, &quiet)
+            .map_err(|e| vec![chain(&e)])
     }
 
     /// Has a drive join; the drive as the configuration names it, and its identity.
@@ -175,7 +178,7 @@ impl Shared {
     /// The drive as the configuration lists it: the one that holds, or the file as it is now.
     fn listed(&self, path: &str, source: Option<&Source>) -> Result<Drive, String> {
         let now = self.config();
-        let is_it = |drive: &&Drive| media(drive).is_some_and(|media| media == Path::new(path));
+        let is_it = |drive: &&Drive| drive.media().is_some_and(|media| media == Path::new(path));
         if let Some(drive) = now.storage.drives.iter().find(is_it) {
             return Ok(drive.clone());
         }
@@ -189,7 +192,7 @@ impl Shared {
     fn returned(&self, drive: &Drive) -> Result<Arc<dyn BlockDevice>, api::ReadmitError> {
         let refused = api::ReadmitError::Refused;
         let now = self.config();
-        let media = media(drive).expect("what is in memory has no path");
+        let media = drive.media().expect("what is in memory has no path");
         let name = media.display().to_string();
         if let Some(why) = self.at_start().owes(&name) {
             return Err(refused(why));
@@ -210,7 +213,7 @@ impl Shared {
             return Err(refused(format!("{name}: it serves and need not be readmitted")));
         }
         if let Some(number) = number
-            && offline::is_locked(media)
+            && self.is_at_hand(drive, &media)
         {
             return self.same_again(number, &now);
         }
@@ -220,15 +223,27 @@ impl Shared {
             .map(|drive| drive.uuid)
             .collect();
         let own = NodeUuid(uuid::Uuid::from_bytes(self.identity.server));
-        if matches!(drive, Drive::Device { .. }) || media.exists() {
-            let against = offline::against_taking(media, Some((own, &serving)));
+        if !matches!(drive, Drive::File { .. }) || media.exists() {
+            let against = offline::against_taking(&media, Some((own, &serving)));
             if !against.is_empty() {
                 return Err(refused(against.join("; ")));
             }
         }
         let quiet: Progress = Rc::new(|_, _, _| {});
-        let opened = drives::open_device(drive, &now, &self.pool, &quiet);
+        let opened = drives::open_device(drive, &now, &self.pool, &self.bypass, &quiet);
         opened.map_err(|error| refused(chain(&error)))
+    }
+
+    /// Whether a drive that failed is still open here. A controller that is out of service is not: it was
+    /// let go, and whatever is at its address now is opened like any other.
+    fn is_at_hand(&self, drive: &Drive, media: &Path) -> bool {
+        let Drive::Pci { address } = drive else { return offline::is_locked(media) };
+        match self.bypass.way(*address, self.config().storage.bypass) {
+            Ok(Way::Kernel { path, .. }) => offline::is_locked(&path),
+            _ => {
+                self.bypass.drives().iter().any(|open| open.name() == drive.name() && open.attend())
+            }
+        }
     }
 
     /// The hardware that failed, for a use that begins anew.
@@ -257,13 +272,6 @@ impl Shared {
             )));
         }
         Ok(memkv_block::watch(left, now.storage.drive_timeout))
-    }
-}
-
-fn media(drive: &Drive) -> Option<&Path> {
-    match drive {
-        Drive::Device { media } | Drive::File { media, .. } => Some(media),
-        Drive::Memory { .. } => None,
     }
 }
 

@@ -17,10 +17,11 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use memkv_block::{BlockDevice, IoError};
+use memkv_block::{BlockDevice, IoError, Kind};
 use memkv_dma::{Hugepages, Memory, Pool, PoolConfig, PoolError};
 use memkv_net::NetError;
 use memkv_net::tcp::{Accepted, Engine, Listener};
+use memkv_nvme::Sysfs;
 use memkv_poller::channel::{self, InboxReceiver, InboxSender};
 use memkv_poller::{
     IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, StopFlag, SystemClock,
@@ -30,6 +31,7 @@ use memkv_store::{
     DriveId, DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort, Tuning,
 };
 
+use crate::bypass::Bypass;
 use crate::config::{Config, HugepageUse};
 use crate::drives::{self, DrivesError, OpenStore};
 use crate::hugepages::{Reserved, TooFew};
@@ -37,6 +39,7 @@ use crate::joins::{self, Joined};
 use crate::listing::ListPiece;
 use crate::reload::Source;
 use crate::status::{DrivesAtStart, Shared};
+use crate::work::{self, QueueLoad};
 
 /// Messages under way from other reactors to the store.
 const STORE_CALLS: usize = 4096;
@@ -111,6 +114,8 @@ pub(crate) enum Control {
     OpenDrive(DriveId, Result<(), String>, mpsc::Sender<()>),
     /// Tell how many commands of its own a drive has not answered.
     Outstanding(DriveId, mpsc::Sender<usize>),
+    /// Tell what this reactor has drives do.
+    Queues(mpsc::Sender<Vec<QueueLoad>>),
     /// Walk over a piece of the store (reactor 0): what is there, and where to go on.
     List(ListPiece, mpsc::Sender<(Vec<Listed>, Option<u64>)>),
     /// Tell the state of the drives (reactor 0).
@@ -138,6 +143,7 @@ struct Ready {
 struct Parts {
     config: Config,
     pool: Pool,
+    bypass: Arc<Bypass>,
     devices: Vec<Arc<dyn BlockDevice>>,
     stop: StopFlag,
 }
@@ -148,6 +154,19 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub fn start(config: Config, progress: &drives::Progress) -> Result<Self, StartError> {
+        Node::start_on(config, |config, pool, bypass| {
+            drives::open_devices(config, pool, bypass, progress)
+        })
+    }
+
+    /// The same on drives that `open` opens, whichever the configuration names.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running then.
+    pub fn start_on(
+        config: Config,
+        open: impl FnOnce(&Config, &Pool, &Bypass) -> Result<Vec<Arc<dyn BlockDevice>>, DrivesError>,
+    ) -> Result<Self, StartError> {
         if config.memory.hugepages == HugepageUse::Require
             && let Some(reserved) = Reserved::of_this_system()
         {
@@ -161,9 +180,10 @@ impl Node {
         let address = config.network.address;
         let listener =
             Listener::bind(address).map_err(|source| StartError::Listen { address, source })?;
-        let devices = drives::open_devices(&config, &pool, progress)?;
+        let bypass = Bypass::new(Sysfs::default());
+        let devices = open(&config, &pool, &bypass)?;
         let count = config.reactors.max(1);
-        let mut parts = Parts { config, pool, devices, stop: StopFlag::new() };
+        let mut parts = Parts { config, pool, bypass, devices, stop: StopFlag::new() };
 
         let (controls, mut inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| channel::inbox(CONTROL)).unzip();
@@ -316,6 +336,7 @@ fn first_reactor(
         &parts.config,
         listener.local_addr(),
         parts.pool.clone(),
+        parts.bypass.clone(),
         DrivesAtStart {
             devices: parts.devices.clone(),
             recoveries,
@@ -394,8 +415,12 @@ fn context(
 }
 
 /// Bytes that one reactor's connections may be lent: all reactors together a quarter of the pool, and an
-/// eighth of drives in memory. Who was lent something may keep it for as long as he likes.
+/// eighth of drives in memory. Who was lent something may keep it for as long as he likes. Memory that
+/// drives see which are driven from here is not lent.
 fn lendable(parts: &Parts) -> u64 {
+    if parts.devices.iter().any(|device| device.kind() == Kind::Nvme) {
+        return 0;
+    }
     let media = parts.devices.iter().filter_map(|device| device.memory());
     let media: u64 = media.flat_map(|memory| memory.regions()).map(|(_, len)| len as u64).sum();
     let pool = parts.pool.stats().size / 4;
@@ -522,6 +547,9 @@ impl Orders {
             }
             Control::Outstanding(id, answer) => {
                 let _ = answer.send(context.outstanding(id));
+            }
+            Control::Queues(answer) => {
+                let _ = answer.send(work::queue_loads(context, self.store.as_deref()));
             }
             Control::List(piece, answer) => {
                 let store = self.store().clone();

@@ -18,12 +18,13 @@ use memkv_session::{Identity, SessionCounters};
 use memkv_store::{DriveState, DriveStatus, StoreCounters};
 use memkv_wire::StatId;
 
+use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::drives::Recovery;
 use crate::members::LeftOut;
 use crate::node::{Control, order};
 use crate::reload::Reloads;
-use crate::work;
+use crate::work::{self, QueueLoad};
 
 /// How long the admin endpoint waits for reactor 0.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
@@ -89,6 +90,7 @@ pub struct Shared {
     config: RwLock<Arc<Config>>,
     pub(crate) reloads: Reloads,
     pub(crate) pool: Pool,
+    pub(crate) bypass: Arc<Bypass>,
     pub(crate) store: Arc<StoreCounters>,
     sessions: Vec<Arc<SessionCounters>>,
     reactors: Mutex<Vec<(usize, Arc<ReactorStats>)>>,
@@ -106,6 +108,7 @@ impl Shared {
         config: &Config,
         address: SocketAddr,
         pool: Pool,
+        bypass: Arc<Bypass>,
         at_start: DrivesAtStart,
         store: Arc<StoreCounters>,
         identity: Identity,
@@ -117,6 +120,7 @@ impl Shared {
             config: RwLock::new(Arc::new(config.clone())),
             reloads: Reloads::default(),
             pool,
+            bypass,
             store,
             sessions: controls.iter().map(|_| Arc::default()).collect(),
             reactors: Mutex::default(),
@@ -292,20 +296,26 @@ impl Shared {
         }
     }
 
+    /// What each reactor has drives do; of one that does not answer nothing.
+    fn queue_loads(&self) -> Vec<Vec<QueueLoad>> {
+        let asked: Vec<_> = self.controls.iter().map(|c| order(c, Control::Queues)).collect();
+        let until = Instant::now() + ANSWER;
+        let left = || until.saturating_duration_since(Instant::now());
+        asked.iter().map(|answer| answer.recv_timeout(left()).unwrap_or_default()).collect()
+    }
+
     fn reactor_rows(&self) -> Vec<api::ReactorStatus> {
+        let loads = self.queue_loads();
+        let at_start = self.at_start();
         let reactors = self.reactors.lock().unwrap_or_else(PoisonError::into_inner);
         let rows = reactors.iter().map(|(id, stats)| {
-            let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
-            let (busy, idle) = (get(&stats.busy_ns), get(&stats.idle_ns));
-            api::ReactorStatus {
-                id: *id as u16,
-                busy_percent: 100.0 * busy as f64 / (busy + idle).max(1) as f64,
-                polls: get(&stats.polls),
-                sleeps: get(&stats.sleeps),
-                tasks_live: get(&stats.tasks_live),
-                tasks_spawned: get(&stats.tasks_spawned),
-                turns: work::turn_rows(stats),
-            }
+            let loads = loads.get(*id).into_iter().flatten();
+            let counted = loads.filter(|load| !at_start.gone.contains(&load.drive));
+            let rows = counted.filter_map(|load| {
+                let device = at_start.devices.get(load.drive)?;
+                Some(work::queue_row(load, &**device))
+            });
+            work::reactor_row(*id, stats, rows.collect())
         });
         rows.collect()
     }
@@ -558,7 +568,9 @@ impl api::NodeAdmin for Shared {
         }
         trim_metrics(&mut snapshot, &drives);
         work::io_metrics(&mut snapshot, &self.at_start().counted());
-        work::turn_metrics(&mut snapshot, &self.reactor_rows());
+        let reactors = self.reactor_rows();
+        work::reactor_metrics(&mut snapshot, &reactors);
+        work::turn_metrics(&mut snapshot, &reactors);
         scrub_metrics(&mut snapshot, &s.scrub);
         for class in Class::ALL {
             let labels = vec![("class", class.name().to_owned())];

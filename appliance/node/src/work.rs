@@ -1,11 +1,42 @@
 //! What drives were asked, and how long reactors' turns took: rows of the status and metrics.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use memkv_admin_api as api;
 use memkv_block::{BlockDevice, DeviceStats};
 use memkv_poller::ReactorStats;
+use memkv_session::Context;
+use memkv_store::Store;
+
+/// What one reactor has one drive do, by the drive's number.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct QueueLoad {
+    pub drive: usize,
+    /// Commands that the drive has now.
+    pub depth: u64,
+    /// Commands that it has answered.
+    pub completed: u64,
+}
+
+/// On a reactor: what its sessions have drives do, and its store, if it has that.
+pub(crate) fn queue_loads(context: &Context, store: Option<&Store>) -> Vec<QueueLoad> {
+    let row = |(id, depth, completed): (memkv_store::DriveId, usize, u64)| QueueLoad {
+        drive: usize::from(id.0),
+        depth: depth as u64,
+        completed,
+    };
+    let mut loads: Vec<QueueLoad> = context.queues().into_iter().map(row).collect();
+    for own in store.map(Store::drives).unwrap_or_default() {
+        let own = row((own.id, own.outstanding, own.completed));
+        if let Some(load) = loads.iter_mut().find(|load| load.drive == own.drive) {
+            load.depth += own.depth;
+            load.completed += own.completed;
+        }
+    }
+    loads
+}
 
 /// A drive's counters for the status.
 pub(crate) fn io_row(stats: &DeviceStats) -> api::IoStatus {
@@ -23,6 +54,43 @@ pub(crate) fn io_row(stats: &DeviceStats) -> api::IoStatus {
         depth_high: stats.depth_high,
         dry_total: stats.dry,
         starved_us_total: stats.starved.as_micros() as u64,
+    }
+}
+
+/// A reactor's queue on a drive for the status.
+pub(crate) fn queue_row(load: &QueueLoad, device: &dyn BlockDevice) -> api::QueueStatus {
+    api::QueueStatus {
+        drive: device.name().to_owned(),
+        depth: load.depth,
+        completions_total: load.completed,
+    }
+}
+
+/// A reactor for the status, with its queues.
+pub(crate) fn reactor_row(
+    id: usize,
+    stats: &ReactorStats,
+    queues: Vec<api::QueueStatus>,
+) -> api::ReactorStatus {
+    let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
+    let (busy, idle, polls) = (get(&stats.busy_ns), get(&stats.idle_ns), get(&stats.polls));
+    let completions_total: u64 = queues.iter().map(|queue| queue.completions_total).sum();
+    api::ReactorStatus {
+        id: id as u16,
+        busy_percent: 100.0 * busy as f64 / (busy + idle).max(1) as f64,
+        polls,
+        sleeps: get(&stats.sleeps),
+        tasks_live: get(&stats.tasks_live),
+        tasks_spawned: get(&stats.tasks_spawned),
+        busy_seconds: busy as f64 * 1e-9,
+        idle_seconds: idle as f64 * 1e-9,
+        cpu: None,
+        numa_node: None,
+        depth: queues.iter().map(|queue| queue.depth).sum(),
+        completions_total,
+        completions_per_poll: completions_total as f64 / polls.max(1) as f64,
+        queues,
+        turns: turn_rows(stats),
     }
 }
 
@@ -80,6 +148,34 @@ pub(crate) fn io_metrics(snapshot: &mut api::MetricsSnapshot, devices: &[Arc<dyn
         }
         for (name, help, pick) in gauges {
             snapshot.gauge(name, help, vec![drive()], pick(&stats) as f64);
+        }
+    }
+}
+
+/// What reactors do, and have drives do, for the metrics.
+pub(crate) fn reactor_metrics(
+    snapshot: &mut api::MetricsSnapshot,
+    reactors: &[api::ReactorStatus],
+) {
+    for reactor in reactors {
+        let id = || ("reactor", reactor.id.to_string());
+        for (name, help, value) in [
+            ("memkv_reactor_polls_total", "Passes over its pollers.", reactor.polls),
+            ("memkv_reactor_sleeps_total", "Times it slept for lack of work.", reactor.sleeps),
+        ] {
+            snapshot.counter(name, help, vec![id()], value);
+        }
+        for (state, seconds) in [("busy", reactor.busy_seconds), ("idle", reactor.idle_seconds)] {
+            let labels = vec![id(), ("state", state.to_owned())];
+            let (name, help) = ("memkv_reactor_microseconds_total", "Its time, by what it found.");
+            snapshot.counter(name, help, labels, (seconds * 1e6) as u64);
+        }
+        for queue in &reactor.queues {
+            let labels = || vec![id(), ("drive", queue.drive.clone())];
+            let (name, help) = ("memkv_queue_completions_total", "Its commands that have ended.");
+            snapshot.counter(name, help, labels(), queue.completions_total);
+            let (name, help) = ("memkv_queue_depth", "Its commands that the drive has now.");
+            snapshot.gauge(name, help, labels(), queue.depth as f64);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What acknowledged puts survive: by configuration, and by what a put asks for.
+//! What acknowledged puts survive, by configuration and by what a put asks for; and what of the drives' work
+//! is told.
 
 mod common;
 
@@ -72,5 +73,41 @@ fn memory_survives_nothing_and_says_so() {
     let asked = durable(&wire, b"asked", &bytes);
     assert_eq!(wire.put_as(asked, &bytes).status, Status::Unsupported);
     assert_eq!(wire.put(b"plain", &bytes, PutMode::Absent).status, Status::Ok);
+    node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn what_reactors_have_drives_do_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = file_node(&dir, "process");
+    let mut wire = Wire::connect(&node);
+    let status = node.admin().status();
+    let ended = |status: &memkv_admin_api::NodeStatus| -> u64 {
+        status.reactors.iter().map(|reactor| reactor.completions_total).sum()
+    };
+    let before = ended(&status);
+    for key in 0..10u8 {
+        assert_eq!(wire.put(&[key], &value(key, 5_000), PutMode::Absent).status, Status::Ok);
+        assert_eq!(wire.get(&[key]).1, value(key, 5_000));
+    }
+    let status = node.admin().status();
+    assert!(ended(&status) >= before + 30, "data, a record and a read for each: {status:?}");
+    let io: u64 = status
+        .drives
+        .iter()
+        .map(|d| d.io.reads_total + d.io.writes_total + d.io.flushes_total)
+        .sum();
+    assert!(ended(&status) <= io, "none that no drive has done: {status:?}");
+    for reactor in &status.reactors {
+        let drives: Vec<&str> = reactor.queues.iter().map(|queue| &*queue.drive).collect();
+        let all: Vec<&str> = status.drives.iter().map(|drive| &*drive.path).collect();
+        assert_eq!(drives, all, "every reactor reaches every drive");
+        let total: u64 = reactor.queues.iter().map(|queue| queue.completions_total).sum();
+        assert_eq!(reactor.completions_total, total);
+        assert!(reactor.busy_seconds > 0.0 && reactor.polls > 0);
+    }
+    let metrics = node.admin().metrics();
+    let counted = metrics.counters.iter().filter(|c| c.name == "memkv_queue_completions_total");
+    assert!(counted.map(|counter| counter.value).sum::<u64>() >= ended(&status));
     node.stop().expect("an orderly stop");
 }

@@ -371,6 +371,17 @@ impl Context {
         self.drives[usize::from(id.0)].get().map_or(0, |drive| drive.queue.outstanding())
     }
 
+    /// What the queues of this reactor's sessions have now, and have done: per drive the commands that
+    /// it has not answered, and those that have ended.
+    pub fn queues(&self) -> Vec<(DriveId, usize, u64)> {
+        let drives = self.drives.iter().enumerate();
+        let drives = drives.filter_map(|(at, drive)| Some((at, drive.get()?)));
+        let row = |(at, drive): (usize, &DriveIo)| {
+            (DriveId(at as u16), drive.queue.outstanding(), drive.queue.completed())
+        };
+        drives.map(row).collect()
+    }
+
     /// A number no other session of the node has: the reactor's id is in its upper bits.
     pub(crate) fn session_number(&self) -> u64 {
         let number = self.next_session.get();

@@ -53,6 +53,8 @@ pub struct DriveStatus {
     pub why_offline: Option<String>,
     /// Commands of the store's that it has not answered.
     pub outstanding: usize,
+    /// Commands of the store's that have ended.
+    pub completed: u64,
     /// Units of 16 KiB in its data region.
     pub units_total: u64,
     /// Units free for new extents.
@@ -100,6 +102,7 @@ impl Drive {
             state: self.state.get(),
             why_offline: self.why_offline.borrow().clone(),
             outstanding: self.journal.outstanding(),
+            completed: self.journal.completed(),
             units_total: u64::from(self.journal.total_units()),
             units_free: u64::from(self.journal.free_units()),
             trim: self.journal.trim_stats(),

@@ -199,6 +199,11 @@ impl Commands {
         self.table.borrow().slots.iter().all(idle)
     }
 
+    /// How many commands there have been.
+    pub(crate) fn given(&self) -> u64 {
+        self.table.borrow().given
+    }
+
     /// A new command, whose buffer, if there is one, is taken. The caller is to have its [end](Self::completion).
     #[inline(always)]
     pub fn give(&self, buf: &mut Option<IoBuf>) -> CommandId {

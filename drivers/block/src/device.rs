@@ -155,6 +155,12 @@ pub trait BlockQueue {
         None
     }
 
+    /// Commands that have ended, of those that were submitted here; nothing where nobody counts.
+    fn completed(&self) -> u64 {
+        let given = self.commands().map_or(0, |commands| commands.given());
+        given.saturating_sub(self.outstanding() as u64)
+    }
+
     /// The device is not waited for any more, for it does not answer: what waits inside and never
     /// reached it ends as [`IoError::Offline`], and dropping the queue leaks what the device still has
     /// instead of waiting.

@@ -72,7 +72,7 @@ impl Medium {
         };
         Ok(Medium {
             file,
-            name: path.display().to_string(),
+            name: options.name.clone().unwrap_or_else(|| path.display().to_string()),
             geometry: Geometry { capacity, sector, max_transfer: MAX_TRANSFER },
             direct,
             block_device,

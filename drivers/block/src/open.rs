@@ -25,6 +25,10 @@ pub type AllocationProgress = Box<dyn FnMut(u64, u64)>;
 pub struct OpenOptions {
     /// A file or a block device.
     pub path: PathBuf,
+    /// What it is called in logs and status; nothing: its path.
+    pub name: Option<String>,
+    /// What is added to the reason for its driver.
+    pub note: Option<String>,
     /// A file: its size in bytes, to which it is made or extended with its room reserved; a larger one
     /// is refused. A block device: how much of it is used. Nothing: what is there.
     pub size: Option<u64>,
@@ -44,7 +48,16 @@ impl OpenOptions {
     /// All of what is there, by the best driver, after at most 5 s of patience.
     pub fn new(path: impl Into<PathBuf>, pool: Pool) -> OpenOptions {
         let patience = Duration::from_secs(5);
-        OpenOptions { path: path.into(), size: None, progress: None, pool, force: None, patience }
+        OpenOptions {
+            path: path.into(),
+            name: None,
+            note: None,
+            size: None,
+            progress: None,
+            pool,
+            force: None,
+            patience,
+        }
     }
 }
 
@@ -147,12 +160,9 @@ pub fn open(mut options: OpenOptions) -> Result<Arc<dyn BlockDevice>, OpenError>
             opened => break opened?,
         }
     };
-    let OpenOptions { path, pool, .. } = options;
-    let device = choose(medium, pool, forced).map_err(|(kind, source)| OpenError::Unavailable {
-        path,
-        kind,
-        source,
-    })?;
+    let OpenOptions { path, pool, note, .. } = options;
+    let device = choose(medium, pool, forced, note)
+        .map_err(|(kind, source)| OpenError::Unavailable { path, kind, source })?;
     tracing::info!(
         drive = device.name(),
         driver = device.kind().name(),
@@ -178,8 +188,10 @@ fn choose(
     medium: Medium,
     pool: Pool,
     forced: Option<Kind>,
+    note: Option<String>,
 ) -> Result<Arc<dyn BlockDevice>, (Kind, io::Error)> {
     let what = if medium.block_device { "a block device" } else { "a file" };
+    let what = note.map_or_else(|| what.to_owned(), |note| format!("{what} ({note})"));
     let cache = if medium.direct { "with direct I/O" } else { "through the page cache" };
     let medium = Arc::new(medium);
     let threads = |why: String| match Threads::new(Arc::clone(&medium), why) {

@@ -132,7 +132,8 @@ impl BlockDevice for WatchedDevice {
             return Ok(queue);
         }
         let line = RefCell::default();
-        Ok(Rc::new_cyclic(|this| WatchedQueue { this: this.clone(), queue, look, line }))
+        let submitted = Cell::new(0);
+        Ok(Rc::new_cyclic(|this| WatchedQueue { this: this.clone(), queue, look, line, submitted }))
     }
 
     fn view(&self, offset: u64, len: usize) -> Option<DmaRef> {
@@ -280,6 +281,8 @@ struct WatchedQueue {
     queue: Rc<dyn BlockQueue>,
     look: Look,
     line: RefCell<Line>,
+    /// Commands that the driver was given.
+    submitted: Cell<u64>,
 }
 
 impl Looks for WatchedQueue {
@@ -329,8 +332,10 @@ impl BlockQueue for WatchedQueue {
             completer.complete(Done::of(io, Err(self.look.ended.error())));
             return completion;
         }
+        self.submitted.set(self.submitted.get() + 1);
         let completion = self.queue.submit(io);
-        let command = completion.watched().expect("who hands on commands of a table hands on the table");
+        let command =
+            completion.watched().expect("who hands on commands of a table hands on the table");
         if command.is_pending() {
             self.line.borrow_mut().add(command);
             let this = || self.this.clone();
@@ -341,6 +346,10 @@ impl BlockQueue for WatchedQueue {
 
     fn outstanding(&self) -> usize {
         self.queue.outstanding()
+    }
+
+    fn completed(&self) -> u64 {
+        self.submitted.get().saturating_sub(self.queue.outstanding() as u64)
     }
 
     fn give_up(&self) {

@@ -229,6 +229,13 @@ impl Controller {
         }
     }
 
+    /// Takes it out of service, for the system wants it back.
+    pub fn recall(&mut self) {
+        if !matches!(self.state, State::Off | State::Failed) {
+            self.fail(NvmeError::Recalled);
+        }
+    }
+
     /// Goes as far as the controller has come. Says whether anything has changed.
     pub fn step(&mut self, now: Instant) -> bool {
         let mut moved = false;

@@ -270,6 +270,22 @@ impl Nvme {
         (self.shared.signals.era() == OVER).then(|| self.shared.controller().take_failure())
     }
 
+    /// Looks after a drive that may have nothing to do: whether it is still there and well, and whether
+    /// the system wants it back. False when it is out of service. To be called now and then, by any
+    /// thread; it may wait for the kernel to let go of a device.
+    pub fn attend(&self) -> bool {
+        let shared = &self.shared;
+        let recalled = shared.transport.is_recalled();
+        let mut controller = shared.controller();
+        let now = shared.clock.now();
+        if recalled {
+            controller.recall();
+        }
+        controller.examine(now);
+        controller.step(now);
+        controller.state() != State::Failed
+    }
+
     /// Asks the drive for its health. Blocks until it has answered, which takes it some milliseconds: not
     /// for a reactor.
     pub fn health(&self) -> Result<Health, NvmeError> {

@@ -16,6 +16,11 @@ pub enum NvmeError {
     /// It does not answer on the bus.
     #[error("the controller does not answer on the bus: it was removed")]
     Removed,
+    /// The system wants it back.
+    #[error(
+        "the system has called the controller back, to remove it or to give it to another driver"
+    )]
+    Recalled,
     /// It did not get on from one state to the next in time.
     #[error("the controller was {state} for longer than {} s", .limit.as_secs_f32())]
     Deadline {

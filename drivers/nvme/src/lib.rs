@@ -15,7 +15,7 @@
 //! The parts, from the ground up: [`Transport`] is the way to a controller, registers and memory, and
 //! knows PCI so that nobody else has to ([`Vfio`] is one); `registers`, `command`, `status`, `identify` and `health` are
 //! the specification's words; `area` is memory that driver and controller share; `ring` a pair of rings
-//! in it; `admin` the queue that manages; `controller` the life of the controller; `queue` the path of
+//! in it; `pci` finds controllers and gives them to drivers; `admin` the queue that manages; `controller` the life of the controller; `queue` the path of
 //! data; `device` what the store sees.
 //!
 //! **The rule of this crate.** A controller reads and writes memory by itself. So rings and lists are
@@ -44,6 +44,7 @@ mod device;
 mod error;
 mod health;
 mod identify;
+mod pci;
 mod queue;
 mod registers;
 mod ring;
@@ -62,7 +63,8 @@ mod tests;
 pub use device::{Info, Nvme, Options, Troubles, open};
 pub use error::NvmeError;
 pub use health::Health;
+pub use pci::{BindError, GroupMember, NotAnAddress, PciAddress, PciDevice, Sysfs, VFIO};
 pub use status::Status;
 pub use transport::{Bar, Transport, Window};
 #[cfg(target_os = "linux")]
-pub use vfio::{Vfio, VfioError};
+pub use vfio::{Iommu, Vfio, VfioError};

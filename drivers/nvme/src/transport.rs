@@ -63,6 +63,12 @@ pub unsafe trait Transport: Send + Sync {
     /// It cannot be used afterwards.
     fn cut_off(&self) -> bool;
 
+    /// Whether the system wants the controller back since this was last asked: it is about to be removed,
+    /// or to be given to another driver, which waits until it is let go.
+    fn is_recalled(&self) -> bool {
+        false
+    }
+
     /// A descriptor that becomes readable when the controller raises interrupt `vector`; none where
     /// there are no interrupts, or not so many.
     fn interrupt(&self, vector: u16) -> Option<RawFd>;

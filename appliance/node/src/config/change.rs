@@ -49,6 +49,7 @@ fn table() -> Vec<Key> {
         restart "memory.hugepages" |c| c.memory.hugepages;
         restart "storage.mode" |c| c.storage.mode;
         restart "storage.block_size" |c| c.storage.block_size;
+        restart "storage.bypass" |c| c.storage.bypass;
         restart "storage.drive_timeout_ms" |c| c.storage.drive_timeout;
         restart "storage.durability" |c| c.storage.durability;
         restart "storage.trim.enabled" |c| c.storage.trim.enabled;

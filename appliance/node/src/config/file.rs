@@ -6,7 +6,9 @@
 use super::problem::{ProblemKind, Warning};
 use super::schema;
 use super::tree::{Item, Path, Report, Section};
-use super::{Durability, EvictionPolicy, IdlePolicy, Limits, LogFormat, LogLevel, StorageMode};
+use super::{
+    BypassUse, Durability, EvictionPolicy, IdlePolicy, Limits, LogFormat, LogLevel, StorageMode,
+};
 use memkv_session::NamespaceLimits;
 use memkv_wire::SharedKey;
 use serde_yaml::Value;
@@ -93,6 +95,8 @@ pub struct FileStorage {
     pub block_size: Option<u64>,
     /// `drives`, when the list is there.
     pub drives: Option<Vec<FileDrive>>,
+    /// `bypass`.
+    pub bypass: Option<BypassUse>,
     /// `drive_timeout_ms`.
     pub drive_timeout: Option<Duration>,
     /// `eviction.enabled`.
@@ -227,6 +231,7 @@ fn storage(section: &Section<'_>, storage: &mut FileStorage) {
     storage.durability = section.item("durability").and_then(|i| i.choice(&Durability::WORDS));
     let drives = section.sections("drives", schema::DRIVE, 1..=DRIVES_MAX);
     storage.drives = drives.map(|drives| drives.iter().map(drive).collect());
+    storage.bypass = section.item("bypass").and_then(|i| i.choice(&BypassUse::WORDS));
     storage.drive_timeout = section
         .item("drive_timeout_ms")
         .and_then(|i| i.integer(DRIVE_TIMEOUT_MS))

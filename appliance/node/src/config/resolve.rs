@@ -7,11 +7,13 @@ use super::file::{
 use super::problem::{Origin, Problem, ProblemKind, Warning};
 use super::tree::{Path, Report};
 use super::{
-    Config, DEFAULT_TENANT, Drive, Durability, Eviction, EvictionPolicy, HugepageUse, IdlePolicy,
-    KeyEntry, Limits, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode, Trim,
+    BypassUse, Config, DEFAULT_TENANT, Drive, Durability, Eviction, EvictionPolicy, HugepageUse,
+    IdlePolicy, KeyEntry, Limits, Log, LogLevel, Memory, Network, Overrides, Storage, StorageMode,
+    Trim,
 };
 use crate::paths::Machine;
 use memkv_net::tcp::Driver;
+use memkv_nvme::PciAddress;
 use memkv_wire::SharedKey;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -249,6 +251,7 @@ fn storage(
         block_size: set.block_size.unwrap_or(4 * MIB),
         drives,
         data_directory,
+        bypass: set.bypass.unwrap_or(BypassUse::Require),
         drive_timeout: set.drive_timeout.unwrap_or(DRIVE_TIMEOUT),
         eviction,
         durability: set.durability.unwrap_or(Durability::Process),
@@ -274,7 +277,10 @@ fn configured_drives(
     let mut seen: Vec<PathBuf> = Vec::new();
     let mut drives = Vec::with_capacity(set.len());
     for FileDrive { path, media, max_size } in set {
-        if let Some(media) = media.as_deref().map(absolute) {
+        let address = media.as_deref().and_then(PciAddress::of);
+        if let Some(media) =
+            media.as_deref().map(|media| address.map_or_else(|| absolute(media), name_of))
+        {
             if seen.contains(&media) {
                 let kind = ProblemKind::Duplicate { value: media.display().to_string() };
                 report.key(&path.key("media"), kind);
@@ -300,7 +306,17 @@ fn configured_drives(
                 if max_size.is_some() {
                     refuse("max_size", "a device is used whole; max_size belongs to file mode");
                 }
-                drives.push(Drive::Device { media: absolute(&media) });
+                drives.push(match address {
+                    Some(address) => Drive::Pci { address },
+                    None => Drive::Device { media: absolute(&media) },
+                });
+            }
+            (StorageMode::File, Some(_)) if address.is_some() => {
+                refuse(
+                    "media",
+                    "a PCI address names a drive in direct mode; set storage.mode, or write ./ \
+                     before the name of a file",
+                );
             }
             (StorageMode::File, Some(media)) => {
                 let origin = Origin::Key(path.key("max_size").to_string());
@@ -309,6 +325,11 @@ fn configured_drives(
         }
     }
     drives
+}
+
+/// A PCI address as the name of a drive.
+fn name_of(address: PciAddress) -> PathBuf {
+    PathBuf::from(address.to_string())
 }
 
 /// A path that means the same wherever the process goes.

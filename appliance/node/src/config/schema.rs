@@ -35,6 +35,7 @@ pub const STORAGE: &[&str] = &[
     "mode",
     "block_size",
     "drives",
+    "bypass",
     "drive_timeout_ms",
     "eviction",
     "durability",

@@ -464,3 +464,20 @@ proptest::proptest! {
         let _ = parse(&format!("{section}:\n  {item}{key}: {value}\n"));
     }
 }
+
+#[test]
+fn a_drive_may_be_named_by_its_pci_address() {
+    let text = "storage:\n  mode: direct\n  drives:\n    - media: 0000:01:00.0\n    - media: af:1f.7\n    \
+                - media: /dev/disk/by-path/pci-0000:02:00.0-nvme-1\n";
+    let config = good(text);
+    let pci = |address: &str| Drive::Pci { address: address.parse().expect("an address") };
+    let device = PathBuf::from("/dev/disk/by-path/pci-0000:02:00.0-nvme-1");
+    let drives =
+        [pci("0000:01:00.0"), pci("0000:af:1f.7"), Drive::Device { media: device.clone() }];
+    assert_eq!(config.storage.drives, drives);
+    assert_eq!(config.storage.bypass, BypassUse::Require);
+    let names: Vec<String> = config.storage.drives.iter().map(Drive::name).collect();
+    assert_eq!(names, ["0000:01:00.0", "0000:af:1f.7", &*device.display().to_string()]);
+    let prefer = text.replace("mode: direct", "mode: direct\n  bypass: prefer");
+    assert_eq!(good(&prefer).storage.bypass, BypassUse::Prefer);
+}

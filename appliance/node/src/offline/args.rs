@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use memkv_nvme::PciAddress;
 
 use crate::config::parse_address;
 
 pub(crate) const SETUP_HELP: &str = "\
-Formats drives, block devices and files, as one node, and prints a configuration that serves them
+Formats drives, block devices, NVMe drives by their PCI addresses and files, as one node, and prints a configuration that serves them
 on standard output. Everything else it says goes to standard error.
 
 A drive is refused, and none is touched, when one of them is mounted, has partitions, is swapped to,
@@ -24,6 +25,7 @@ pub(crate) const SETUP_EXAMPLES: &str = "\
 Examples:
   memkv setup --drives /dev/nvme0n1 /dev/nvme1n1 > config.yaml && memkv start --config config.yaml
   fallocate -l 100G /srv/memkv.0 && memkv setup --drives /srv/memkv.0 > config.yaml
+  memkv drive bind 0000:01:00.0 && memkv setup --drives 0000:01:00.0 > config.yaml
   memkv setup --idempotent --drives /dev/nvme0n1 > config.yaml      in an init container
   memkv setup --force --drives /dev/nvme0n1 > config.yaml           lose what is on it
 
@@ -36,8 +38,9 @@ Exit codes:
 /// Options of `memkv setup`.
 #[derive(Args, Clone, Debug)]
 pub struct SetupArgs {
-    /// The drives of the node: block devices, or files, which are used as large as they are
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    /// The drives of the node: block devices, PCI addresses of NVMe drives that vfio-pci has (memkv
+    /// drive bind), or files, which are used as large as they are
+    #[arg(long, value_name = "DRIVE", required = true, num_args = 1..)]
     pub drives: Vec<PathBuf>,
     /// The RDMA device that clients will use; noted in the configuration for a later release
     #[arg(long, value_name = "DEV")]
@@ -71,7 +74,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 const DRIVE_EXAMPLES: &str = "\
 Examples:
-  memkv drive list                          all block devices of this machine
+  memkv drive list                          all drives of this machine
+  memkv drive bind 0000:01:00.0             have it driven past the kernel
   memkv drive inspect /dev/nvme0n1 --json
   memkv drive check --config config.yaml
   memkv drive wipe /dev/nvme0n1 --yes
@@ -135,6 +139,12 @@ Examples:
   memkv drive wipe /dev/nvme0n1
   memkv drive wipe /dev/nvme0n1 --yes")]
     Wipe(WipeArgs),
+    /// Give NVMe drives to vfio-pci, so that a node can drive them past the kernel
+    #[command(after_help = BIND_HELP)]
+    Bind(BindArgs),
+    /// Give NVMe drives back to the kernel, which makes block devices of them
+    #[command(after_help = UNBIND_HELP)]
+    Unbind(BindArgs),
     /// Take a drive out of a node for good
     #[command(after_help = RETIRE_HELP)]
     Retire(ChangeArgs),
@@ -142,6 +152,27 @@ Examples:
     #[command(after_help = READMIT_HELP)]
     Readmit(ChangeArgs),
 }
+
+const BIND_HELP: &str = "\
+What is on a drive stays there. Its block device goes: a drive is refused, and none is touched, when a
+file system of one of them is mounted, when it has partitions or is swapped to, when something is built
+on it or a process has it, when there is no IOMMU, and when its IOMMU group has another device that a
+driver of the kernel has. Drives that are bound already stay as they are.
+
+It lasts until the machine is started again; with --config it is what to run at boot, before the node.
+
+Examples:
+  memkv drive bind 0000:01:00.0
+  memkv drive bind 0000:01:00.0 0000:02:00.0 --json
+  memkv drive bind --config /etc/memkv/config.yaml";
+
+const UNBIND_HELP: &str = "\
+A drive that a server has is refused: stop the server first. Drives that the kernel has already stay as
+they are.
+
+Examples:
+  memkv drive unbind 0000:01:00.0
+  memkv drive unbind --config /etc/memkv/config.yaml";
 
 const RETIRE_HELP: &str = "\
 The drives that stay are told that the node goes on without it; it is not written to. Blocks on it
@@ -165,10 +196,24 @@ Examples:
 /// Which drives.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Which {
-    /// The drives
+    /// The drives, by their paths or PCI addresses
     #[arg(value_name = "DRIVE")]
     pub drives: Vec<PathBuf>,
     /// The drives of this configuration
+    #[arg(long, value_name = "FILE", conflicts_with = "drives")]
+    pub config: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `memkv drive bind` and `memkv drive unbind`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct BindArgs {
+    /// The drives, by their PCI addresses
+    #[arg(value_name = "PCI_ADDRESS")]
+    pub drives: Vec<PciAddress>,
+    /// The drives of this configuration that it names by their PCI addresses
     #[arg(long, value_name = "FILE", conflicts_with = "drives")]
     pub config: Option<PathBuf>,
     /// Print JSON instead of text

@@ -96,7 +96,47 @@ pub struct System {
 impl System {
     /// The system this runs on.
     pub fn this() -> Self {
-        Self { root: PathBuf::from("/") }
+        Self::at(Path::new("/"))
+    }
+
+    /// One with its own root.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Who has the block device of this name.
+    pub fn claims_of(&self, name: &str) -> Vec<Claim> {
+        let number = word(&self.root.join("sys/block").join(name).join("dev"));
+        number.map(|number| self.device_claims(&number)).unwrap_or_default()
+    }
+
+    /// Whether something below `/dev` cannot be had for oneself, because somebody has it.
+    #[cfg(target_os = "linux")]
+    pub fn is_taken(&self, name: &str) -> bool {
+        use std::os::unix::fs::OpenOptionsExt;
+        let exclusive = nix::fcntl::OFlag::O_EXCL.bits();
+        let path = self.root.join("dev").join(name);
+        let opened = fs::File::options().read(true).write(true).custom_flags(exclusive).open(path);
+        opened.is_err_and(|error| error.raw_os_error() == Some(nix::libc::EBUSY))
+    }
+
+    /// Elsewhere nobody is kept from what another one has.
+    #[cfg(not(target_os = "linux"))]
+    pub fn is_taken(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// Has the kernel load a driver of PCI devices, if it has not. That it cannot shows when it is used.
+    pub fn load(&self, driver: &str) {
+        let known = self.root.join("sys/bus/pci/drivers").join(driver).exists();
+        if known || self.root != Path::new("/") {
+            return;
+        }
+        match std::process::Command::new("modprobe").arg(driver).status() {
+            Ok(status) if status.success() => tracing::info!(driver, "driver loaded"),
+            Ok(status) => tracing::warn!(driver, %status, "modprobe has failed"),
+            Err(error) => tracing::warn!(driver, %error, "cannot run modprobe"),
+        }
     }
 
     /// Who has the drive. What the system does not tell is no claim: opening the drive for oneself

@@ -1,13 +1,15 @@
 //! `memkv drive list` and `memkv drive inspect`: what drives hold, in a line or in full.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use memkv_admin_api::size::{exact_size, short_size};
 use memkv_journal::{Superblock, UNIT};
+use memkv_nvme::PciAddress;
 use serde::Serialize;
 
+use super::controllers::{self, Controller, State};
 use super::look::{Holds, Kind, Sight};
 use super::{OfflineError, Which, look_at, named, named_at_least_one, say, say_json};
 use crate::cli::Exit;
@@ -30,6 +32,9 @@ struct Row {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     superblock: Option<SuperblockRow>,
+    /// Its controller, of an NVMe drive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    controller: Option<Controller>,
 }
 
 /// A superblock, without its secret.
@@ -80,7 +85,21 @@ impl Row {
             signatures: sight.signatures.iter().map(|s| s.what.to_owned()).collect(),
             error: error.map(ToString::to_string),
             superblock: superblock.ok().map(|superblock| SuperblockRow::of(sight, superblock)),
+            controller: None,
         }
+    }
+
+    /// The same, with the controller that it is, or is made of.
+    fn with(sight: &Sight, controllers: &[Controller]) -> Self {
+        let found = controllers.iter().find(|controller| controller.is(&sight.path)).cloned();
+        let controller = found.map(|mut controller| {
+            if let Some((model, serial)) = &sight.names {
+                controller.model = Some(model.clone());
+                controller.serial = Some(serial.clone());
+            }
+            controller
+        });
+        Self { controller, ..Self::of(sight) }
     }
 
     fn notes(&self) -> String {
@@ -130,25 +149,46 @@ impl SuperblockRow {
 }
 
 pub(super) fn list(which: &Which) -> Result<Exit, OfflineError> {
-    let mut drives = named(which)?;
-    let all = drives.is_empty();
-    if all {
-        drives = block_devices();
-    }
-    let sights = match look_at(&drives) {
-        // Of a whole machine, what cannot be looked at (an empty card reader) is left out.
-        Err(_) if all => {
-            drives.iter().filter_map(|d| look_at(std::slice::from_ref(d)).ok()?.pop()).collect()
-        }
-        sights => sights?,
+    let controllers = Controller::all(Path::new("/"));
+    let named = named(which)?;
+    let sights = match named.is_empty() {
+        true => all(&controllers),
+        false => look_at(&readable(named, &controllers))?,
     };
-    let rows: Vec<Row> = sights.iter().map(Row::of).collect();
+    let rows: Vec<Row> = sights.iter().map(|sight| Row::with(sight, &controllers)).collect();
     if which.json {
         say_json(&rows)?;
-    } else {
-        say(&table(&rows))?;
+        return Ok(Exit::Done);
     }
+    let mut text = table(&rows);
+    if rows.iter().any(|row| row.controller.is_some()) {
+        let shown = rows.iter().filter_map(|row| row.controller.as_ref());
+        write!(text, "\n\n{}", controllers::table(shown)).expect("writing to a string");
+    }
+    say(&text)?;
     Ok(Exit::Done)
+}
+
+/// What is on all drives of the machine. What cannot be looked at (an empty card reader) is left out, but
+/// for controllers.
+fn all(controllers: &[Controller]) -> Vec<Sight> {
+    let look = |drive: &PathBuf| look_at(std::slice::from_ref(drive)).ok()?.pop();
+    let mut sights: Vec<Sight> = block_devices().iter().filter_map(look).collect();
+    let others = controllers.iter().filter(|controller| controller.state != State::Kernel);
+    sights.extend(others.filter_map(|controller| {
+        let address = PciAddress::of(Path::new(&controller.address))?;
+        Some(look(&controller.path()).unwrap_or_else(|| super::nvme::unread(address)))
+    }));
+    sights
+}
+
+/// Drives as they can be read: those with PCI addresses that the kernel has by their block devices.
+fn readable(drives: Vec<PathBuf>, controllers: &[Controller]) -> Vec<PathBuf> {
+    let by_block_device = |drive: PathBuf| match PciAddress::of(&drive) {
+        Some(_) => controllers.iter().find(|c| c.is(&drive)).map_or(drive, Controller::path),
+        None => drive,
+    };
+    drives.into_iter().map(by_block_device).collect()
 }
 
 /// The block devices of this machine that have bytes, partitions left out.
@@ -187,8 +227,9 @@ fn table(rows: &[Row]) -> String {
 }
 
 pub(super) fn inspect(which: &Which) -> Result<Exit, OfflineError> {
-    let sights = look_at(&named_at_least_one(which)?)?;
-    let rows: Vec<Row> = sights.iter().map(Row::of).collect();
+    let controllers = Controller::all(Path::new("/"));
+    let sights = look_at(&readable(named_at_least_one(which)?, &controllers))?;
+    let rows: Vec<Row> = sights.iter().map(|sight| Row::with(sight, &controllers)).collect();
     if which.json {
         say_json(&rows)?;
     } else {
@@ -206,11 +247,17 @@ fn in_full(row: &Row) -> String {
     let kind = match row.kind {
         Kind::Device => "block device",
         Kind::File => "file",
+        Kind::Nvme => "NVMe controller",
     };
     line(&row.path, format!("{kind}, {}, holds: {}", short_size(row.bytes), row.holds.word()));
     let notes = row.notes();
     if !notes.is_empty() {
         line("  notes", notes);
+    }
+    if let Some(controller) = &row.controller {
+        let Controller { address, model, serial, .. } = controller;
+        let [model, serial] = [model, serial].map(|name| name.as_deref().unwrap_or("not told"));
+        line("  controller", format!("{address}, {model}, serial {serial}"));
     }
     if let Some(s) = &row.superblock {
         line("  node", s.node.clone());

@@ -12,7 +12,11 @@ use memkv_block::{Geometry, IoError, MAX_TRANSFER};
 use memkv_journal::probe::{Edges, HEAD, Signature, TAIL, signatures};
 use memkv_journal::{Inspection, ReadError, SUPERBLOCK_BYTES, copy_offset, inspect};
 
+use memkv_dma::PoolError;
+use memkv_nvme::PciAddress;
+
 use super::claims::{Claim, Subject, System};
+use crate::bypass::BypassError;
 
 /// What kind of drive a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -22,6 +26,8 @@ pub enum Kind {
     Device,
     /// A file.
     File,
+    /// An NVMe controller, by its PCI address.
+    Nvme,
 }
 
 /// What was seen of a drive.
@@ -43,6 +49,10 @@ pub struct Sight {
     pub inspection: Inspection,
     /// Who else signed it. Not asked of a drive that is ours.
     pub signatures: Vec<Signature>,
+    /// It cannot be read while somebody has it; what was not read is not known.
+    pub unread: bool,
+    /// Model and serial number, where the drive was asked.
+    pub names: Option<(String, String)>,
 }
 
 /// What a drive holds, in a word.
@@ -57,6 +67,8 @@ pub enum Holds {
     Foreign,
     /// Nothing.
     Blank,
+    /// That cannot be told: it is in use, and only who has it can read it.
+    Unknown,
 }
 
 impl Holds {
@@ -67,6 +79,7 @@ impl Holds {
             Self::Damaged => "damaged",
             Self::Foreign => "foreign",
             Self::Blank => "blank",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -75,6 +88,7 @@ impl Sight {
     /// What the drive holds.
     pub fn holds(&self) -> Holds {
         match &self.inspection.superblock {
+            _ if self.unread => Holds::Unknown,
             Ok(_) => Holds::Memkv,
             Err(ReadError::NotFormatted) if self.signatures.is_empty() => Holds::Blank,
             Err(ReadError::NotFormatted) => Holds::Foreign,
@@ -94,6 +108,12 @@ pub enum LookError {
         /// What the system said.
         source: io::Error,
     },
+    /// It has a PCI address and cannot be reached by it.
+    #[error(transparent)]
+    Bypass(#[from] BypassError),
+    /// There is no memory to read it with.
+    #[error("no memory to read drives with")]
+    Pool(#[from] PoolError),
     /// A directory, a pipe or the like.
     #[error("{}: neither a file nor a block device", path.display())]
     NotADrive {
@@ -119,6 +139,9 @@ fn advice(error: &io::Error) -> String {
 /// [`LookError`] when it is no drive or cannot be read at all; that some of it cannot be read shows
 /// in the copies of its superblock.
 pub fn look(path: &Path, system: &System) -> Result<Sight, LookError> {
+    if let Some(address) = PciAddress::of(path) {
+        return super::nvme::look(address);
+    }
     let wrap = |source| LookError::Io { path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(wrap)?;
     let real = std::fs::canonicalize(path).map_err(wrap)?;
@@ -147,7 +170,8 @@ pub fn look(path: &Path, system: &System) -> Result<Sight, LookError> {
     };
     let claims = system.claims(&subject);
     let path = path.to_owned();
-    Ok(Sight { path, kind, real, bytes, locked, claims, inspection, signatures })
+    let (unread, names) = (false, None);
+    Ok(Sight { path, kind, real, bytes, locked, claims, inspection, signatures, unread, names })
 }
 
 /// A device by the number that Linux gives it (makedev(3)); elsewhere there is no `/sys` to look it

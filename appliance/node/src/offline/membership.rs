@@ -14,6 +14,7 @@ use std::path::Path;
 
 use memkv_journal::membership::{Membership, Resolved, Standing, admit, resolve, write_membership};
 use memkv_journal::{DriveUuid, Identity, Layout, MEMBERS_MAX, MembershipError, Superblock};
+use memkv_nvme::PciAddress;
 use serde::Serialize;
 
 use super::look::{Holds, Sight};
@@ -145,7 +146,10 @@ impl Site {
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
-    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let real = |path: &Path| match PciAddress::of(path) {
+        Some(address) => address.to_string().into(),
+        None => std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
+    };
     real(one) == real(other)
 }
 
@@ -328,6 +332,7 @@ fn may_be_emptied(sight: &Sight, superblocks: &[Superblock]) -> Result<(), Offli
     let name = sight.path.display();
     match (sight.holds(), &sight.inspection.superblock) {
         (Holds::Blank, _) => Ok(()),
+        (Holds::Unknown, _) => refused(format!("{name}: it is in use")),
         (_, Ok(superblock)) => {
             let (node, own) = (superblock.identity.node, superblocks[0].identity.node);
             if node == own {

@@ -9,11 +9,14 @@
 //! drive remembers is read by `memkv-journal`; here are paths, decisions and words.
 
 pub mod args;
+mod bind;
 mod check;
 mod claims;
+mod controllers;
 mod list;
 mod look;
 mod membership;
+mod nvme;
 mod setup;
 mod wipe;
 mod yaml;
@@ -27,8 +30,10 @@ use std::time::{Duration, Instant};
 use memkv_block::{BlockDevice, BlockQueue, OpenOptions};
 use memkv_dma::{Hugepages, Pool, PoolConfig, PoolError};
 use memkv_journal::{DriveUuid, NodeUuid};
+use memkv_nvme::{BindError, PciAddress, Sysfs};
 use memkv_poller::{IdlePolicy, Local, Reactor, ReactorConfig, ReactorId, Rng, SystemClock};
 
+use crate::bypass::{Bypass, Terms, Way};
 use crate::cli::Exit;
 use crate::config::{Config, ConfigError, Drive, LogFormat, Overrides};
 use crate::drives::{DrivesError, Opened, random};
@@ -36,7 +41,7 @@ use crate::logging;
 use crate::paths::ThisMachine;
 use crate::serve::chain;
 
-pub use args::{ChangeArgs, DriveArgs, DriveCommand, SetupArgs, Which, WipeArgs};
+pub use args::{BindArgs, ChangeArgs, DriveArgs, DriveCommand, SetupArgs, Which, WipeArgs};
 
 /// How long a drive that is in use is asked for again: a server that was just killed holds its
 /// drives until the kernel has taken its rings apart.
@@ -47,6 +52,15 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 const POOL_A_DRIVE: u64 = 32 << 20;
 /// … and in all, at least and at most.
 const POOL: std::ops::RangeInclusive<u64> = 64 << 20..=512 << 20;
+
+/// How a drive is opened by its PCI address.
+const TERMS: Terms = Terms {
+    queues: 1,
+    timeout: Duration::from_secs(10),
+    interrupts: true,
+    hugepages: Hugepages::Never,
+    patience: PATIENCE,
+};
 
 /// Why an offline command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +80,9 @@ pub enum OfflineError {
     /// A drive cannot be opened, or failed.
     #[error(transparent)]
     Drives(#[from] DrivesError),
+    /// A drive was not given to a driver.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// No memory to move bytes through.
     #[error("no memory to read drives with")]
     Pool(#[from] PoolError),
@@ -83,8 +100,8 @@ impl OfflineError {
             Self::Refused(_) => Exit::Refused,
             Self::Usage(_) | Self::Config(_) | Self::Logging(_) => Exit::Usage,
             Self::Look(_) => Exit::Refused,
-            Self::Drives(DrivesError::Open { .. }) => Exit::Refused,
-            Self::Drives(_) | Self::Pool(_) | Self::Output(_) => Exit::Failed,
+            Self::Drives(DrivesError::Open { .. } | DrivesError::Bypass { .. }) => Exit::Refused,
+            Self::Drives(_) | Self::Bind(_) | Self::Pool(_) | Self::Output(_) => Exit::Failed,
         }
     }
 }
@@ -103,6 +120,8 @@ pub fn drive(args: &DriveArgs) -> Exit {
         DriveCommand::Wipe(args) => wipe::run(args),
         DriveCommand::Retire(args) => membership::retire(args),
         DriveCommand::Readmit(args) => membership::readmit(args),
+        DriveCommand::Bind(args) => bind::bind(args),
+        DriveCommand::Unbind(args) => bind::unbind(args),
     });
     finish("drive", done)
 }
@@ -145,9 +164,14 @@ fn named(which: &Which) -> Result<Vec<PathBuf>, OfflineError> {
     let Some(file) = &which.config else { return Ok(which.drives.clone()) };
     let overrides = Overrides { file: Some(file.clone()), ..Overrides::default() };
     let config = Config::load(&overrides, &ThisMachine)?;
-    let drives = config.storage.drives.into_iter().filter_map(|drive| match drive {
-        Drive::Device { media } | Drive::File { media, .. } => Some(media),
-        Drive::Memory { .. } => None,
+    let (bypass, wanted) = (Bypass::new(Sysfs::default()), config.storage.bypass);
+    let drives = config.storage.drives.iter().filter_map(|drive| match drive {
+        // Why a drive cannot be had is said when it is looked at.
+        Drive::Pci { address } => match bypass.way(*address, wanted) {
+            Ok(Way::Kernel { path, .. }) => Some(path),
+            _ => drive.media(),
+        },
+        _ => drive.media(),
     });
     let drives: Vec<PathBuf> = drives.collect();
     if drives.is_empty() {
@@ -228,7 +252,7 @@ pub(crate) fn against_taking(
     let mut reasons = in_use(sight);
     let name = path.display();
     match (sight.holds(), &sight.inspection.superblock) {
-        (look::Holds::Blank, _) => {}
+        (look::Holds::Blank | look::Holds::Unknown, _) => {}
         (_, Ok(superblock))
             if own.is_some_and(|(node, serving)| {
                 let identity = &superblock.identity;
@@ -252,11 +276,16 @@ pub(crate) fn against_taking(
 struct Bench {
     reactor: Reactor,
     pool: Pool,
+    bypass: Arc<Bypass>,
 }
 
 impl Bench {
     fn new(drives: usize) -> Result<Self, OfflineError> {
-        let size = (drives as u64 * POOL_A_DRIVE).clamp(*POOL.start(), *POOL.end());
+        Ok(Self::of_size((drives as u64 * POOL_A_DRIVE).clamp(*POOL.start(), *POOL.end()))?)
+    }
+
+    /// One with so many bytes to move bytes through.
+    fn of_size(size: u64) -> Result<Self, PoolError> {
         // Memory that lives for a minute is no reason to complain about its pages.
         let wanted = crate::hugepages::Reserved::of_this_system();
         let fits = wanted.is_some_and(|reserved| reserved.suffice(size).is_ok());
@@ -270,7 +299,8 @@ impl Bench {
             ..ReactorConfig::default()
         };
         let rng = Rng::seeded(u64::from_le_bytes(seed));
-        Ok(Self { reactor: Reactor::new(config, Rc::new(SystemClock), rng), pool })
+        let reactor = Reactor::new(config, Rc::new(SystemClock), rng);
+        Ok(Self { reactor, pool, bypass: Bypass::new(Sysfs::default()) })
     }
 
     fn local(&self) -> Local {
@@ -284,10 +314,18 @@ impl Bench {
     /// Claims and locks a drive.
     fn open(&self, path: &std::path::Path) -> Result<Opened, OfflineError> {
         let name = path.display().to_string();
-        let mut options = OpenOptions::new(path, self.pool.clone());
-        options.patience = PATIENCE;
-        let device: Arc<dyn BlockDevice> = memkv_block::open(options)
-            .map_err(|source| DrivesError::Open { name: name.clone(), source })?;
+        let device: Arc<dyn BlockDevice> = match PciAddress::of(path) {
+            Some(address) => self
+                .bypass
+                .open_vfio(address, &self.pool, &TERMS)
+                .map_err(|source| DrivesError::Bypass { name: name.clone(), source })?,
+            None => {
+                let mut options = OpenOptions::new(path, self.pool.clone());
+                options.patience = PATIENCE;
+                memkv_block::open(options)
+                    .map_err(|source| DrivesError::Open { name: name.clone(), source })?
+            }
+        };
         let queue: Rc<dyn BlockQueue> = device
             .open_queue(&self.local())
             .map_err(|source| DrivesError::Io { name: name.clone(), source })?;

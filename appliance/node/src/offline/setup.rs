@@ -100,7 +100,8 @@ fn held(sight: &Sight, args: &SetupArgs) -> Vec<String> {
     let name = sight.path.display();
     let lost = "with --force it is formatted all the same, and what is there is lost";
     match sight.holds() {
-        Holds::Blank => Vec::new(),
+        // What is not known is in use.
+        Holds::Blank | Holds::Unknown => Vec::new(),
         _ if args.force => Vec::new(),
         Holds::Memkv => {
             let superblock = sight.inspection.superblock.as_ref().expect("it holds blocks");
@@ -195,7 +196,7 @@ fn configuration(
     key: &SharedKey,
 ) -> Result<String, OfflineError> {
     let identity = &superblocks[0].identity;
-    let direct = sights.iter().any(|sight| sight.kind == Kind::Device);
+    let direct = sights.iter().any(|sight| sight.kind != Kind::File);
     // The machine decides how large a pool is by default: asked by an empty configuration.
     let pool = Config::parse("storage: {mode: memory}", &Overrides::default(), &ThisMachine)?
         .memory
@@ -204,8 +205,11 @@ fn configuration(
     if let Some(Err(few)) = few {
         tracing::warn!("hugepages are short, and drives slower without them: {few}");
     }
-    let media: Result<Vec<PathBuf>, _> =
-        sights.iter().map(|sight| std::path::absolute(&sight.path)).collect();
+    let media = sights.iter().map(|sight| match sight.kind {
+        Kind::Nvme => Ok(sight.path.clone()),
+        Kind::Device | Kind::File => std::path::absolute(&sight.path),
+    });
+    let media: Result<Vec<PathBuf>, _> = media.collect();
     let media = media.map_err(|error| OfflineError::Usage(error.to_string()))?;
     let recorded = u64::from(superblocks[0].layout.extent_units) * UNIT as u64;
     let text = Plan {

@@ -85,7 +85,8 @@ fn against(sight: &Sight, force: bool) -> Vec<String> {
     let mut reasons = in_use(sight);
     let name = sight.path.display();
     match sight.holds() {
-        Holds::Memkv | Holds::Blank => {}
+        // What is not known is in use.
+        Holds::Memkv | Holds::Blank | Holds::Unknown => {}
         Holds::Damaged if force => {}
         Holds::Damaged => {
             let error = sight.inspection.superblock.as_ref().expect_err("it is damaged");

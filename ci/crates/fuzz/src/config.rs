@@ -171,6 +171,9 @@ fn check(config: &Config) {
     for drive in &storage.drives {
         match drive {
             Drive::Device { media } | Drive::File { media, .. } => assert!(media.is_absolute()),
+            Drive::Pci { address } => {
+                assert_eq!(address.to_string().parse(), Ok(*address), "it is what is shown");
+            }
             Drive::Memory { size } => assert!(*size >= 64 << 20),
         }
     }

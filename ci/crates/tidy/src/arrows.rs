@@ -41,6 +41,7 @@ const ROOMS: &[Row] = &[
             "memkv-poller",
             "memkv-dma",
             "memkv-block",
+            "memkv-nvme",
             "memkv-net",
             "memkv-wire",
             "memkv-store",

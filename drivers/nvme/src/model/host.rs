@@ -65,6 +65,15 @@ impl Host {
         window
     }
 
+    /// Nobody uses it: no memory is visible, and the registers are as at the beginning.
+    pub fn forget(&mut self, config: &ModelConfig) {
+        self.windows.clear();
+        self.memory.clear();
+        self.cut = false;
+        (0..BAR).step_by(4).for_each(|at| self.write(at, 0));
+        self.set_registers(config);
+    }
+
     fn register(&self, at: usize) -> *mut u32 {
         assert!(at + 4 <= BAR && at.is_multiple_of(4), "a register");
         self.bar.as_ptr().wrapping_add(at).cast_mut().cast()

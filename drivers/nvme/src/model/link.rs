@@ -38,6 +38,7 @@ impl Clock for ModelClock {
 
 /// The way to a model. It stops with its last handle.
 pub struct ModelLink {
+    name: String,
     model: SharedModel,
     bar: Bar,
     /// One pair per vector: the model's end, the driver's end.
@@ -83,30 +84,49 @@ impl ModelLink {
 
     /// A model with a thread of its own, and interrupts.
     pub fn with_thread(config: ModelConfig) -> (Arc<ModelLink>, SharedModel) {
-        let mut link = ModelLink::new(config, ModelClock::default(), VECTORS, true);
+        let link = ModelLink::new(config, ModelClock::default(), VECTORS, true);
         let model = link.model.clone();
+        (link.run(), model)
+    }
+
+    /// The way to a model that had a thread, once the way that there was before is gone: the drive is
+    /// what it was, and is used anew, as by another process.
+    pub fn again(model: &SharedModel) -> Arc<ModelLink> {
+        model.lock().begin_anew();
+        ModelLink::to(model.clone(), ModelClock::default(), VECTORS, true).run()
+    }
+
+    /// Gives the model a thread of its own.
+    fn run(mut self) -> Arc<ModelLink> {
+        let model = self.model.clone();
         let stop = Arc::new(AtomicBool::new(false));
-        let bells: Vec<UnixStream> = link
+        let bells: Vec<UnixStream> = self
             .interrupts
             .iter()
             .map(|(bell, _)| bell.try_clone().expect("a descriptor"))
             .collect();
-        let (theirs, stopped) = (model.clone(), Arc::clone(&stop));
+        let stopped = Arc::clone(&stop);
         let handle = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                if !run(&theirs, &bells) {
+                if !run(&model, &bells) {
                     std::thread::yield_now();
                 }
             }
         });
-        link.thread = Some(Thread { stop, handle: Mutex::new(Some(handle)) });
-        (Arc::new(link), model)
+        self.thread = Some(Thread { stop, handle: Mutex::new(Some(handle)) });
+        Arc::new(self)
     }
 
     fn new(config: ModelConfig, clock: ModelClock, vectors: u16, cuts: bool) -> ModelLink {
-        let mut host = Host::new();
-        let bar = host.bar();
-        let model = SharedModel(Arc::new(Mutex::new(Model::new(config, host))));
+        let model = SharedModel(Arc::new(Mutex::new(Model::new(config, Host::new()))));
+        ModelLink::to(model, clock, vectors, cuts)
+    }
+
+    fn to(model: SharedModel, clock: ModelClock, vectors: u16, cuts: bool) -> ModelLink {
+        let (bar, name) = {
+            let mut model = model.lock();
+            (model.host.bar(), model.config.name.clone())
+        };
         let pair = |_| {
             let (bell, ear) = UnixStream::pair().expect("two descriptors");
             bell.set_nonblocking(true).expect("a socket");
@@ -114,7 +134,7 @@ impl ModelLink {
             (bell, ear)
         };
         let interrupts = (0..vectors).map(pair).collect();
-        ModelLink { model, bar, interrupts, thread: None, clock, cuts }
+        ModelLink { name, model, bar, interrupts, thread: None, clock, cuts }
     }
 }
 
@@ -149,7 +169,7 @@ impl Drop for ModelLink {
 // else: every address is looked up.
 unsafe impl Transport for ModelLink {
     fn name(&self) -> &str {
-        "model"
+        &self.name
     }
 
     fn reason(&self) -> String {
@@ -169,6 +189,10 @@ unsafe impl Transport for ModelLink {
             self.model.lock().host.cut = true;
         }
         self.cuts
+    }
+
+    fn is_recalled(&self) -> bool {
+        std::mem::take(&mut self.model.lock().recalled)
     }
 
     fn interrupt(&self, vector: u16) -> Option<RawFd> {

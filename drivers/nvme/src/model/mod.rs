@@ -59,6 +59,8 @@ pub struct ModelConfig {
     pub zeroes: bool,
     /// Blocks of one range that is deallocated; 0: any.
     pub range_blocks: u32,
+    /// What the way to it is called.
+    pub name: String,
     /// Its serial number.
     pub serial: String,
     /// It finishes commands in an order that this seed chooses, some later; none: in order, at once.
@@ -83,6 +85,7 @@ impl ModelConfig {
             deallocates: true,
             zeroes: true,
             range_blocks: 0,
+            name: String::from("model"),
             serial: String::from("MODEL0001"),
             scramble: None,
         }
@@ -157,6 +160,8 @@ pub struct Model {
     gone: bool,
     /// It never becomes ready.
     stuck: bool,
+    /// The system wants it back, and has not told.
+    recalled: bool,
 }
 
 /// Where the model is between CC.EN and CSTS.RDY.
@@ -183,6 +188,7 @@ impl Model {
             state: Power::Disabled,
             gone: false,
             stuck: false,
+            recalled: false,
             host,
             config,
         };
@@ -210,10 +216,32 @@ impl Model {
         self.stuck = true;
     }
 
+    /// The system wants it back from whoever drives it.
+    pub fn recall(&mut self) {
+        self.recalled = true;
+    }
+
     /// From now on nobody answers on the bus.
     pub fn remove(&mut self) {
         self.gone = true;
         self.host.fill_registers();
+    }
+
+    /// It loses its power, and nobody answers on the bus: what was not made durable is gone.
+    pub fn cut_power(&mut self) {
+        self.remove();
+        self.dirty.clear();
+        self.medium.clone_from(&self.durable);
+    }
+
+    /// It has power, and belongs to nobody: it is disabled and sees no memory.
+    fn begin_anew(&mut self) {
+        self.gone = false;
+        self.stuck = false;
+        self.recalled = false;
+        self.state = Power::Disabled;
+        self.queues = Queues::default();
+        self.host.forget(&self.config);
     }
 
     /// Bytes of the medium as reads see them.

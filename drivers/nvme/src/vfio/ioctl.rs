@@ -25,6 +25,8 @@ pub(super) const SET_IOMMU: Plain = Plain(number(2));
 pub(super) const DEVICE_RESET: Plain = Plain(number(11));
 pub(super) const GROUP_GET_STATUS: Call<GroupStatus> = Call(number(3), PhantomData);
 pub(super) const GROUP_SET_CONTAINER: Call<RawFd> = Call(number(4), PhantomData);
+/// Takes no argument.
+pub(super) const GROUP_UNSET_CONTAINER: Plain = Plain(number(5));
 pub(super) const GET_REGION_INFO: Call<RegionInfo> = Call(number(8), PhantomData);
 pub(super) const GET_IRQ_INFO: Call<IrqInfo> = Call(number(9), PhantomData);
 pub(super) const MAP_DMA: Call<DmaMap> = Call(number(13), PhantomData);
@@ -41,6 +43,8 @@ pub(super) const TYPE1V2: u64 = 3;
 pub(super) const BAR0: u32 = 0;
 pub(super) const CONFIG: u32 = 7;
 pub(super) const MSIX: u32 = 2;
+/// What the kernel asks with for the device.
+pub(super) const REQUEST: u32 = 4;
 
 #[repr(C)]
 pub(super) struct GroupStatus {

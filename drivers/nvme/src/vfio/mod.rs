@@ -2,37 +2,35 @@
 //! was mapped for it and nothing else (`Documentation/driver-api/vfio.rst` of the kernel).
 //!
 //! ```text
-//!   /dev/vfio/vfio   container: the IOMMU's mappings      ◄─ MAP_DMA(pool), MAP_DMA(queues)
+//!   /dev/vfio/vfio   container: the IOMMU's mappings      iommu.rs: one for all drives
 //!   /dev/vfio/GROUP  group: what the IOMMU cannot keep apart
 //!   device           BAR 0: registers, mapped · configuration space · MSI-X: an eventfd a vector
 //! ```
 //!
-//! Each drive has a container of its own. Addresses that a controller is given are not those of this
-//! process: an IOMMU may know fewer bits of them.
+//! Addresses that a controller is given are not those of this process: an IOMMU may know fewer bits of
+//! them.
+//!
+//! The kernel does not remove a device from the bus before this process has let go of it, and asks for that
+//! by an interrupt of its own ([`Transport::is_recalled`]).
 
 mod ioctl;
+mod iommu;
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memkv_dma::Memory;
 
+use crate::pci::{PciAddress, Sysfs};
 use crate::transport::{Bar, Transport, Window};
-use ioctl::{DmaMap, DmaUnmap, GroupStatus, IrqInfo, RegionInfo, size_of};
-
-/// Where memory begins for a controller: above the 4 GiB in which messages of interrupts have their
-/// place.
-const FIRST_IOVA: u64 = 1 << 32;
-
-/// Mappings lie apart, so that who runs over the end of one hits a fault.
-const GAP: u64 = 1 << 30;
+use ioctl::{IrqInfo, RegionInfo, size_of};
+pub use iommu::Iommu;
 
 /// The command register of PCI configuration space, and its bits: memory space, bus master.
 const PCI_COMMAND: u64 = 4;
@@ -51,11 +49,25 @@ pub enum VfioError {
         /// The address.
         address: String,
     },
+    /// It is something else than a drive.
+    #[error("{address} is no NVMe controller: its class is {class:#08x}")]
+    NotNvme {
+        /// The address.
+        address: PciAddress,
+        /// Its class.
+        class: u32,
+    },
+    /// Somebody has its group, or a device of that.
+    #[error("IOMMU group {group} is in use")]
+    InUse {
+        /// The group.
+        group: u32,
+    },
     /// The device is bound to another driver, or to none.
     #[error("{address} is bound to {}, not to vfio-pci", .driver.as_deref().unwrap_or("no driver"))]
     NotBound {
         /// The address.
-        address: String,
+        address: PciAddress,
         /// The driver that it is bound to.
         driver: Option<String>,
     },
@@ -63,7 +75,7 @@ pub enum VfioError {
     #[error("{address} has no IOMMU group; is the IOMMU switched on?")]
     NoIommu {
         /// The address.
-        address: String,
+        address: PciAddress,
     },
     /// Another device of its group is bound to a driver of the kernel.
     #[error("IOMMU group {group} has other devices, which are in use")]
@@ -78,7 +90,7 @@ pub enum VfioError {
     #[error("the registers of {address} cannot be mapped")]
     Registers {
         /// The address.
-        address: String,
+        address: PciAddress,
     },
     /// The system refused.
     #[error("cannot {what}")]
@@ -128,6 +140,34 @@ impl Registers {
     }
 }
 
+impl Registers {
+    /// Puts memory in place of the registers, in which reads find what they find of a device that is
+    /// gone.
+    fn replace(&self) -> io::Result<()> {
+        let (access, kind) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at a place that the kernel chooses replaces nothing.
+        let filled = unsafe { libc::mmap(std::ptr::null_mut(), self.len, access, kind, -1, 0) };
+        if filled == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the mapping that was just made, all of it, which nobody else knows.
+        unsafe { std::ptr::write_bytes(filled.cast::<u8>(), 0xff, self.len) };
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let at = self.base.as_ptr().cast::<libc::c_void>();
+        // SAFETY: moves it over the registers, which are ours and as long, in one step: a volatile access
+        // of another thread finds the registers or this memory. Nobody has a reference to either.
+        let moved = unsafe { libc::mremap(filled, self.len, self.len, flags, at) };
+        if moved == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            // SAFETY: it was not moved, and nobody knows it.
+            unsafe { libc::munmap(filled, self.len) };
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Registers {
     fn drop(&mut self) {
         // SAFETY: exactly what `map` has mapped; whoever has pointers into it holds the transport that
@@ -136,120 +176,114 @@ impl Drop for Registers {
     }
 }
 
-/// What the controller sees.
-struct Mapped {
-    next_iova: u64,
-    windows: Vec<Window>,
-    /// Kept until the container is closed, with which every mapping ends.
-    memory: Vec<Memory>,
-}
-
-/// A device behind VFIO. What is closed first stands first: the registers, the device (which the kernel
-/// resets then), its group, the container with its mappings, and at last the memory.
-pub struct Vfio {
-    address: String,
-    group_number: u32,
-    registers: Registers,
-    interrupts: Vec<File>,
+/// What is opened of a device, until it is let go.
+struct Held {
     device: File,
     /// Where the configuration space begins in the device's descriptor.
     configuration: u64,
-    _group: OwnedFd,
-    container: OwnedFd,
-    mapped: Mutex<Mapped>,
+    /// What it sees.
+    windows: Vec<Window>,
+}
+
+/// A device behind VFIO.
+pub struct Vfio {
+    address: PciAddress,
+    name: String,
+    group: u32,
+    registers: Registers,
+    interrupts: Vec<File>,
+    /// Rung when the kernel wants the device back.
+    recall: Option<File>,
+    held: Mutex<Option<Held>>,
+    iommu: Arc<Iommu>,
 }
 
 impl Vfio {
-    /// Opens the device at a PCI address (`0000:01:00.0`) that is bound to `vfio-pci`, with interrupts
-    /// for so many queues. It is reset by the kernel, and reaches no memory yet.
+    /// Opens the device at a PCI address (`0000:01:00.0`) that is bound to `vfio-pci`, in a container of
+    /// its own; see [`Vfio::open_shared`].
     pub fn open(address: &str, queues: u16) -> Result<Vfio, VfioError> {
-        let group_number = group_of(Path::new("/sys/bus/pci/devices"), address)?;
-        let container = container()?;
-        let group = group(group_number, &container)?;
-        let name = CString::new(address).map_err(|_| no_device(address))?;
-        let device = ioctl::device(&group, &name).map_err(failed("open the device"))?;
+        let parsed = address.parse();
+        let address = parsed.map_err(|_| VfioError::NoDevice { address: address.to_owned() })?;
+        Vfio::open_shared(&Sysfs::default(), &Iommu::new(), address, queues)
+    }
+
+    /// Opens the device at a PCI address that is bound to `vfio-pci`, with interrupts for so many
+    /// queues. It is reset by the kernel, and reaches no memory yet.
+    pub fn open_shared(
+        sysfs: &Sysfs,
+        iommu: &Arc<Iommu>,
+        address: PciAddress,
+        queues: u16,
+    ) -> Result<Vfio, VfioError> {
+        let number = group_of(sysfs, address)?;
+        let group = iommu.enter(number, address)?;
+        let opened = Vfio::open_in(&group, number, iommu, address, queues);
+        drop(group);
+        if opened.is_err() {
+            // Its device, if there was one, is closed again.
+            iommu.leave(number, address);
+        }
+        opened
+    }
+
+    fn open_in(
+        group: &OwnedFd,
+        number: u32,
+        iommu: &Arc<Iommu>,
+        address: PciAddress,
+        queues: u16,
+    ) -> Result<Vfio, VfioError> {
+        let name = address.to_string();
+        let c_name = CString::new(name.as_str()).expect("an address has no zero bytes");
+        let device =
+            ioctl::device(group, &c_name).map_err(|source| match source.raw_os_error() {
+                Some(libc::EBUSY) => VfioError::InUse { group: number },
+                _ => failed("open the device")(source),
+            })?;
         let device = File::from(device);
         let configuration = region(&device, ioctl::CONFIG)?.offset;
         set_command(&device, configuration, MEMORY_SPACE | BUS_MASTER, 0)
             .map_err(failed("let the device use the bus"))?;
         let bar = region(&device, ioctl::BAR0)?;
         if bar.flags & 1 << 2 == 0 || bar.size == 0 {
-            return Err(VfioError::Registers { address: address.to_owned() });
+            return Err(VfioError::Registers { address });
         }
         let registers = Registers::map(&device, &bar).map_err(failed("map the registers"))?;
         let interrupts = interrupts(&device, queues)?;
-        let mapped = Mapped { next_iova: FIRST_IOVA, windows: Vec::new(), memory: Vec::new() };
-        Ok(Vfio {
-            address: address.to_owned(),
-            group_number,
-            registers,
-            interrupts,
-            device,
-            configuration,
-            _group: group,
-            container,
-            mapped: Mutex::new(mapped),
-        })
+        let recall = recall(&device);
+        let held = Held { device, configuration, windows: Vec::new() };
+        let (held, iommu) = (Mutex::new(Some(held)), Arc::clone(iommu));
+        Ok(Vfio { address, name, group: number, registers, interrupts, recall, held, iommu })
     }
 
-    fn mapped(&self) -> MutexGuard<'_, Mapped> {
-        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the device, whose registers nobody reaches any more, and takes it out of the container;
+    /// true when it is certain that it reaches no memory. If it is not, its memory is kept.
+    fn let_go(&self, held: Held) -> bool {
+        let Held { device, windows, .. } = held;
+        drop(device);
+        let gone = self.iommu.leave(self.group, self.address);
+        if gone {
+            windows.into_iter().for_each(|window| self.iommu.unmap(window));
+        }
+        gone
     }
 }
 
-fn no_device(address: &str) -> VfioError {
-    VfioError::NoDevice { address: address.to_owned() }
-}
-
-/// The IOMMU group of a device that is bound to `vfio-pci`.
-fn group_of(devices: &Path, address: &str) -> Result<u32, VfioError> {
-    // It becomes a part of a path.
-    let known = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
-    let device = devices.join(address);
-    if address.is_empty()
-        || address.starts_with('.')
-        || !address.chars().all(known)
-        || !device.is_dir()
-    {
-        return Err(no_device(address));
+/// The IOMMU group of a drive that is bound to `vfio-pci`.
+fn group_of(sysfs: &Sysfs, address: PciAddress) -> Result<u32, VfioError> {
+    let device = sysfs.device(address);
+    let device = device.ok_or_else(|| VfioError::NoDevice { address: address.to_string() })?;
+    if !device.is_nvme() {
+        return Err(VfioError::NotNvme { address, class: device.class() });
     }
-    let last = |link: PathBuf| link.file_name().map(|name| name.to_string_lossy().into_owned());
-    let driver = fs::read_link(device.join("driver")).ok().and_then(last);
-    if driver.as_deref() != Some("vfio-pci") {
-        return Err(VfioError::NotBound { address: address.to_owned(), driver });
+    if !device.is_vfio() {
+        return Err(VfioError::NotBound { address, driver: device.driver() });
     }
-    let group = fs::read_link(device.join("iommu_group")).ok().and_then(last);
-    let group = group.and_then(|group| group.parse().ok());
-    group.ok_or_else(|| VfioError::NoIommu { address: address.to_owned() })
-}
-
-fn container() -> Result<OwnedFd, VfioError> {
-    let open = File::options().read(true).write(true).open("/dev/vfio/vfio");
-    let container = OwnedFd::from(open.map_err(failed("open /dev/vfio/vfio"))?);
-    let version = ioctl::GET_API_VERSION.ask(&container, 0).map_err(failed("ask for VFIO"))?;
-    let known = ioctl::CHECK_EXTENSION.ask(&container, ioctl::TYPE1V2);
-    if version != ioctl::API_VERSION || known.map_err(failed("ask for the IOMMU"))? == 0 {
-        return Err(VfioError::Unsupported);
-    }
-    Ok(container)
-}
-
-/// Opens a group and puts it into a container, which gets its IOMMU by that.
-fn group(number: u32, container: &OwnedFd) -> Result<OwnedFd, VfioError> {
-    let open = File::options().read(true).write(true).open(format!("/dev/vfio/{number}"));
-    let group = OwnedFd::from(open.map_err(failed("open the IOMMU group"))?);
-    let mut status = GroupStatus { argsz: size_of::<GroupStatus>(), flags: 0 };
-    ioctl::GROUP_GET_STATUS
-        .ask(&group, &mut status)
-        .map_err(failed("ask for the state of the IOMMU group"))?;
-    if status.flags & 1 == 0 {
-        return Err(VfioError::NotViable { group: number });
-    }
-    ioctl::GROUP_SET_CONTAINER
-        .ask(&group, &mut container.as_raw_fd())
-        .map_err(failed("put the IOMMU group into a container"))?;
-    ioctl::SET_IOMMU.ask(container, ioctl::TYPE1V2).map_err(failed("switch the IOMMU on"))?;
-    Ok(group)
+    device.iommu_group().ok_or(VfioError::NoIommu { address })
 }
 
 fn region(device: &File, index: u32) -> Result<RegionInfo, VfioError> {
@@ -284,16 +318,23 @@ fn interrupts(device: &File, queues: u16) -> Result<Vec<File>, VfioError> {
     Ok(eventfds)
 }
 
-// SAFETY: the registers stay mapped as long as this value lives. The IOMMU lets the device reach what `map`
-// has mapped, at the addresses told, and nothing else; that memory is kept until the container is closed,
-// and with it every mapping.
+/// An eventfd that the kernel rings when it wants the device back; none where it does not tell.
+fn recall(device: &File) -> Option<File> {
+    let eventfd = File::from(ioctl::eventfd().ok()?);
+    let asked = ioctl::set_irqs(device, ioctl::REQUEST, &[eventfd.as_raw_fd()]);
+    asked.is_ok().then_some(eventfd)
+}
+
+// SAFETY: the registers, or what has taken their place, stay mapped as long as this value lives. The IOMMU
+// lets the device reach what its container has mapped, at the addresses told, and nothing else; the
+// container keeps that memory until it is unmapped, or the device is out of the container.
 unsafe impl Transport for Vfio {
     fn name(&self) -> &str {
-        &self.address
+        &self.name
     }
 
     fn reason(&self) -> String {
-        let (group, vectors) = (self.group_number, self.interrupts.len());
+        let (group, vectors) = (self.group, self.interrupts.len());
         format!("bound to vfio-pci, IOMMU group {group}, {vectors} interrupts")
     }
 
@@ -302,46 +343,39 @@ unsafe impl Transport for Vfio {
     }
 
     fn map(&self, memory: Memory) -> io::Result<Window> {
-        let regions = memory.regions();
-        let (base, _) = *regions.first().ok_or(io::ErrorKind::InvalidInput)?;
-        let len: usize = regions.iter().map(|region| region.1).sum();
-        let mut mapped = self.mapped();
-        let window = Window { base: base.as_ptr() as usize, len, iova: mapped.next_iova };
-        let mut map = DmaMap {
-            argsz: size_of::<DmaMap>(),
-            flags: 0b11,
-            vaddr: window.base as u64,
-            iova: window.iova,
-            size: len as u64,
-        };
-        // The device may write this memory from now on. It is a pool's or an arena's, of which there
-        // are references only to buffers that no command names; and it is kept below, before anybody
-        // learns the address.
-        ioctl::MAP_DMA.ask(&self.container, &mut map)?;
-        mapped.next_iova = (window.iova + len as u64).next_multiple_of(GAP) + GAP;
-        mapped.windows.push(window);
-        mapped.memory.push(memory);
+        let mut held = self.held();
+        let held = held.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let window = self.iommu.map(memory)?;
+        held.windows.push(window);
         Ok(window)
     }
 
-    /// What is not mapped is not reached, whatever the device does: only that is certain.
+    /// 1. The device is told to leave the bus alone, and reset: it stops what it was doing.
+    /// 2. Its registers are taken from whoever would still write to them: reads find a device that is
+    ///    gone. They keep the device open otherwise.
+    /// 3. The device is closed. The kernel disables and resets it, and may give it to somebody else.
+    /// 4. Its group is taken out of the container: the IOMMU lets it reach nothing of ours any more,
+    ///    whatever it does. Only that is certain.
     fn cut_off(&self) -> bool {
-        if let Err(error) = set_command(&self.device, self.configuration, 0, BUS_MASTER) {
-            tracing::warn!(drive = self.address, %error, "cannot take the bus from the device");
+        let mut place = self.held();
+        let Some(held) = place.take() else { return false };
+        if let Err(error) = set_command(&held.device, held.configuration, 0, BUS_MASTER) {
+            tracing::warn!(drive = self.name, %error, "cannot take the bus from the device");
         }
-        if let Err(error) = ioctl::DEVICE_RESET.ask(&self.device, 0) {
-            tracing::info!(drive = self.address, %error, "the device cannot be reset");
+        if let Err(error) = ioctl::DEVICE_RESET.ask(&held.device, 0) {
+            tracing::info!(drive = self.name, %error, "the device cannot be reset");
         }
-        let mut cut = true;
-        self.mapped().windows.retain(|window| {
-            let (argsz, size) = (size_of::<DmaUnmap>(), window.len as u64);
-            let mut unmap = DmaUnmap { argsz, flags: 0, iova: window.iova, size };
-            let done = ioctl::UNMAP_DMA.ask(&self.container, &mut unmap);
-            let gone = done.is_ok() && unmap.size == size;
-            cut &= gone;
-            !gone
-        });
-        cut
+        if let Err(error) = self.registers.replace() {
+            tracing::error!(drive = self.name, %error, "its registers cannot be unmapped");
+            *place = Some(held);
+            return false;
+        }
+        self.let_go(held)
+    }
+
+    fn is_recalled(&self) -> bool {
+        // It does not block: as long as nobody asks there is nothing to read.
+        self.recall.as_ref().is_some_and(|mut recall| recall.read(&mut [0; 8]).is_ok())
     }
 
     fn interrupt(&self, vector: u16) -> Option<RawFd> {
@@ -362,18 +396,27 @@ unsafe impl Transport for Vfio {
 
 impl Drop for Vfio {
     fn drop(&mut self) {
-        if self.interrupts.is_empty() {
-            return;
+        let Some(held) = self.held().take() else { return };
+        for (index, set) in [(ioctl::MSIX, &self.interrupts[..]), (ioctl::REQUEST, &[])] {
+            let asked = index != ioctl::MSIX || !set.is_empty();
+            if asked && let Err(error) = ioctl::set_irqs(&held.device, index, &[]) {
+                tracing::debug!(drive = self.name, %error, "interrupts stay on until it is closed");
+            }
         }
-        if let Err(error) = ioctl::set_irqs(&self.device, ioctl::MSIX, &[]) {
-            tracing::debug!(drive = self.address, %error, "interrupts stay on until it is closed");
+        // Or they would keep the device open.
+        if let Err(error) = self.registers.replace() {
+            tracing::error!(drive = self.name, %error, "its registers cannot be unmapped");
+            return std::mem::forget(held);
         }
+        self.let_go(held);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 
@@ -381,10 +424,11 @@ mod tests {
     struct Sys(PathBuf);
 
     impl Sys {
-        fn new(name: &str, driver: Option<&str>, group: Option<&str>) -> Sys {
+        fn new(name: &str, class: &str, driver: Option<&str>, group: Option<&str>) -> Sys {
             let path = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-            let device = path.join("0000:01:00.0");
+            let device = path.join("bus/pci/devices/0000:01:00.0");
             fs::create_dir_all(&device).unwrap();
+            fs::write(device.join("class"), class).unwrap();
             if let Some(driver) = driver {
                 symlink(Path::new("drivers").join(driver), device.join("driver")).unwrap();
             }
@@ -395,7 +439,7 @@ mod tests {
         }
 
         fn group(&self, address: &str) -> Result<u32, VfioError> {
-            group_of(&self.0, address)
+            group_of(&Sysfs::at(&self.0), address.parse().unwrap())
         }
     }
 
@@ -407,25 +451,29 @@ mod tests {
 
     #[test]
     fn the_group_of_a_device_is_found_or_its_lack_explained() {
-        let good = Sys::new("memkv-nvme-good", Some("vfio-pci"), Some("17"));
+        const NVME: &str = "0x010802\n";
+        let good = Sys::new("memkv-nvme-good", NVME, Some("vfio-pci"), Some("17"));
         assert_eq!(good.group("0000:01:00.0").unwrap(), 17);
-        let outside = ["", "..", "0000:02:00.0", "0000:01:00.0/../0000:01:00.0", "0000:01:00.0\0"];
-        for address in outside {
-            assert!(matches!(good.group(address), Err(VfioError::NoDevice { .. })), "{address:?}");
-        }
-        let other = Sys::new("memkv-nvme-other", Some("nvme"), Some("17"));
+        assert!(matches!(good.group("0000:02:00.0"), Err(VfioError::NoDevice { .. })));
+        let other = Sys::new("memkv-nvme-other", NVME, Some("nvme"), Some("17"));
         let error = other.group("0000:01:00.0").unwrap_err();
         assert_eq!(error.to_string(), "0000:01:00.0 is bound to nvme, not to vfio-pci");
-        let none = Sys::new("memkv-nvme-none", None, Some("17"));
+        let none = Sys::new("memkv-nvme-none", NVME, None, Some("17"));
         let error = none.group("0000:01:00.0").unwrap_err();
         assert_eq!(error.to_string(), "0000:01:00.0 is bound to no driver, not to vfio-pci");
-        let bare = Sys::new("memkv-nvme-bare", Some("vfio-pci"), None);
+        let bare = Sys::new("memkv-nvme-bare", NVME, Some("vfio-pci"), None);
         assert!(matches!(bare.group("0000:01:00.0"), Err(VfioError::NoIommu { .. })));
+        let card = Sys::new("memkv-nvme-card", "0x020000\n", Some("vfio-pci"), Some("17"));
+        let error = card.group("0000:01:00.0").unwrap_err();
+        assert!(matches!(error, VfioError::NotNvme { class: 0x02_00_00, .. }), "{error}");
     }
 
     #[test]
     fn a_device_that_is_not_there_is_said_to_be_so() {
-        let error = Vfio::open("ffff:ff:1f.7", 1).map(|_| ()).unwrap_err();
-        assert!(matches!(error, VfioError::NoDevice { .. }), "{error}");
+        for address in ["ffff:ff:1f.7", "", "..", "0000:01:00.0/../0000:01:00.0", "0000:01:00.0\0"]
+        {
+            let error = Vfio::open(address, 1).map(|_| ()).unwrap_err();
+            assert!(matches!(error, VfioError::NoDevice { .. }), "{address:?}: {error}");
+        }
     }
 }

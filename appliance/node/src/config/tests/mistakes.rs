@@ -88,6 +88,19 @@ pub const MISTAKES: &[(&str, &str)] = &[
              to file mode",
     ),
     (
+        "storage:\n  drives:\n    - media: 0000:01:00.0\n",
+        "line 3 column 7: storage.drives[0].media: a PCI address names a drive in direct mode; set \
+             storage.mode, or write ./ before the name of a file",
+    ),
+    (
+        "storage:\n  mode: direct\n  drives: [{media: '0000:0a:00.0'}, {media: '0A:00.0'}]\n",
+        "line 3 column 38: storage.drives[1].media: 0000:0a:00.0 is named twice",
+    ),
+    (
+        "storage:\n  mode: direct\n  bypass: always\n  drives: [{media: /dev/a}]\n",
+        "line 3 column 3: storage.bypass: `always` is not one of prefer, require, never",
+    ),
+    (
         "storage:\n  mode: memory\n  drives:\n    - media: /a\n      max_size: 1 GiB\n",
         "line 4 column 7: storage.drives[0].media: memory mode has no media; remove the key, or \
              set storage.mode",
