@@ -39,8 +39,8 @@ pub use metrics::{
 pub use reload::{ConfigStatus, ReadmitError, Readmitted, ReloadError, Reloaded};
 pub use status::{
     ConnectionStatus, DriveState, DriveStatus, EvictionStatus, IoStatus, MemoryStatus, NodeStatus,
-    PoolBacking, ProcessStatus, QueueStatus, ReactorStatus, RecoveryStatus, ScrubStatus,
-    StorageStatus, TrimStatus, TurnStatus,
+    NvmeStatus, PoolBacking, ProcessStatus, QueueStatus, ReactorStatus, RecoveryStatus,
+    ScrubStatus, SmartStatus, StorageStatus, TrimStatus, TurnStatus,
 };
 pub use version::{VERSION_TEXT, Version, version};
 

@@ -129,6 +129,56 @@ pub struct DriveStatus {
     /// What the device was asked.
     #[serde(default)]
     pub io: IoStatus,
+    /// The NUMA node that it is attached to, on a machine with several.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
+    /// The controller, of a drive that is driven past the kernel.
+    #[serde(default)]
+    pub nvme: Option<NvmeStatus>,
+}
+
+/// A controller that is driven past the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmeStatus {
+    /// Model, serial number and firmware, as the drive spells them.
+    pub model: String,
+    /// See `model`.
+    pub serial: String,
+    /// See `model`.
+    pub firmware: String,
+    /// Queues that it grants.
+    pub queues: u16,
+    /// Times that it was reset.
+    pub resets_total: u64,
+    /// Commands that it was asked to abort, for they took too long.
+    pub aborts_total: u64,
+    /// Commands that it was given again, after an error or a reset.
+    pub retries_total: u64,
+    /// Answers that nobody had asked for.
+    pub spurious_total: u64,
+    /// What it says of its health, once it has been asked.
+    #[serde(default)]
+    pub smart: Option<SmartStatus>,
+}
+
+/// What a drive says of its health (NVM Express Base Specification, SMART / health information log).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SmartStatus {
+    /// What is critical, as the drive's bits: 0 spare blocks, 1 temperature, 2 reliability, 3 read-only,
+    /// 4 backup of volatile memory, 5 persistent memory.
+    pub critical_warning: u8,
+    /// Where the drive measures it.
+    pub temperature_celsius: Option<i16>,
+    /// Spare blocks left.
+    pub spare_percent: u8,
+    /// Life used up of what was estimated; may be more than 100.
+    pub used_percent: u8,
+    /// Errors of the medium that it could not correct.
+    pub media_errors_total: u64,
+    /// Hours that it has been on.
+    pub power_on_hours: u64,
+    /// Times that it lost power without a shutdown.
+    pub unsafe_shutdowns_total: u64,
 }
 
 /// What a device was asked since the start, by all reactors together.

@@ -130,6 +130,8 @@ fn drive() -> DriveStatus {
         recovery: RecoveryStatus { blocks: 256, milliseconds: 31, ..RecoveryStatus::default() },
         trim: TrimStatus::default(),
         io: IoStatus::default(),
+        numa_node: None,
+        nvme: None,
     }
 }
 

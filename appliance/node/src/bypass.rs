@@ -10,16 +10,17 @@
 //! drives that join later see it too; and so is the list of drives for whoever looks after them.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memkv_block::{BlockDevice, OpenError, OpenOptions};
 use memkv_dma::{Hugepages, Pool};
-use memkv_nvme::{Nvme, NvmeError, Options, PciAddress, PciDevice, Sysfs, Transport};
+use memkv_nvme::{Health, Nvme, NvmeError, Options, PciAddress, PciDevice, Sysfs, Transport};
 use memkv_poller::SystemClock;
 
 use crate::config::{BypassUse, Config, IdlePolicy};
+use crate::seats::{self, Seat};
 
 /// Queues beside those of the reactors: the journals', and that of a drive which joins.
 const MORE_QUEUES: u16 = 2;
@@ -196,7 +197,34 @@ pub struct Bypass {
     sysfs: Sysfs,
     #[cfg(target_os = "linux")]
     iommu: Arc<memkv_nvme::Iommu>,
-    open: Mutex<Vec<Weak<Nvme>>>,
+    open: Mutex<Vec<Arc<Attended>>>,
+}
+
+/// A drive that is looked after.
+pub(crate) struct Attended {
+    drive: Weak<Nvme>,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen of it.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// It is out of service, and that was told.
+    pub lost: bool,
+    /// What it said of its health, and when it was asked.
+    pub health: Option<Health>,
+    pub asked: Option<Instant>,
+}
+
+impl Attended {
+    /// The drive, as long as somebody uses it.
+    pub fn drive(&self) -> Option<Arc<Nvme>> {
+        self.drive.upgrade()
+    }
+
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Bypass {
@@ -213,17 +241,40 @@ impl Bypass {
     /// Notes a drive, for those who look after drives.
     pub fn note(&self, drive: &Arc<Nvme>) {
         let mut open = self.open();
-        open.retain(|drive| drive.strong_count() > 0);
-        open.push(Arc::downgrade(drive));
+        open.retain(|attended| attended.drive.strong_count() > 0);
+        let seen = Mutex::default();
+        open.push(Arc::new(Attended { drive: Arc::downgrade(drive), seen }));
     }
 
-    /// The drives that are open; of one name the last is the one that counts.
-    pub(crate) fn drives(&self) -> Vec<Arc<Nvme>> {
-        self.open().iter().filter_map(Weak::upgrade).collect()
+    /// The drives that are open.
+    pub(crate) fn attended(&self) -> Vec<Arc<Attended>> {
+        self.open().clone()
     }
 
-    fn open(&self) -> MutexGuard<'_, Vec<Weak<Nvme>>> {
+    /// The drive of this name: of several, of which all but one have failed, the one that came last.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Attended>> {
+        let is_it = |attended: &&Arc<Attended>| attended.drive().is_some_and(|d| d.name() == name);
+        self.open().iter().rev().find(is_it).cloned()
+    }
+
+    fn open(&self) -> MutexGuard<'_, Vec<Arc<Attended>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The NUMA node of the device behind a drive's name, a PCI address or the path of a block device.
+    pub(crate) fn numa_node(&self, name: &str) -> Option<u32> {
+        self.sysfs.numa_node(Path::new(name))
+    }
+
+    /// Where reactors run.
+    pub(crate) fn seats(
+        &self,
+        config: &Config,
+        devices: &[Arc<dyn BlockDevice>],
+    ) -> Vec<Option<Seat>> {
+        let drives: Vec<_> = devices.iter().map(|device| self.numa_node(device.name())).collect();
+        let (reactors, busy) = (config.reactors.max(1), config.idle == IdlePolicy::Busy);
+        seats::assign(reactors, busy, &drives, &seats::nodes(&self.sysfs))
     }
 
     fn device(&self, address: PciAddress) -> Result<PciDevice, BypassError> {
@@ -301,7 +352,7 @@ impl Bypass {
         pool: &Pool,
         terms: &Terms,
     ) -> Result<Arc<Nvme>, BypassError> {
-        let asked = std::time::Instant::now();
+        let asked = Instant::now();
         let transport = loop {
             match self.reach(address, terms.queues) {
                 Err(BypassError::InUse { .. }) if asked.elapsed() < terms.patience => {
@@ -352,7 +403,6 @@ impl Bypass {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::path::Path;
 
     use super::*;
 

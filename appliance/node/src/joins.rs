@@ -241,7 +241,8 @@ impl Shared {
         match self.bypass.way(*address, self.config().storage.bypass) {
             Ok(Way::Kernel { path, .. }) => offline::is_locked(&path),
             _ => {
-                self.bypass.drives().iter().any(|open| open.name() == drive.name() && open.attend())
+                let open = self.bypass.find(&drive.name()).and_then(|attended| attended.drive());
+                open.is_some_and(|open| open.attend())
             }
         }
     }

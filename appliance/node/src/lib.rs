@@ -3,8 +3,8 @@
 //! * [`cli`] reads the command line, [`config`] the file, the environment and the machine
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
-//! * [`node`] wires pollers to cores, [`drives`] opens the store on those of them that are
-//!   [`members`], [`bypass`] reaches drives past the kernel, [`status`] tells how it is, `work` what drives and reactors did, and `listing` what
+//! * [`node`] wires pollers to cores (`seats` says to which), [`drives`] opens the store on those of them that are
+//!   [`members`], [`bypass`] reaches drives past the kernel, `attend` looks after those, [`status`] tells how it is, `work` what drives and reactors did, and `listing` what
 //!   it stores.
 //! * [`reload`] reads the configuration again while the node serves, and lets drives join.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attend;
 pub mod bypass;
 pub mod cli;
 pub mod config;
@@ -26,6 +27,7 @@ pub mod node;
 pub mod offline;
 pub mod paths;
 pub mod reload;
+mod seats;
 pub mod serve;
 pub mod status;
 mod work;

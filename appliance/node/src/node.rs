@@ -31,13 +31,15 @@ use memkv_store::{
     DriveId, DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort, Tuning,
 };
 
+use crate::attend::Attendant;
 use crate::bypass::Bypass;
-use crate::config::{Config, HugepageUse};
+use crate::config::{Config, HugepageUse, StorageMode};
 use crate::drives::{self, DrivesError, OpenStore};
 use crate::hugepages::{Reserved, TooFew};
 use crate::joins::{self, Joined};
 use crate::listing::ListPiece;
 use crate::reload::Source;
+use crate::seats::Seat;
 use crate::status::{DrivesAtStart, Shared};
 use crate::work::{self, QueueLoad};
 
@@ -112,6 +114,8 @@ pub(crate) enum Control {
     AddDrive(DriveId, Arc<dyn BlockDevice>, mpsc::Sender<Result<(), String>>),
     /// Let blocks lie on a drive that every reactor has a queue on (reactor 0), or give it up.
     OpenDrive(DriveId, Result<(), String>, mpsc::Sender<()>),
+    /// A drive that is driven from here is out of service (reactor 0); why.
+    DriveLost(DriveId, String, mpsc::Sender<()>),
     /// Tell how many commands of its own a drive has not answered.
     Outstanding(DriveId, mpsc::Sender<usize>),
     /// Tell what this reactor has drives do.
@@ -128,6 +132,8 @@ pub struct Node {
     controls: Vec<InboxSender<Control>>,
     threads: Vec<JoinHandle<()>>,
     stop: StopFlag,
+    /// Where there may be drives to look after.
+    attendant: Option<Attendant>,
 }
 
 /// What the thread of reactor 0 tells when it is ready.
@@ -145,6 +151,8 @@ struct Parts {
     pool: Pool,
     bypass: Arc<Bypass>,
     devices: Vec<Arc<dyn BlockDevice>>,
+    /// Of each reactor, where it has one.
+    seats: Vec<Option<Seat>>,
     stop: StopFlag,
 }
 
@@ -183,7 +191,8 @@ impl Node {
         let bypass = Bypass::new(Sysfs::default());
         let devices = open(&config, &pool, &bypass)?;
         let count = config.reactors.max(1);
-        let mut parts = Parts { config, pool, bypass, devices, stop: StopFlag::new() };
+        let seats = bypass.seats(&config, &devices);
+        let mut parts = Parts { config, pool, bypass, devices, seats, stop: StopFlag::new() };
 
         let (controls, mut inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| channel::inbox(CONTROL)).unzip();
@@ -197,7 +206,8 @@ impl Node {
             Err(_) => return Err(StartError::ReactorEnded),
         };
         parts.devices = devices;
-        let mut node = Self { shared, controls, threads, stop: parts.stop.clone() };
+        let stop = parts.stop.clone();
+        let mut node = Self { shared, controls, threads, stop, attendant: None };
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (given, shared, store) = (parts.clone(), node.shared.clone(), store.clone());
             let (ready_tx, ready) = mpsc::channel();
@@ -213,7 +223,22 @@ impl Node {
                 return Err(error);
             }
         }
-        Ok(node)
+        node.attend(&parts)
+    }
+
+    /// Has drives looked after, where there may be some that are driven from here.
+    fn attend(mut self, parts: &Parts) -> Result<Self, StartError> {
+        let direct = parts.config.storage.mode == StorageMode::Direct;
+        if direct || parts.devices.iter().any(|device| device.kind() == Kind::Nvme) {
+            match Attendant::start(self.shared.clone()) {
+                Ok(attendant) => self.attendant = Some(attendant),
+                Err(error) => {
+                    let _ = self.stop();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Where it listens.
@@ -239,6 +264,9 @@ impl Node {
     /// [`StopError`] when a reactor does not answer; nothing acknowledged is lost even then.
     pub fn stop(self) -> Result<(), StopError> {
         self.shared.close_doors();
+        if let Some(attendant) = self.attendant {
+            attendant.stop();
+        }
         let drained: Vec<_> = self.controls.iter().map(|c| order(c, Control::Drain)).collect();
         let mut result = Ok(());
         for (reactor, answer) in drained.into_iter().enumerate() {
@@ -303,7 +331,12 @@ fn spawn(id: usize, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()
     std::thread::Builder::new().name(format!("reactor-{id}")).spawn(run)
 }
 
+/// On the thread that it will run on.
 fn new_reactor(id: usize, parts: &Parts) -> Reactor {
+    if let Some(seat) = &parts.seats[id] {
+        tracing::info!(reactor = id, node = seat.node, cores = ?seat.cores, "reactor near its drives");
+        seat.take();
+    }
     let mut seed = [0; 8];
     drives::random(&mut seed);
     let config = ReactorConfig {
@@ -348,7 +381,7 @@ fn first_reactor(
         Identity { server: *node.as_bytes(), incarnation },
         controls.clone(),
     );
-    shared.add_reactor(0, reactor.stats());
+    shared.add_reactor(0, reactor.stats(), parts.seats[0].clone());
     let handle = StoreHandle::Here(store.clone());
     let context = match context(0, &local, parts, &shared, handle) {
         Ok(context) => context,
@@ -375,7 +408,7 @@ fn other_reactor(
 ) {
     let mut reactor = new_reactor(id, parts);
     let local = reactor.local();
-    shared.add_reactor(id, reactor.stats());
+    shared.add_reactor(id, reactor.stats(), parts.seats[id].clone());
     let context = context(id, &local, parts, shared, StoreHandle::There(Box::new(store)));
     let started = context.and_then(|context| serve_orders(&local, parts, context, None, inbox));
     let failed = started.is_err();
@@ -543,6 +576,10 @@ impl Orders {
                     Ok(()) => self.store().open_drive(id),
                     Err(why) => self.store().drive_failed(id, &why),
                 }
+                let _ = done.send(());
+            }
+            Control::DriveLost(id, why, done) => {
+                self.store().drive_failed(id, &why);
                 let _ = done.send(());
             }
             Control::Outstanding(id, answer) => {

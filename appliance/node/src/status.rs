@@ -24,7 +24,8 @@ use crate::drives::Recovery;
 use crate::members::LeftOut;
 use crate::node::{Control, order};
 use crate::reload::Reloads;
-use crate::work::{self, QueueLoad};
+use crate::seats::Seat;
+use crate::work::{self, QueueLoad, SeatedReactor};
 
 /// How long the admin endpoint waits for reactor 0.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
@@ -93,7 +94,7 @@ pub struct Shared {
     pub(crate) bypass: Arc<Bypass>,
     pub(crate) store: Arc<StoreCounters>,
     sessions: Vec<Arc<SessionCounters>>,
-    reactors: Mutex<Vec<(usize, Arc<ReactorStats>)>>,
+    reactors: Mutex<Vec<SeatedReactor>>,
     at_start: RwLock<DrivesAtStart>,
     controls: Vec<InboxSender<Control>>,
     started: Instant,
@@ -163,9 +164,9 @@ impl Shared {
         &self.controls
     }
 
-    pub(crate) fn add_reactor(&self, id: usize, stats: Arc<ReactorStats>) {
+    pub(crate) fn add_reactor(&self, id: usize, stats: Arc<ReactorStats>, seat: Option<Seat>) {
         let mut reactors = self.reactors.lock().unwrap_or_else(PoisonError::into_inner);
-        reactors.push((id, stats));
+        reactors.push(SeatedReactor { id, stats, seat });
     }
 
     pub(crate) fn session_counters(&self, id: usize) -> Arc<SessionCounters> {
@@ -260,6 +261,8 @@ impl Shared {
             },
             trim: trim_row(&drive.trim),
             io: work::io_row(&device.stats()),
+            numa_node: self.bypass.numa_node(device.name()),
+            nvme: self.bypass.find(device.name()).and_then(|drive| work::nvme_row(&drive)),
         });
         rows.chain(at_start.left_out.iter().map(left_out_row)).collect()
     }
@@ -308,14 +311,14 @@ impl Shared {
         let loads = self.queue_loads();
         let at_start = self.at_start();
         let reactors = self.reactors.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = reactors.iter().map(|(id, stats)| {
-            let loads = loads.get(*id).into_iter().flatten();
+        let rows = reactors.iter().map(|reactor| {
+            let loads = loads.get(reactor.id).into_iter().flatten();
             let counted = loads.filter(|load| !at_start.gone.contains(&load.drive));
             let rows = counted.filter_map(|load| {
                 let device = at_start.devices.get(load.drive)?;
                 Some(work::queue_row(load, &**device))
             });
-            work::reactor_row(*id, stats, rows.collect())
+            work::reactor_row(reactor, rows.collect())
         });
         rows.collect()
     }
@@ -568,6 +571,7 @@ impl api::NodeAdmin for Shared {
         }
         trim_metrics(&mut snapshot, &drives);
         work::io_metrics(&mut snapshot, &self.at_start().counted());
+        work::nvme_metrics(&mut snapshot, &self.bypass.attended());
         let reactors = self.reactor_rows();
         work::reactor_metrics(&mut snapshot, &reactors);
         work::turn_metrics(&mut snapshot, &reactors);
@@ -662,6 +666,8 @@ fn left_out_row(drive: &LeftOut) -> api::DriveStatus {
         recovery: api::RecoveryStatus::default(),
         trim: api::TrimStatus::default(),
         io: work::io_row(&drive.device.stats()),
+        numa_node: None,
+        nvme: None,
     }
 }
 

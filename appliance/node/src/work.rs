@@ -10,6 +10,9 @@ use memkv_poller::ReactorStats;
 use memkv_session::Context;
 use memkv_store::Store;
 
+use crate::bypass::Attended;
+use crate::seats::Seat;
+
 /// What one reactor has one drive do, by the drive's number.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct QueueLoad {
@@ -18,6 +21,13 @@ pub(crate) struct QueueLoad {
     pub depth: u64,
     /// Commands that it has answered.
     pub completed: u64,
+}
+
+/// A reactor, and where it sits.
+pub(crate) struct SeatedReactor {
+    pub id: usize,
+    pub stats: Arc<ReactorStats>,
+    pub seat: Option<Seat>,
 }
 
 /// On a reactor: what its sessions have drives do, and its store, if it has that.
@@ -57,6 +67,66 @@ pub(crate) fn io_row(stats: &DeviceStats) -> api::IoStatus {
     }
 }
 
+/// A controller that is driven from here, for the status.
+pub(crate) fn nvme_row(attended: &Attended) -> Option<api::NvmeStatus> {
+    let drive = attended.drive()?;
+    let (info, troubles) = (drive.info(), drive.troubles());
+    let narrow = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+    let smart = attended.seen().health.map(|health| api::SmartStatus {
+        critical_warning: health.critical,
+        temperature_celsius: health.temperature,
+        spare_percent: health.spare,
+        used_percent: health.used,
+        media_errors_total: narrow(health.media_errors),
+        power_on_hours: narrow(health.power_on_hours),
+        unsafe_shutdowns_total: narrow(health.unsafe_shutdowns),
+    });
+    Some(api::NvmeStatus {
+        model: info.model.clone(),
+        serial: info.serial.clone(),
+        firmware: info.firmware.clone(),
+        queues: info.queues,
+        resets_total: troubles.resets,
+        aborts_total: troubles.aborts,
+        retries_total: troubles.retries,
+        spurious_total: troubles.spurious,
+        smart,
+    })
+}
+
+/// Controllers that are driven from here, for the metrics.
+pub(crate) fn nvme_metrics(snapshot: &mut api::MetricsSnapshot, drives: &[Arc<Attended>]) {
+    for attended in drives {
+        let (Some(drive), Some(row)) = (attended.drive(), nvme_row(attended)) else { continue };
+        let labels = || vec![("drive", drive.name().to_owned())];
+        for (name, help, value) in [
+            ("memkv_nvme_resets_total", "Resets of the controller.", row.resets_total),
+            ("memkv_nvme_aborts_total", "Commands that took too long.", row.aborts_total),
+            ("memkv_nvme_retries_total", "Commands given again.", row.retries_total),
+            ("memkv_nvme_spurious_total", "Answers nobody asked for.", row.spurious_total),
+        ] {
+            snapshot.counter(name, help, labels(), value);
+        }
+        let Some(smart) = row.smart else { continue };
+        let temperature = smart.temperature_celsius.map(f64::from);
+        for (name, help, value) in [
+            ("memkv_nvme_temperature_celsius", "Its temperature.", temperature),
+            ("memkv_nvme_used_ratio", "Life used up.", Some(f64::from(smart.used_percent) / 100.0)),
+            (
+                "memkv_nvme_spare_ratio",
+                "Spare blocks.",
+                Some(f64::from(smart.spare_percent) / 100.0),
+            ),
+            ("memkv_nvme_critical", "What is critical.", Some(f64::from(smart.critical_warning))),
+            ("memkv_nvme_media_errors", "Not corrected.", Some(smart.media_errors_total as f64)),
+        ] {
+            if let Some(value) = value {
+                snapshot.gauge(name, help, labels(), value);
+            }
+        }
+    }
+}
+
 /// A reactor's queue on a drive for the status.
 pub(crate) fn queue_row(load: &QueueLoad, device: &dyn BlockDevice) -> api::QueueStatus {
     api::QueueStatus {
@@ -68,15 +138,15 @@ pub(crate) fn queue_row(load: &QueueLoad, device: &dyn BlockDevice) -> api::Queu
 
 /// A reactor for the status, with its queues.
 pub(crate) fn reactor_row(
-    id: usize,
-    stats: &ReactorStats,
+    reactor: &SeatedReactor,
     queues: Vec<api::QueueStatus>,
 ) -> api::ReactorStatus {
+    let SeatedReactor { id, stats, seat } = reactor;
     let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
     let (busy, idle, polls) = (get(&stats.busy_ns), get(&stats.idle_ns), get(&stats.polls));
     let completions_total: u64 = queues.iter().map(|queue| queue.completions_total).sum();
     api::ReactorStatus {
-        id: id as u16,
+        id: *id as u16,
         busy_percent: 100.0 * busy as f64 / (busy + idle).max(1) as f64,
         polls,
         sleeps: get(&stats.sleeps),
@@ -84,8 +154,8 @@ pub(crate) fn reactor_row(
         tasks_spawned: get(&stats.tasks_spawned),
         busy_seconds: busy as f64 * 1e-9,
         idle_seconds: idle as f64 * 1e-9,
-        cpu: None,
-        numa_node: None,
+        cpu: seat.as_ref().and_then(Seat::core).map(|core| core as u32),
+        numa_node: seat.as_ref().map(|seat| seat.node),
         depth: queues.iter().map(|queue| queue.depth).sum(),
         completions_total,
         completions_per_poll: completions_total as f64 / polls.max(1) as f64,

@@ -149,6 +149,31 @@ impl Sysfs {
         path.is_dir().then(|| PciDevice { bus: self.root.join("bus/pci"), path, address })
     }
 
+    /// The NUMA node of the device that a drive is, or lies on: a PCI address, or the path of a block
+    /// device. Nothing on a machine with one node, and for files.
+    pub fn numa_node(&self, drive: &Path) -> Option<u32> {
+        if let Some(address) = PciAddress::of(drive) {
+            return self.device(address)?.numa_node();
+        }
+        let name = fs::canonicalize(drive).ok()?.file_name()?.to_owned();
+        // A namespace lies below its controller, that below its PCI device; the node is the device's.
+        let device = fs::canonicalize(self.root.join("class/block").join(name)).ok()?;
+        let known = |folder: &&Path| folder.join("numa_node").is_file();
+        word(&device.ancestors().find(known)?.join("numa_node"))?.parse().ok()
+    }
+
+    /// The cores of a NUMA node; none where the machine does not say.
+    pub fn cores_of_node(&self, node: u32) -> Vec<usize> {
+        let path = self.root.join(format!("devices/system/node/node{node}/cpulist"));
+        word(&path).map(|list| cores(&list)).unwrap_or_default()
+    }
+
+    /// The NUMA nodes of the machine.
+    pub fn nodes(&self) -> Vec<u32> {
+        let names = entries(&self.root.join("devices/system/node"));
+        names.iter().filter_map(|name| name.strip_prefix("node")?.parse().ok()).collect()
+    }
+
     /// All NVMe controllers, by address.
     pub fn controllers(&self) -> Vec<PciDevice> {
         let addresses = entries(&self.devices()).into_iter().filter_map(|name| name.parse().ok());
@@ -309,6 +334,15 @@ impl GroupMember {
         let taken = self.driver.as_deref().is_some_and(|driver| !harmless.contains(&driver));
         taken && self.class >> 8 != BRIDGE
     }
+}
+
+/// The numbers of a list like `0-3,8,10-11`; what is no number is left out.
+fn cores(list: &str) -> Vec<usize> {
+    let ranges = list.split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    });
+    ranges.flatten().collect()
 }
 
 /// The class of the device of a folder; 0 when it does not say.
@@ -499,6 +533,28 @@ mod tests {
         let expected = [("0000:00:1c.0", false), ("0000:02:00.0", true), ("0000:03:00.0", false)];
         assert_eq!(foreign, expected);
         assert!(sys.device("0000:09:00.0".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn numa_nodes_of_drives_and_their_cores_are_found() {
+        let tree = Tree::new("numa");
+        let sys = Sysfs::at(&tree.0);
+        assert_eq!(sys.numa_node(Path::new("0000:01:00.0")), Some(1));
+        assert_eq!(sys.numa_node(Path::new("0000:09:00.0")), None);
+        // A block device's name leads to its controller's device; any file will do for its node.
+        tree.write("nvme3n1", "");
+        fs::create_dir_all(tree.0.join("class/block")).unwrap();
+        let namespace = tree.0.join("bus/pci/devices/0000:01:00.0/nvme/nvme3/nvme3n1");
+        symlink(namespace, tree.0.join("class/block/nvme3n1")).unwrap();
+        assert_eq!(sys.numa_node(&tree.0.join("nvme3n1")), Some(1));
+        assert_eq!(sys.numa_node(&tree.0), None, "that is no block device");
+        for (node, list) in [(0, "0-1,4\n"), (1, "2-3\n"), (2, "\n")] {
+            tree.write(&format!("devices/system/node/node{node}/cpulist"), list);
+        }
+        tree.write("devices/system/node/possible", "0-2\n");
+        assert_eq!(sys.nodes(), [0, 1, 2]);
+        let cores = [0, 1, 2, 3].map(|node| sys.cores_of_node(node));
+        assert_eq!(cores, [vec![0, 1, 4], vec![2, 3], vec![], vec![]]);
     }
 
     #[test]

@@ -1,0 +1,244 @@
+//! A node on NVMe drives that it drives itself, with models of controllers in place of drives: what is
+//! stored is found again after a stop, a crash, a reset and the loss of a drive.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Wire, value};
+use memkv_admin_api::{DriveState, NodeAdmin, NodeStatus};
+use memkv_block::{BlockDevice, watch};
+use memkv_dma::Hugepages;
+use memkv_node::config::{Config, Overrides};
+use memkv_node::node::Node;
+use memkv_node::paths::ThisMachine;
+use memkv_nvme::model::{Fault, ModelConfig, ModelLink, SharedModel};
+use memkv_nvme::{Options, open};
+use memkv_poller::SystemClock;
+use memkv_wire::{MissReason, PutMode, Status};
+
+const MIB: u64 = 1 << 20;
+
+/// Longer than any machine is too busy for.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Drives, which outlive the nodes that use them.
+struct Site(Vec<SharedModel>);
+
+impl Site {
+    fn new(drives: usize) -> Site {
+        let drive = |n: usize| {
+            let name = format!("0000:0{n}:00.0");
+            let serial = format!("MODEL{n}");
+            let config = ModelConfig { name, serial, timeout: 255, ..ModelConfig::new(96 * MIB) };
+            ModelLink::with_thread(config).1
+        };
+        Site((0..drives).map(drive).collect())
+    }
+
+    /// A node on these drives, each with a controller that is brought up anew.
+    fn start(&self, more: &str) -> Node {
+        self.start_with(more, LIMIT)
+    }
+
+    /// The same; how long a command may go unanswered before the driver does something about it.
+    fn start_with(&self, more: &str, command_limit: Duration) -> Node {
+        let text = format!(
+            "memory: {{max_size: 64 MiB, hugepages: never}}\nnode: {{reactors: 2{more}}}\n\
+             storage: {{mode: file, durability: power, drives: [{{media: /models, max_size: 1 GiB}}]}}\n"
+        );
+        let overrides = Overrides { address: Some("127.0.0.1:0".into()), ..Overrides::default() };
+        let config = Config::parse(&text, &overrides, &ThisMachine).expect("a good configuration");
+        let started = Node::start_on(config, |_, pool, bypass| {
+            let device = |model| -> Arc<dyn BlockDevice> {
+                let options = Options {
+                    command_limit,
+                    admin_limit: LIMIT,
+                    hugepages: Hugepages::Never,
+                    ..Options::new(4)
+                };
+                let clock = Arc::new(SystemClock);
+                let drive = open(ModelLink::again(model), pool, clock, options);
+                let drive = drive.expect("the model comes up");
+                bypass.note(&drive);
+                watch(drive, 2 * LIMIT)
+            };
+            Ok(self.0.iter().map(device).collect())
+        });
+        started.expect("the node starts")
+    }
+
+    /// What drivers have done that no drive would have stood for.
+    fn offences(&self) -> u64 {
+        self.0.iter().map(|model| model.lock().stats().offences).sum()
+    }
+}
+
+/// Values of all kinds: in one command, in several, in several extents.
+fn values() -> Vec<(Vec<u8>, Vec<u8>)> {
+    let lengths = [1, 5_000, 16 << 10, 200_000, (1 << 20) + 1, (9 << 20) + 12_345];
+    let value = |(n, length): (usize, &usize)| (vec![b'k', n as u8], value(n as u8, *length));
+    lengths.iter().enumerate().map(value).collect()
+}
+
+fn put_all(node: &Node) {
+    let mut wire = Wire::connect(node);
+    for (key, bytes) in values() {
+        let stored = match bytes.len() {
+            inline if inline <= 256 << 10 => wire.put(&key, &bytes, PutMode::Absent),
+            _ => wire.put_large(&key, &bytes),
+        };
+        assert_eq!(stored.status, Status::Ok, "{stored:?}");
+    }
+}
+
+#[track_caller]
+fn check_all(node: &Node) {
+    let mut wire = Wire::connect(node);
+    for (key, bytes) in values() {
+        let (reply, back) = wire.get(&key);
+        assert_eq!(reply.status, Status::Ok, "{key:?}");
+        assert!(back == bytes, "{key:?} differs");
+    }
+}
+
+/// Waits for what happens without anybody asking for it.
+fn wait_for(node: &Node, what: &str, is_so: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+    let begun = Instant::now();
+    loop {
+        let status = node.admin().status();
+        if is_so(&status) {
+            return status;
+        }
+        assert!(begun.elapsed() < LIMIT, "{what}: {status:?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_stored_is_there_after_a_stop_and_a_start() {
+    let site = Site::new(2);
+    for idle in ["", ", idle: busy"] {
+        let node = site.start(idle);
+        if idle.is_empty() {
+            put_all(&node);
+        }
+        check_all(&node);
+        let status = node.admin().status();
+        for drive in &status.drives {
+            assert_eq!((&*drive.driver, drive.state), ("nvme", DriveState::Online));
+            let nvme = drive.nvme.as_ref().expect("its controller is told of");
+            assert_eq!((&*nvme.model, nvme.resets_total), ("memkv model", 0));
+        }
+        assert!(status.reactors.iter().map(|reactor| reactor.completions_total).sum::<u64>() > 0);
+        assert_eq!(
+            status.counters["memkv_lent_bytes_total"], 0,
+            "memory that drives see is not lent"
+        );
+        node.stop().expect("an orderly stop");
+        assert!(site.0.iter().all(|model| model.lock().stats().shutdowns > 0), "drives too");
+    }
+    assert_eq!(site.offences(), 0);
+}
+
+#[test]
+fn what_was_acknowledged_survives_that_the_drives_lose_their_power() {
+    let site = Site::new(2);
+    let node = site.start("");
+    put_all(&node);
+    for model in &site.0 {
+        model.lock().cut_power();
+    }
+    // Nothing can be left in order; that both are gone is noticed without a request.
+    wait_for(&node, "both drives are gone", |status| {
+        status.drives.iter().all(|drive| drive.state == DriveState::Offline)
+    });
+    let _ = node.stop();
+    let node = site.start("");
+    let status = node.admin().status();
+    assert!(status.drives.iter().all(|drive| !drive.recovery.clean), "{status:?}");
+    check_all(&node);
+    node.stop().expect("an orderly stop");
+    assert_eq!(site.offences(), 0);
+}
+
+#[test]
+fn a_drive_that_is_pulled_goes_offline_although_nobody_asks_for_it() {
+    let site = Site::new(2);
+    let node = site.start("");
+    put_all(&node);
+    site.0[0].lock().remove();
+    let status = wait_for(&node, "the first drive is gone", |status| {
+        status.drives[0].state == DriveState::Offline
+    });
+    let why = status.drives[0].offline_reason.as_deref().expect("a reason");
+    assert!(why.contains("removed"), "{why}");
+    assert_eq!(status.drives[1].state, DriveState::Online);
+    wait_for(&node, "the other one is told", |status| {
+        status.counters["memkv_epochs_raised_total"] > 0
+    });
+    let mut wire = Wire::connect(&node);
+    for (key, bytes) in values() {
+        match wire.get(&key) {
+            (reply, back) if reply.status == Status::Ok => {
+                assert!(back == bytes, "{key:?} differs")
+            }
+            (reply, _) => assert_eq!(reply.reason, MissReason::DriveLost, "{key:?}: {reply:?}"),
+        }
+    }
+    let bytes = value(9, 100_000);
+    assert_eq!(wire.put(b"after", &bytes, PutMode::Absent).status, Status::Ok);
+    assert_eq!(wire.get(b"after").1, bytes);
+    node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn a_drive_that_the_system_wants_back_is_let_go() {
+    let site = Site::new(2);
+    let node = site.start("");
+    put_all(&node);
+    site.0[1].lock().recall();
+    let status =
+        wait_for(&node, "it is let go", |status| status.drives[1].state == DriveState::Offline);
+    let why = status.drives[1].offline_reason.as_deref().expect("a reason");
+    assert!(why.contains("called the controller back"), "{why}");
+    assert_eq!(status.drives[0].state, DriveState::Online);
+    node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn a_controller_that_fails_under_load_is_reset_and_nothing_is_lost() {
+    let site = Site::new(1);
+    let node = site.start_with("", Duration::from_secs(4));
+    put_all(&node);
+    let faults =
+        [Fault::Fatal, Fault::Nothing, Fault::BadPhase, Fault::Nothing, Fault::Spurious(77)];
+    for fault in faults {
+        site.0[0].lock().fault(fault);
+        check_all(&node);
+    }
+    let status = wait_for(&node, "it was reset", |status| {
+        status.drives[0].nvme.as_ref().is_some_and(|nvme| nvme.resets_total > 0)
+    });
+    assert_eq!(status.drives[0].state, DriveState::Online);
+    check_all(&node);
+    node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn the_health_of_drives_is_told() {
+    let site = Site::new(1);
+    let node = site.start("");
+    let told = wait_for(&node, "it was asked", |status| {
+        status.drives[0].nvme.as_ref().is_some_and(|nvme| nvme.smart.is_some())
+    });
+    let smart = told.drives[0].nvme.as_ref().and_then(|nvme| nvme.smart.clone()).expect("told");
+    assert_eq!(smart.critical_warning, 0);
+    let metrics = node.admin().metrics();
+    let gauge = metrics.gauges.iter().find(|g| g.name == "memkv_nvme_used_ratio").expect("a gauge");
+    assert_eq!(gauge.labels, [("drive", "0000:00:00.0".to_owned())]);
+    let counters = metrics.counters.iter().filter(|c| c.name == "memkv_nvme_resets_total");
+    assert_eq!(counters.map(|counter| counter.value).sum::<u64>(), 0);
+    node.stop().expect("an orderly stop");
+}
