@@ -24,7 +24,7 @@ fn rig(kind: Kind) -> Rig {
         }
     };
     assert_eq!(device.kind(), kind);
-    Rig { device, pool, below: Box::new(directory) }
+    Rig { device, sector: 4096, pool, below: Box::new(directory) }
 }
 
 /// The file of a drive.

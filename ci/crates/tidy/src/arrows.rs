@@ -60,8 +60,14 @@ const ROOMS: &[Row] = &[
 ];
 
 /// Crates of the tests and benches: they may use every room.
-const CI: &[&str] =
-    &["memkv-ci-tidy", "memkv-ci-sim", "memkv-ci-crash", "memkv-ci-bench", "memkv-ci-fuzz"];
+const CI: &[&str] = &[
+    "memkv-ci-tidy",
+    "memkv-ci-sim",
+    "memkv-ci-crash",
+    "memkv-ci-bench",
+    "memkv-ci-fuzz",
+    "memkv-ci-vm",
+];
 
 /// Arrows that are not in the table, and crates that the table does not know.
 #[must_use]

@@ -38,7 +38,7 @@ fn rig(config: ModelConfig) -> Rig {
     };
     let device = open(link, &pool, Arc::new(SystemClock), options).unwrap();
     let below: Box<dyn Any> = Box::new(Unoffended(model));
-    Rig { device, pool, below }
+    Rig { device, sector: 4096, pool, below }
 }
 
 /// A drive whose deadlines nobody's machine is too slow for.

@@ -1,0 +1,44 @@
+//! What the guest's kernel said that it must not say.
+
+/// What there may be none of, and how the check is called.
+pub const CHECKS: [(&str, fn(&str) -> bool); 2] = [
+    ("the IOMMU saw no fault", is_fault),
+    ("the guest's kernel had nothing to complain about", is_complaint),
+];
+
+/// A device reached for memory that nobody had mapped for it. QEMU's controllers answer such a command
+/// as if it were done, so only the log tells.
+fn is_fault(line: &str) -> bool {
+    line.split_once("DMAR:").is_some_and(|(_, what)| what.contains("fault"))
+}
+
+/// Something broke in the kernel.
+fn is_complaint(line: &str) -> bool {
+    ["BUG:", "WARNING:", "Oops:", "Kernel panic", "general protection", "rcu_", "Call Trace:"]
+        .iter()
+        .any(|word| line.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_told_from_what_is_said_of_the_iommu_besides() {
+        let faults = [
+            "[   12.3] DMAR: [DMA Write NO_PASID] Request device [01:00.0] fault addr 0x100000000",
+            "DMAR: DRHD: handling fault status reg 2",
+        ];
+        assert!(faults.iter().all(|line| is_fault(line)));
+        let others =
+            ["DMAR: IOMMU enabled", "DMAR: Intel(R) Virtualization Technology", "a fault of ours"];
+        assert!(!others.iter().any(|line| is_fault(line)));
+    }
+
+    #[test]
+    fn complaints_are_found_in_a_log() {
+        assert!(is_complaint("[    1.0] BUG: kernel NULL pointer dereference"));
+        assert!(is_complaint("[    9.1] WARNING: CPU: 0 PID: 7 at drivers/vfio/vfio_main.c:9"));
+        assert!(!is_complaint("[    1.0] nvme nvme0: 2/0/0 default/read/poll queues"));
+    }
+}
