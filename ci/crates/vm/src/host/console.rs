@@ -1,7 +1,10 @@
 //! What the guest's kernel said that it must not say.
 
-/// What there may be none of, and how the check is called.
-pub const CHECKS: [(&str, fn(&str) -> bool); 2] = [
+/// How a check of the log is called, and whether a line of the log is one that there may not be.
+pub type LogCheck = (&'static str, fn(&str) -> bool);
+
+/// What is asked of every log.
+pub const CHECKS: [LogCheck; 2] = [
     ("the IOMMU saw no fault", is_fault),
     ("the guest's kernel had nothing to complain about", is_complaint),
 ];

@@ -96,15 +96,18 @@ mod tests {
         Monitor::new(ours)
     }
 
-    const GREETING: &str = "{\"QMP\": {}}\n";
+    const LINES: &[&str] = &[
+        "{\"QMP\": {}}\n",
+        "{\"return\": {}}\n",
+        "{\"event\": \"STOP\"}\n{\"return\": {\"running\": true}}\n",
+        "{\"error\": {\"class\": \"DeviceNotFound\", \"desc\": \"no such device\"}}\n",
+        "not json\n",
+        "",
+    ];
 
     #[test]
     fn events_are_passed_over_and_refusals_have_a_reason() {
-        let event = "{\"event\": \"STOP\"}\n{\"return\": {\"running\": true}}\n";
-        let refusal =
-            "{\"error\": {\"class\": \"DeviceNotFound\", \"desc\": \"no such device\"}}\n";
-        let mut monitor =
-            answering(&[GREETING, "{\"return\": {}}\n", event, refusal, "not json\n", ""]).unwrap();
+        let mut monitor = answering(LINES).unwrap();
         assert_eq!(monitor.command("query-status", &json!({})).unwrap()["running"], true);
         let refused = monitor.command("device_del", &json!({"id": "x"})).unwrap_err();
         assert_eq!(refused.to_string(), "QEMU refuses device_del: no such device");
