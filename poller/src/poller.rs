@@ -46,8 +46,9 @@ pub struct Wait<'a> {
     pub bell: RawFd,
     /// Descriptors, any of which ends the sleep while it is readable. They stay open during the call.
     pub descriptors: &'a [RawFd],
-    /// One of them may be another than the one of the same number that was waited for before.
-    pub renewed: bool,
+    /// Pollers that have gone since the reactor began. Where that is another number than before, one of the
+    /// descriptors may be another than the one of the same number that was waited for then.
+    pub departed: u32,
     /// The longest time to sleep; `None`: for ever.
     pub timeout: Option<Duration>,
 }

@@ -90,8 +90,8 @@ pub struct Reactor {
     woken: Vec<TaskKey>,
     calls: Vec<Call>,
     interrupts: Vec<RawFd>,
-    /// A poller has gone since the last sleep: its descriptor may have been given to another since.
-    renewed: bool,
+    /// Pollers that have gone: their descriptors may have been given to others since.
+    departed: u32,
 }
 
 /// Says of every nanosecond whether it was busy or idle: each pass by what it found.
@@ -129,7 +129,7 @@ impl Reactor {
             woken: Vec::new(),
             calls: Vec::new(),
             interrupts: Vec::new(),
-            renewed: false,
+            departed: 0,
         }
     }
 
@@ -257,7 +257,7 @@ impl Reactor {
                 }
                 Progress::Idle if poller.retired() => {
                     drop(self.pollers.remove(at));
-                    self.renewed = true;
+                    self.departed = self.departed.wrapping_add(1);
                     continue;
                 }
                 Progress::Idle => {}
@@ -333,9 +333,9 @@ impl Reactor {
         }
         let rung = match within {
             Some(at) => {
-                let (bell, renewed) = (bell.fd().as_raw_fd(), std::mem::take(&mut self.renewed));
-                let descriptors = &self.interrupts;
-                self.pollers[at].wait(Wait { bell, descriptors, renewed, timeout })
+                let (bell, descriptors) = (bell.fd().as_raw_fd(), &self.interrupts[..]);
+                let departed = self.departed;
+                self.pollers[at].wait(Wait { bell, descriptors, departed, timeout })
             }
             None => sync::wait(bell, &self.interrupts, timeout),
         };

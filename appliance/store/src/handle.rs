@@ -26,7 +26,10 @@ use crate::reserve::{Refusal, ReservationGrant, ReserveRequest};
 use crate::store::KeyHasher;
 use crate::{DriveId, DriveStatus, Store, StoreConfig};
 
-/// Messages to a store from other reactors.
+/// Answers about keys, and the memory of the question: it goes back to where it was taken.
+type Found = (Row<KeyHash>, Row<Result<Existing, Miss>>);
+
+/// Messages to a store from other reactors. A question brings the memory for its answers along.
 enum Call {
     Reserve(ReserveRequest, OneSender<Result<ReservationGrant, Refusal>>),
     PlaceAgain(u64, DriveId, OneSender<Result<Row<Extent>, Refusal>>),
@@ -36,8 +39,8 @@ enum Call {
     Unpin(Slot),
     UnpinLent(Slot),
     Verified(Slot, u64, u16),
-    Exists(Row<KeyHash>, OneSender<Row<Result<Existing, Miss>>>),
-    MatchPrefix(Row<KeyHash>, OneSender<usize>),
+    Exists(Found, OneSender<Found>),
+    MatchPrefix(Row<KeyHash>, OneSender<(Row<KeyHash>, usize)>),
     Named(Row<KeyHash>),
     Hold(Row<KeyHash>, u64, Duration, OneSender<Row<Result<Existing, Miss>>>),
     Unhold(Row<KeyHash>, u64),
@@ -98,8 +101,14 @@ fn answer(store: &Rc<Store>, call: Call) {
         Call::Unpin(slot) => store.unpin(slot),
         Call::UnpinLent(slot) => store.unpin_lent(slot),
         Call::Verified(slot, generation, bits) => store.mark_verified(slot, generation, bits),
-        Call::Exists(keys, reply) => reply.send(store.exists(&keys)),
-        Call::MatchPrefix(keys, reply) => reply.send(store.match_prefix(&keys)),
+        Call::Exists((keys, mut found), reply) => {
+            found.extend(keys.iter().map(|&key| store.exists_one(key)));
+            reply.send((keys, found));
+        }
+        Call::MatchPrefix(keys, reply) => {
+            let run = store.match_prefix(&keys);
+            reply.send((keys, run));
+        }
         Call::Named(keys) => store.named(&keys),
         Call::Hold(keys, holder, duration, reply) => {
             reply.send(keys.iter().map(|&key| store.hold(key, holder, duration)).collect());
@@ -282,7 +291,10 @@ impl StoreHandle {
         let keys = keys.into();
         match self {
             Self::Here(store) => Ok(store.exists(&keys)),
-            Self::There(remote) => remote.question(|reply| Call::Exists(keys, reply)).await,
+            Self::There(remote) => {
+                let asked = (keys, Row::new());
+                Ok(remote.question(|reply| Call::Exists(asked, reply)).await?.1)
+            }
         }
     }
 
@@ -307,7 +319,9 @@ impl StoreHandle {
         let keys = keys.into();
         match self {
             Self::Here(store) => Ok(store.match_prefix(&keys)),
-            Self::There(remote) => remote.question(|reply| Call::MatchPrefix(keys, reply)).await,
+            Self::There(remote) => {
+                Ok(remote.question(|reply| Call::MatchPrefix(keys, reply)).await?.1)
+            }
         }
     }
 

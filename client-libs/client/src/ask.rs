@@ -134,21 +134,24 @@ impl<'a, A> Asks<'a, A> {
             let items = request.items.iter().copied();
             self.items.refuse(items, &header, link.meta())?;
         } else {
-            let replies = match self.question {
-                // Whatever was held is held no more: there is nothing to say of single keys.
-                Question::Release => vec![ItemReply::new(Status::Ok); request.items.len()],
-                _ => ItemReplies::parse(link.meta())?.items,
-            };
-            if replies.len() != request.items.len() {
-                return Err(LinkFault::Unexpected("another number of results than of items"));
-            }
-            for (item, reply) in request.items.iter().zip(replies) {
-                match reply.status {
-                    Status::Ok | Status::NotFound | Status::Present => {
-                        self.items.settle(*item, Ok((self.answer)(reply)));
-                    }
-                    _ => self.items.settle_unsuccessful(*item, &reply),
+            // Of a release whatever was held is held no more: there is nothing to say of single keys.
+            let (items, answer) = (&mut self.items, self.answer);
+            let mut take = |at: usize, reply: ItemReply| match reply.status {
+                Status::Ok | Status::NotFound | Status::Present => {
+                    items.settle(request.items[at], Ok(answer(reply)));
                 }
+                _ => items.settle_unsuccessful(request.items[at], &reply),
+            };
+            let count = request.items.len();
+            let complete = match self.question {
+                Question::Release => {
+                    (0..count).for_each(|at| take(at, ItemReply::new(Status::Ok)));
+                    true
+                }
+                _ => ItemReplies::parse_each(link.meta(), count, take)?,
+            };
+            if !complete {
+                return Err(LinkFault::Unexpected("another number of results than of items"));
             }
         }
         self.requests[at].done = true;

@@ -303,9 +303,11 @@ impl Client {
         key: impl Fn(&I) -> &'k [u8],
         check: impl Fn(&I) -> Result<(), ClientError>,
     ) -> (Results<T>, Vec<Batch<I>>) {
-        let mut results = Vec::new();
+        let servers = self.inner.process.servers.len();
+        let most = items.size_hint().0;
+        let mut results = Vec::with_capacity(most);
         let mut batches: Vec<Option<Batch<I>>> = Vec::new();
-        batches.resize_with(self.inner.process.servers.len(), || None);
+        batches.resize_with(servers, || None);
         for (place, item) in items.enumerate() {
             if let Err(error) = check(&item) {
                 results.push(Some(Err(error)));
@@ -315,8 +317,8 @@ impl Client {
             let server = self.inner.router.pick(key(&item));
             let batch = batches[server].get_or_insert_with(|| Batch {
                 server,
-                places: Vec::new(),
-                items: Vec::new(),
+                places: Vec::with_capacity(most / servers),
+                items: Vec::with_capacity(most / servers),
             });
             batch.places.push(place);
             batch.items.push(item);

@@ -332,6 +332,30 @@ fn same_again(opcode: Opcode, meta: &[u8]) -> Result<(), TestCaseError> {
 
 /// A count that lies does not make the parser allocate for it.
 #[test]
+fn replies_one_by_one_are_the_replies_as_a_list() {
+    let crcs = CrcList::from_slice(&[7, 8]).expect("two");
+    let found = ItemReply { length: 5, generation: 9, crcs, ..ItemReply::new(Status::Ok) };
+    let items = [found, ItemReply::miss(MissReason::Evicted), ItemReply::busy(3)];
+    let (mut whole, mut each) = (Vec::new(), Vec::new());
+    ItemReplies::encode_all(&items, &mut whole);
+    ItemReplies::encode_each(items.iter().copied(), &mut each);
+    assert_eq!(whole, each);
+    let mut taken = Vec::new();
+    let complete = ItemReplies::parse_each(&whole, 3, |at, item| taken.push((at, item)));
+    assert_eq!(complete, Ok(true));
+    assert_eq!(taken, items.into_iter().enumerate().collect::<Vec<_>>());
+    // Of another number none is handed over; of a list that breaks off those before.
+    for count in [0, 2, 4] {
+        let none = |_, item| panic!("{item:?} of {count}");
+        assert_eq!(ItemReplies::parse_each(&whole, count, none), Ok(false));
+    }
+    let mut taken = 0;
+    let broken = ItemReplies::parse_each(&whole[..whole.len() - 1], 3, |_, _| taken += 1);
+    assert_eq!((broken, taken), (Err(MetaError::Truncated), 2));
+    assert_eq!(ItemReplies::parse_each(&[0; 3], 0, |_, _| ()), Err(MetaError::Truncated));
+}
+
+#[test]
 fn counts_are_bounded_before_anything_is_allocated() {
     let lies = |count: u32| [&count.to_le_bytes()[..], &[1; 64]].concat();
     let over = MAX_ITEMS as u32 + 1;

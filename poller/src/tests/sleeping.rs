@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,7 +13,7 @@ use crate::channel::{inbox, oneshot};
 use crate::local::Event;
 use crate::{
     Clock, IdlePolicy, Instant, Interrupt, Local, Poller, Progress, Reactor, ReactorConfig,
-    ReactorStats, Remote, Rng, StopFlag, SystemClock, timeout,
+    ReactorStats, Remote, Rng, StopFlag, SystemClock, Wait, timeout,
 };
 
 type Running = (Remote, std::sync::Arc<ReactorStats>, std::thread::JoinHandle<()>);
@@ -215,6 +215,79 @@ fn a_pollers_interrupt_ends_the_sleep() {
     let sleeps = reactor.stats().sleeps.load(Relaxed);
     assert!(sleeps > 0);
     assert!(u64::from(disarmed.get()) >= sleeps, "every arm was followed by a disarm");
+}
+
+/// A reactor sleeps in it, always but for a moment.
+struct Bed {
+    waits: Rc<Cell<u32>>,
+    bell: Rc<Cell<Option<RawFd>>>,
+    others: Rc<Cell<usize>>,
+}
+
+impl Poller for Bed {
+    fn name(&self) -> &'static str {
+        "bed"
+    }
+
+    fn poll(&mut self) -> Progress {
+        Progress::Idle
+    }
+
+    fn arm(&mut self) -> Interrupt {
+        panic!("the reactor was free to sleep here")
+    }
+
+    fn arm_or_wait(&mut self) -> Interrupt {
+        Interrupt::Own
+    }
+
+    fn wait(&mut self, wait: Wait<'_>) -> bool {
+        self.waits.set(self.waits.get() + 1);
+        self.bell.set(Some(wait.bell));
+        self.others.set(wait.descriptors.len());
+        std::thread::yield_now();
+        // The bell may have been rung: if not, there is nothing to silence.
+        true
+    }
+}
+
+#[test]
+fn a_reactor_sleeps_in_the_one_poller_that_offers_to() {
+    let (stream, mut far) = UnixStream::pair().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut reactor = real();
+    let (total, event, disarmed) = (Rc::new(Cell::new(0)), Event::new(), Rc::new(Cell::new(0)));
+    let (waits, bell, others) = (Rc::default(), Rc::default(), Rc::default());
+    let bed = Bed { waits, bell, others };
+    let (waits, bell, others) = (bed.waits.clone(), bed.bell.clone(), bed.others.clone());
+    reactor.local().add_poller(Box::new(bed));
+    reactor.local().add_poller(Box::new(Socket {
+        stream,
+        total: total.clone(),
+        event: event.clone(),
+        disarmed,
+    }));
+    let (sender, receiver) = oneshot();
+    let thread = std::thread::spawn(move || {
+        far.write_all(b"ping").unwrap();
+        sender.send(7);
+        far
+    });
+    let outcome = reactor.block_on(async move {
+        while total.get() < 4 {
+            event.listen().await;
+        }
+        receiver.await
+    });
+    assert_eq!(outcome, Some(7));
+    thread.join().unwrap();
+    reactor.block_on({
+        let local = reactor.local();
+        async move { local.sleep(Duration::from_millis(5)).await }
+    });
+    assert!(waits.get() > 0 && bell.get().is_some());
+    assert_eq!(others.get(), 1, "the socket's descriptor, besides the bell");
+    assert_eq!(u64::from(waits.get()), reactor.stats().sleeps.load(Relaxed));
 }
 
 /// A device without interrupts, or one whose work comes at the worst moment.

@@ -63,6 +63,7 @@ impl Item<'_> for ItemReply {
         put_crcs(out, &self.crcs);
     }
 
+    #[inline]
     fn take(reader: &mut Reader<'_>) -> Result<Self, MetaError> {
         let got = reader.u16()?;
         let status = Status::from_raw(got).ok_or(MetaError::UnknownStatus { got })?;
@@ -112,6 +113,26 @@ impl ItemReplies {
         assert!(items.len() <= MAX_ITEMS, "a list has at most {MAX_ITEMS} items");
         out.extend_from_slice(&(items.len() as u32).to_le_bytes());
         items.for_each(|item| item.put(out));
+    }
+
+    /// Reads the meta, if it has as many items as the request, and hands each to `take` as soon as it is
+    /// read; false when it has another number of them.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it. Items before that were handed over.
+    pub fn parse_each(
+        meta: &[u8],
+        count: usize,
+        mut take: impl FnMut(usize, ItemReply),
+    ) -> Result<bool, MetaError> {
+        let mut reader = Reader::new(meta);
+        if reader.u32()? as usize != count {
+            return Ok(false);
+        }
+        for at in 0..count {
+            take(at, ItemReply::take(&mut reader)?);
+        }
+        finish(reader, true)
     }
 
     /// Reads the meta. The caller compares the number of items with its request's.

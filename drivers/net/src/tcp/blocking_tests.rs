@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Stream;
+use super::{Lending, Stream};
 use crate::NetError;
 
 const SOON: Duration = Duration::from_millis(50);
@@ -153,6 +153,41 @@ fn a_connection_can_be_made_without_waiting_for_it() {
     let refused = Stream::start_connect(&address)
         .and_then(|connecting| connecting.wait(after(LATE)).and_then(|_| connecting.finish()));
     assert!(matches!(refused, Err(NetError::Os(_))));
+}
+
+#[test]
+fn a_receive_that_sleeps_for_a_byte_wakes_for_it_and_for_its_deadline_whatever_was_lent_before() {
+    let (mut stream, mut peer) = pair();
+    let echo = thread::spawn(move || {
+        let mut large = vec![0; (1 << 20) + 1];
+        for _ in 0..3 {
+            peer.read_exact(&mut large).expect("read");
+            peer.write_all(b"!").expect("write");
+        }
+        peer
+    });
+    let value = vec![7; 1 << 20];
+    for _ in 0..3 {
+        stream.send_lending(&[], &value, after(LATE)).expect("sent");
+        assert!(
+            !stream.blocking || matches!(stream.pipe, Lending::No),
+            "a pipe knows no such flag"
+        );
+        stream.send_vectored(&[IoSlice::new(b"?")], after(LATE)).expect("sent");
+        stream.recv_exact(&mut [0], after(LATE)).expect("received");
+    }
+    let peer = echo.join().expect("echo");
+    // Each deadline holds, be it longer or shorter than the one before it.
+    for wait in [3, 130, 1, 70] {
+        let (began, wait) = (Instant::now(), Duration::from_millis(wait));
+        let result = stream.recv_exact(&mut [0], began + wait);
+        assert!(matches!(result, Err(NetError::TimedOut)), "{result:?}");
+        assert!(began.elapsed() >= wait);
+    }
+    assert!(stream.blocking, "it slept in the receive");
+    drop(peer);
+    let result = stream.recv_exact(&mut [0], after(LATE));
+    assert!(matches!(result, Err(NetError::Closed)), "{result:?}");
 }
 
 #[test]

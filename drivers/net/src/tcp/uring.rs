@@ -76,8 +76,8 @@ pub(super) struct Uring {
     lapsed: Vec<u64>,
     /// Descriptors by token, for those.
     sockets: HashMap<u64, RawFd>,
-    /// Descriptors of others that the kernel looks at until they are readable once, and how often these
-    /// were all forgotten.
+    /// Descriptors of others that the kernel looks at until they are readable once, and how many pollers
+    /// had gone when it began to.
     foreign: BTreeSet<RawFd>,
     turn: u32,
     /// Flags of a wait that the kernel knows.
@@ -208,10 +208,12 @@ impl Uring {
     }
 
     /// The descriptor of others that a completion is about, which is not looked at any more.
-    fn heard_of(&mut self, token: u64) -> Option<RawFd> {
+    fn heard_of(&mut self, entry: &cqueue::Entry) -> Option<RawFd> {
+        let token = entry.user_data();
         if token >= REMOVE || token & FOREIGN == 0 {
             return None;
         }
+        assert_ne!(entry.result(), -libc::EBADF, "a poller armed a closed descriptor");
         let descriptor = (token as u32 & !(FOREIGN as u32)) as RawFd;
         if (token >> 32) as u32 == self.turn {
             self.foreign.remove(&descriptor);
@@ -237,7 +239,6 @@ impl Uring {
             let token = u64::from(self.turn) << 32 | FOREIGN | descriptor as u64;
             self.submit(&opcode::AsyncCancel::new(token).build().user_data(REMOVE), GETEVENTS);
         }
-        self.turn = self.turn.wrapping_add(1);
     }
 
     /// Submits what is in the ring and waits for a completion.
@@ -265,7 +266,7 @@ impl Uring {
     /// What a completion says of a socket.
     fn event(&mut self, entry: &cqueue::Entry) -> Option<Event> {
         let token = entry.user_data();
-        if token == REMOVE || self.heard_of(token).is_some() {
+        if token == REMOVE || self.heard_of(entry).is_some() {
             return None;
         }
         assert_ne!(token, SEND, "a send is waited for where it is submitted");
@@ -383,8 +384,9 @@ impl Readiness for Uring {
     /// A descriptor that is readable when the kernel begins to look at it is told of at once, and each is
     /// looked at anew once it was told of: so none that is readable is slept through.
     fn wait(&mut self, wait: Wait<'_>) -> bool {
-        if wait.renewed {
+        if self.turn != wait.departed {
             self.forget_foreign();
+            self.turn = wait.departed;
         }
         self.look_at(wait.bell);
         wait.descriptors.iter().for_each(|&descriptor| self.look_at(descriptor));
@@ -393,7 +395,7 @@ impl Readiness for Uring {
         loop {
             let next = self.ring.completion().next();
             let Some(entry) = next else { return rung };
-            match self.heard_of(entry.user_data()) {
+            match self.heard_of(&entry) {
                 Some(descriptor) => rung |= descriptor == wait.bell,
                 None => self.early.push_back(entry),
             }

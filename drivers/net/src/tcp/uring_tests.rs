@@ -112,3 +112,89 @@ fn an_edge_after_arming_makes_the_descriptor_readable_and_disarming_empties_it()
         io::Read::read_exact(&mut &ours, &mut byte).expect("read");
     }
 }
+
+/// Sleeps in the ring: whether the bell ended it, and whether it was over before its time.
+fn sleeps(ring: &mut Uring, bell: RawFd, descriptors: &[RawFd], milliseconds: u64) -> (bool, bool) {
+    let timeout = Duration::from_millis(milliseconds);
+    let began = Instant::now();
+    let wait = Wait { bell, descriptors, departed: 0, timeout: Some(timeout) };
+    (ring.wait(wait), began.elapsed() < timeout)
+}
+
+const LONG: u64 = 30_000;
+const SHORT: u64 = 20;
+
+#[test]
+fn a_sleep_in_the_ring_ends_with_an_edge_or_with_its_time() {
+    let Some(mut ring) = ring() else { return };
+    let (bell, _far) = UnixStream::pair().expect("a pair");
+    let (ours, mut theirs) = sockets();
+    ring.add(ours.as_raw_fd(), 4).expect("added");
+    collect_until(&mut ring, |event| event.writable);
+    for round in 0..100 {
+        assert_eq!(ring.can_wait(), Some(true), "round {round}");
+        // What came before the sleep ends it like what comes in it.
+        theirs.write_all(b"x").expect("write");
+        assert_eq!(sleeps(&mut ring, bell.as_raw_fd(), &[], LONG), (false, true));
+        assert_eq!(ring.can_wait(), None, "there is something to collect");
+        assert!(collect_until(&mut ring, |event| event.token == 4).readable);
+        io::Read::read_exact(&mut &ours, &mut [0]).expect("read");
+    }
+    assert_eq!(sleeps(&mut ring, bell.as_raw_fd(), &[], SHORT), (false, false));
+    ring.disarm();
+}
+
+#[test]
+fn a_sleep_in_the_ring_hears_the_bell_and_others_for_as_long_as_they_are_readable() {
+    let Some(mut ring) = ring() else { return };
+    let (bell, mut ringer) = UnixStream::pair().expect("a pair");
+    let (other, mut far) = UnixStream::pair().expect("a pair");
+    let fds = (bell.as_raw_fd(), [other.as_raw_fd()]);
+    assert_eq!(sleeps(&mut ring, fds.0, &fds.1, SHORT), (false, false));
+    for _ in 0..3 {
+        ringer.write_all(b"x").expect("write");
+        // Until it is read it ends every sleep.
+        assert_eq!(sleeps(&mut ring, fds.0, &fds.1, LONG), (true, true));
+        assert_eq!(sleeps(&mut ring, fds.0, &fds.1, LONG), (true, true));
+        io::Read::read_exact(&mut &bell, &mut [0]).expect("read");
+        far.write_all(b"y").expect("write");
+        assert_eq!(sleeps(&mut ring, fds.0, &fds.1, LONG), (false, true));
+        assert_eq!(sleeps(&mut ring, fds.0, &fds.1, LONG), (false, true));
+        io::Read::read_exact(&mut &other, &mut [0]).expect("read");
+        assert_eq!(sleeps(&mut ring, fds.0, &fds.1, SHORT), (false, false));
+    }
+    // An end of the bell that is heard outside of a sleep is heard in the next one.
+    ringer.write_all(b"x").expect("write");
+    while ring.foreign.contains(&fds.0) {
+        ring.collect(&mut |event| panic!("{event:?} is of no socket")).expect("collected");
+    }
+    assert_eq!(sleeps(&mut ring, fds.0, &fds.1, LONG), (true, true));
+}
+
+#[test]
+fn a_number_that_is_another_descriptors_now_is_looked_at_anew() {
+    let Some(mut ring) = ring() else { return };
+    let (bell, _ringer) = UnixStream::pair().expect("a pair");
+    let (first, _first_far) = UnixStream::pair().expect("a pair");
+    let number = first.as_raw_fd();
+    assert_eq!(sleeps(&mut ring, bell.as_raw_fd(), &[number], SHORT), (false, false));
+    let (second, mut far) = UnixStream::pair().expect("a pair");
+    // SAFETY: both numbers are open descriptors; that of `first` names the second's socket from now on.
+    assert_eq!(unsafe { libc::dup2(second.as_raw_fd(), number) }, number);
+    far.write_all(b"x").expect("write");
+    let timeout = Some(Duration::from_millis(LONG));
+    let began = Instant::now();
+    let descriptors = &[number];
+    ring.wait(Wait { bell: bell.as_raw_fd(), descriptors, departed: 1, timeout });
+    assert!(began.elapsed() < Duration::from_millis(LONG), "it is readable");
+    assert_eq!(ring.turn, 1);
+}
+
+#[test]
+#[should_panic(expected = "closed descriptor")]
+fn a_closed_descriptor_is_a_broken_promise() {
+    // Where there is no ring there is nothing to show.
+    let mut ring = ring().expect("a closed descriptor");
+    let (bell, _ringer) = UnixStream::pair().expect("a pair");
+    sleeps(&mut ring, bell.as_raw_fd(), &[1_000_000], LONG);
+}
