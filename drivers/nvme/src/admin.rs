@@ -47,8 +47,28 @@ pub(crate) struct Ticket {
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum Slot {
     Free,
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
+    /// The same, and nobody will take the outcome.
+    Forgotten {
+        until: Instant,
+    },
     Done(Result<u32, Status>),
+}
+
+impl Slot {
+    /// By when it is to be answered, if the controller has it.
+    fn until(&self) -> Option<Instant> {
+        match self {
+            Slot::Waiting { until } | Slot::Forgotten { until } => Some(*until),
+            Slot::Free | Slot::Done(_) => None,
+        }
+    }
+
+    fn is_outstanding(&self) -> bool {
+        self.until().is_some()
+    }
 }
 
 /// What the queue found when it looked.
@@ -129,18 +149,30 @@ impl Admin {
         {
             ended += 1;
             let index = usize::from(entry.id & 0xff);
-            let known =
-                self.slots.get(index).is_some_and(|slot| matches!(slot, Slot::Waiting { .. }))
-                    && self.sequences[index] == (entry.id >> 8) as u8;
+            let known = self.slots.get(index).is_some_and(Slot::is_outstanding)
+                && self.sequences[index] == (entry.id >> 8) as u8;
             if !known || entry.queue != 0 {
                 return Look::Spurious;
             }
             let outcome = if entry.status.is_success() { Ok(result) } else { Err(entry.status) };
-            self.slots[index] = Slot::Done(outcome);
+            let forgotten = matches!(self.slots[index], Slot::Forgotten { .. });
+            self.slots[index] = if forgotten { Slot::Free } else { Slot::Done(outcome) };
         }
         self.pair.acknowledge();
-        let late = |slot: &Slot| matches!(slot, Slot::Waiting { until } if *until < now);
+        let late = |slot: &Slot| slot.until().is_some_and(|until| until < now);
         if ended == 0 && self.slots.iter().any(late) { Look::Overdue } else { Look::Fine(ended) }
+    }
+
+    /// Nobody wants the outcome of a command any more: its place is free once it is there.
+    pub fn forget(&mut self, ticket: Ticket) {
+        let index = usize::from(ticket.index);
+        if ticket.life != self.life || self.sequences[index] != ticket.sequence {
+            return;
+        }
+        self.slots[index] = match self.slots[index] {
+            Slot::Waiting { until } => Slot::Forgotten { until },
+            _ => Slot::Free,
+        };
     }
 
     /// The outcome of a command, once: the first word of its answer.

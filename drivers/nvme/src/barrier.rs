@@ -8,14 +8,15 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-/// Between the last store into memory and the store to a doorbell.
+/// Between the last access to memory and the store to a doorbell. Loads too: the doorbell of a completion
+/// ring says that its entries were read and may be written again, so a barrier of stores is not enough.
 #[inline]
 pub(crate) fn before_doorbell() {
     fence(Ordering::Release);
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a store barrier for the outer domain; it touches neither memory nor registers.
+    // SAFETY: a barrier for the outer domain; it touches neither memory nor registers.
     unsafe {
-        std::arch::asm!("dmb oshst", options(nostack, preserves_flags));
+        std::arch::asm!("dmb osh", options(nostack, preserves_flags));
     }
 }
 

@@ -40,8 +40,10 @@ pub(crate) const OVER: u32 = u32::MAX;
 const RESETS: usize = 5;
 const RESETS_WITHIN: Duration = Duration::from_secs(600);
 
-/// How long a shutdown may take where the drive does not say: the recommendation for hosts.
+/// How long a shutdown may take where the drive does not say: the recommendation for hosts. And where it
+/// does: it could say an hour, and a process that ends waits for it.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+const SHUTDOWN_MAX: Duration = Duration::from_secs(60);
 
 /// CC.IOSQES and CC.IOCQES: entries of 64 and of 16 bytes.
 const ENTRY_SIZES: u32 = 6 << 16 | 4 << 20;
@@ -407,7 +409,7 @@ impl Controller {
             }
             State::ShuttingDown => {
                 let told = self.identity.as_ref().and_then(|it| it.controller.shutdown);
-                told.unwrap_or(SHUTDOWN).max(SHUTDOWN)
+                told.unwrap_or(SHUTDOWN).clamp(SHUTDOWN, SHUTDOWN_MAX)
             }
             _ => self.wishes.admin_limit,
         };

@@ -28,6 +28,9 @@ const DOORBELLS: usize = 0x1000;
 /// The unit of CAP.TO and CRTO.
 const TIMEOUT_UNIT: Duration = Duration::from_millis(500);
 
+/// The longest that anybody waits for a controller, whatever CRTO says: it could say nine hours.
+const TIMEOUT_MAX: Duration = Duration::from_secs(300);
+
 /// What a register reads as when nobody answers on the bus any more.
 const GONE: u32 = u32::MAX;
 
@@ -175,7 +178,8 @@ impl Registers {
             return said;
         }
         let crto = self.read(CRTO);
-        if crto == GONE { said } else { said.max(TIMEOUT_UNIT * (crto & 0xffff)) }
+        let asked = if crto == GONE { said } else { TIMEOUT_UNIT * (crto & 0xffff) };
+        said.max(asked).min(TIMEOUT_MAX)
     }
 
     pub fn configuration(&self) -> Result<u32, Gone> {

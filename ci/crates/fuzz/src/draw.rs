@@ -1,5 +1,7 @@
 //! Drawing: numbers that sit on edges, bytes, and mutations of bytes.
 
+#![cfg_attr(not(feature = "server"), allow(dead_code, reason = "most of it is for those targets"))]
+
 use memkv_poller::Rng;
 
 /// One of `choices`.

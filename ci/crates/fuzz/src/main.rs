@@ -19,15 +19,23 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "server")]
 mod config;
 mod corpus;
 mod draw;
+#[cfg(feature = "server")]
 mod frames;
+#[cfg(feature = "server")]
 mod journal;
+mod nvme;
+#[cfg(feature = "server")]
 mod patches;
+#[cfg(feature = "server")]
 mod probe;
+#[cfg(feature = "server")]
 mod recovery;
 mod run;
+#[cfg(feature = "server")]
 mod session;
 mod target;
 
@@ -43,7 +51,8 @@ use crate::target::Target;
 /// Feeds the parsers, and a whole server, what nobody should send or store
 #[derive(Parser)]
 struct Arguments {
-    /// What to fuzz: frames, journal, recovery, probe, config, session or all
+    /// What to fuzz: frames, journal, recovery, probe, config, session, nvme, server for all
+    /// above the drivers, or all
     #[arg(long, default_value = "all")]
     target: String,
     /// Seconds for each target; the last one given counts
@@ -66,22 +75,36 @@ struct Arguments {
     input: Option<String>,
 }
 
+/// Targets that run under the address sanitizer, in a build of their own.
+const DRIVERS: [&str; 1] = ["nvme"];
+
 /// Every target there is. Keep the order: it is the order of the report.
 fn targets() -> Vec<Box<dyn Target>> {
     vec![
+        #[cfg(feature = "server")]
         Box::new(frames::Frames::default()),
+        #[cfg(feature = "server")]
         Box::new(journal::Drive::default()),
+        #[cfg(feature = "server")]
         Box::new(recovery::Recovery::default()),
+        #[cfg(feature = "server")]
         Box::new(probe::Probe::default()),
+        #[cfg(feature = "server")]
         Box::new(config::Configuration::default()),
+        #[cfg(feature = "server")]
         Box::new(session::Session::default()),
+        Box::new(nvme::Nvme::default()),
     ]
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut targets = targets();
-    targets.retain(|target| arguments.target == "all" || arguments.target == target.name());
+    targets.retain(|target| match &*arguments.target {
+        "all" => true,
+        "server" => !DRIVERS.contains(&target.name()),
+        name => target.name() == name,
+    });
     if targets.is_empty() {
         eprintln!("there is no target {:?}", arguments.target);
         return ExitCode::from(2);

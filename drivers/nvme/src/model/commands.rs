@@ -1,6 +1,6 @@
 //! What the model does when it is told to.
 
-use super::Model;
+use super::{Model, Told};
 use crate::command::{FEATURE_QUEUES, LOG_HEALTH, LOG_HEALTH_BYTES, admin, cns, nvm};
 use crate::status::Status;
 
@@ -20,6 +20,12 @@ fn high(word: u64) -> u32 {
 impl Model {
     /// An admin command; none when it is not answered now.
     pub(super) fn do_admin(&mut self, command: Words) -> Option<(Status, u32)> {
+        let answer = self.do_admin_well(command)?;
+        let other = self.admin_answer.map(|(field, first)| (Status::from_field(field), first));
+        Some(other.unwrap_or(answer))
+    }
+
+    fn do_admin_well(&mut self, command: Words) -> Option<(Status, u32)> {
         let status = match command[0] as u8 {
             admin::IDENTIFY => self.identify(command),
             admin::GET_LOG_PAGE => self.log_page(command),
@@ -132,6 +138,13 @@ impl Model {
             }
             _ => return Status::INVALID_FIELD.do_not_retry(),
         }
+        let told = match what {
+            cns::CONTROLLER => Told::Controller,
+            cns::NAMESPACE => Told::Namespace,
+            cns::ACTIVE_NAMESPACES => Told::Namespaces,
+            _ => Told::Limits,
+        };
+        self.corrupt(told, &mut page);
         self.put_page(command, &page)
     }
 
@@ -143,6 +156,7 @@ impl Model {
         let mut page = [0; LOG_HEALTH_BYTES];
         page[1..3].copy_from_slice(&KELVIN.to_le_bytes());
         (page[3], page[4]) = (100, 10);
+        self.corrupt(Told::Health, &mut page);
         self.put_page(command, &page)
     }
 

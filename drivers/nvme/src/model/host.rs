@@ -105,6 +105,11 @@ impl Host {
         self.set_status(0);
     }
 
+    /// Sets whatever register.
+    pub fn set_register(&mut self, at: usize, value: u32) {
+        self.write(at % BAR & !3, value);
+    }
+
     pub fn configuration(&self) -> u32 {
         self.read(0x14)
     }

@@ -11,10 +11,11 @@
 //! nothing: an address that was not made visible, a queue that does not exist, a doorbell outside of the
 //! ring, an identifier that is in use are all counted as [`Offences`](ModelStats::offences), which tests
 //! hold at 0. Beside the medium it keeps what is durable, so that a power cut shows what a flush was
-//! worth. [`Fault`]s make it a bad drive.
+//! worth. [`Fault`]s make it a bad drive; a fuzzer makes it one that does and says anything at all.
 
 mod commands;
 mod host;
+mod hostile;
 mod link;
 mod queues;
 
@@ -25,6 +26,8 @@ use memkv_poller::Rng;
 
 use crate::status::Status;
 use host::Host;
+use hostile::Lie;
+pub use hostile::Told;
 pub use link::{ModelClock, ModelLink};
 use queues::Queues;
 
@@ -162,6 +165,10 @@ pub struct Model {
     stuck: bool,
     /// The system wants it back, and has not told.
     recalled: bool,
+    /// It never ends a shutdown.
+    restless: bool,
+    lies: Vec<Lie>,
+    admin_answer: Option<(u16, u32)>,
 }
 
 /// Where the model is between CC.EN and CSTS.RDY.
@@ -189,6 +196,9 @@ impl Model {
             gone: false,
             stuck: false,
             recalled: false,
+            restless: false,
+            lies: Vec::new(),
+            admin_answer: None,
             host,
             config,
         };
@@ -219,6 +229,11 @@ impl Model {
     /// The system wants it back from whoever drives it.
     pub fn recall(&mut self) {
         self.recalled = true;
+    }
+
+    /// It does not do what it is told at the end.
+    pub fn never_shut_down(&mut self) {
+        self.restless = true;
     }
 
     /// From now on nobody answers on the bus.
@@ -272,6 +287,7 @@ impl Model {
                 Power::Stopping(left) => self.turn_to(Power::Stopping(left - 1)),
                 _ => self.turn_to(Power::Stopping(self.config.slowness)),
             },
+            Power::Ready if shutdown && self.restless => false,
             Power::Ready if shutdown && !self.host.is_shut_down() => {
                 // All that is in the cache is made durable.
                 self.make_durable();

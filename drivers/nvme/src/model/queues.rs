@@ -28,6 +28,15 @@ pub(super) struct Completions {
     pub vector: Option<u16>,
 }
 
+impl Completions {
+    fn advance(&mut self) {
+        self.tail = (self.tail + 1) % self.entries;
+        if self.tail == 0 {
+            self.phase = !self.phase;
+        }
+    }
+}
+
 /// An answer that is to be posted.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct Answer {
@@ -77,6 +86,25 @@ impl Queues {
     pub fn add_completions(&mut self, queue: u16, iova: u64, entries: u16, vector: Option<u16>) {
         let ring = Completions { iova, entries, tail: 0, phase: true, vector };
         self.completions.insert(queue, ring);
+    }
+
+    /// Where the next entry of a completion queue goes, and its phase, which is used up by that.
+    pub fn next_place(&mut self, queue: u16) -> Option<(u64, bool)> {
+        let ring = self.completions.get_mut(&queue)?;
+        let place = (ring.iova + 16 * u64::from(ring.tail), ring.phase);
+        ring.advance();
+        Some(place)
+    }
+
+    /// Where a ring lies, and its bytes.
+    pub fn place(&self, queue: u16, completions: bool) -> Option<(u64, usize)> {
+        if completions {
+            let ring = self.completions.get(&queue)?;
+            Some((ring.iova, 16 * usize::from(ring.entries)))
+        } else {
+            let ring = self.submissions.get(&queue)?;
+            Some((ring.iova, 64 * usize::from(ring.entries)))
+        }
     }
 
     /// Commands of a queue that have no answer yet.
@@ -215,10 +243,7 @@ impl Model {
         let last =
             u32::from(answer.id) | u32::from(phase) << 16 | u32::from(answer.status.field()) << 17;
         let third = u32::from(submission.head) | u32::from(answer.named_queue) << 16;
-        ring.tail = next;
-        if next == 0 {
-            ring.phase = !ring.phase;
-        }
+        ring.advance();
         self.queues.raised.extend(ring.vector);
         if !self.host.post(iova, [answer.result, 0, third, last]) {
             self.offence();

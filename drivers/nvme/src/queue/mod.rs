@@ -108,6 +108,10 @@ impl Engine {
                 return progress;
             }
             self.step = Step::DeleteSubmission;
+            // Nobody looks after it from here on, and a place in the admin queue is not to be lost.
+            if let Some(ticket) = self.overdue.take().and_then(|overdue| overdue.ticket) {
+                admin.forget(ticket);
+            }
         }
         let Some(ticket) = &self.ticket else {
             self.ticket = admin.submit(self.next_command(), now);

@@ -3,15 +3,16 @@
 
 use std::io::ErrorKind;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use memkv_block::{BlockDevice, Completion, Done, Io, IoError};
 use memkv_dma::Class;
-use memkv_poller::{Reactor, ReactorConfig, Rng};
+use memkv_poller::{Clock, Reactor, ReactorConfig, Rng};
 
-use super::bench::{Bench, LIMIT, MIB, config, pattern};
-use crate::model::{Fault, ModelConfig, ModelLink};
-use crate::{NvmeError, Status};
+use super::bench::{Bench, LIMIT, MIB, config, options, pattern, pool};
+use crate::model::{Fault, ModelClock, ModelConfig, ModelLink, Told};
+use crate::{NvmeError, Status, open};
 
 const BLOCK: usize = 4096;
 
@@ -377,6 +378,62 @@ fn a_queue_that_was_given_up_leaks_what_the_drive_has() {
     bench.reactor = Reactor::new(ReactorConfig::default(), clock, Rng::seeded(2));
     assert_eq!(bench.pool.stats().used[Class::Receive.index()], 16384);
     assert!(matches!(bench.end(has).result, Err(IoError::Offline)));
+}
+
+/// A queue that goes while an abort is on its way leaves no trace in the admin queue, which has 31
+/// places.
+#[test]
+fn a_queue_that_is_dropped_with_an_abort_on_its_way_takes_no_place_with_it() {
+    let mut bench = Bench::new(config());
+    for round in 1..=40 {
+        bench.model.lock().fault(Fault::LoseAnswer);
+        drop(bench.write(0, BLOCK, round));
+        bench.struck(round);
+        // Until the abort is asked for, and not answered.
+        for _ in 0..20 {
+            bench.clock.advance(LIMIT / 16);
+            bench.reactor.step();
+            if bench.device.troubles().aborts == round {
+                break;
+            }
+        }
+        assert_eq!(bench.device.troubles().aborts, round);
+        bench.queue = None;
+        let clock = Rc::new(bench.clock.clone());
+        bench.reactor = Reactor::new(ReactorConfig::default(), clock, Rng::seeded(2));
+        bench.queue = Some(bench.device.open_queue(&bench.reactor.local()).unwrap());
+    }
+    assert_eq!(bench.device.troubles().resets, 0);
+    assert_eq!(bench.device.health().unwrap().temperature, Some(40));
+}
+
+/// It says that a shutdown takes an hour, and does not do it.
+#[test]
+fn nobody_waits_an_hour_for_a_shutdown() {
+    let clock = ModelClock::default();
+    let (link, model) = ModelLink::by_hand(config(), clock.clone());
+    model.lock().lie(Told::Controller, 88, &u32::MAX.to_le_bytes());
+    let device = open(link, &pool(), Arc::new(clock.clone()), options()).unwrap();
+    model.lock().never_shut_down();
+    let before = clock.now();
+    drop(device);
+    let waited = clock.now().saturating_duration_since(before);
+    assert!((59..70).contains(&waited.as_secs()), "{waited:?}");
+}
+
+/// It says that it takes nine hours to become ready, and does not become it.
+#[test]
+fn nobody_waits_nine_hours_for_a_drive() {
+    let clock = ModelClock::default();
+    let (link, model) = ModelLink::by_hand(config(), clock.clone());
+    // CAP.CRMS, and CRTO.
+    let high = 1 << (59 - 32) | 1 << (37 - 32);
+    model.lock().set_register(0x04, high);
+    model.lock().set_register(0x68, u32::MAX >> 1);
+    model.lock().never_be_ready();
+    let failure = open(link, &pool(), Arc::new(clock.clone()), options()).map(|_| ()).unwrap_err();
+    assert!(matches!(failure, NvmeError::Deadline { state: "enabled", .. }), "{failure}");
+    assert!((299..320).contains(&clock.now().as_nanos().div_euclid(1_000_000_000)));
 }
 
 #[test]
