@@ -77,7 +77,7 @@ fn a_drive_is_locked(make: Maker) {
 fn the_lock_goes_with_the_last_handle(make: Maker) {
     let rig = make();
     let path = path(&rig);
-    let Rig { device, pool, below: _directory } = rig;
+    let Rig { device, pool, below: _directory, .. } = rig;
     let kind = device.kind();
     let again = || {
         let mut options = OpenOptions::new(&path, pool.clone());
