@@ -107,7 +107,7 @@ impl Host {
 
     /// Sets whatever register.
     pub fn set_register(&mut self, at: usize, value: u32) {
-        self.write(at % BAR & !3, value);
+        self.write((at % BAR) & !3, value);
     }
 
     pub fn configuration(&self) -> u32 {
