@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod content;
+mod cut;
 mod ledger;
 mod load;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use nix::time::ClockId;
 
+use crate::cut::CutArguments;
 use crate::ledger::Ledger;
 use crate::load::LoadOptions;
 use crate::qemu::QemuArguments;
@@ -59,6 +61,10 @@ enum Task {
     Qemu(QemuArguments),
     /// The load alone, until standard input ends or the server is dead
     Load(LoadArguments),
+    /// A server on drives of this machine and its load, until somebody cuts the power
+    UntilCut(CutArguments),
+    /// What a power cut left, held to the ledger
+    AfterCut(CutArguments),
 }
 
 #[derive(Args)]
@@ -81,6 +87,12 @@ struct RoundArguments {
     /// Threads of the load
     #[arg(long, default_value_t = 4)]
     threads: u32,
+    /// Drives of this machine, formatted as one node, in place of files
+    #[arg(long)]
+    media: Vec<String>,
+    /// Each round loads so many times as long, for a machine that is slow
+    #[arg(long, default_value_t = 1)]
+    stretch: u32,
 }
 
 #[derive(Args)]
@@ -108,6 +120,8 @@ fn main() -> ExitCode {
         Task::Qemu(arguments) => qemu::run(&arguments),
         Task::States(arguments) => states::run(&arguments).map_err(Into::into),
         Task::Load(arguments) => load(&arguments).map(|()| true),
+        Task::UntilCut(arguments) => cut::load(&arguments).map(|()| true).map_err(Into::into),
+        Task::AfterCut(arguments) => cut::audit(&arguments).map_err(Into::into),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -137,6 +151,8 @@ fn rounds(arguments: RoundArguments) -> Result<bool, Box<dyn Error>> {
         seed,
         keys: arguments.keys,
         threads: arguments.threads,
+        media: arguments.media,
+        stretch: arguments.stretch,
     };
     folder.disable_cleanup(true);
     let good = Rounds::new(options, folder.path())?.run()?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::thread;
@@ -12,6 +13,7 @@ use fastrand::Rng;
 use memkv_workload::store::Failure;
 use thiserror::Error;
 
+use crate::cut;
 use crate::ledger::{Counts, Key, Ledger, LedgerError, Violation};
 use crate::load::{self, LoadOptions, look};
 use crate::server::{Recipe, Server, ServerError, client};
@@ -49,6 +51,10 @@ pub struct RoundOptions {
     pub keys: u32,
     /// Threads of the load.
     pub threads: u32,
+    /// Drives of this machine, formatted as one node; none: files of our own.
+    pub media: Vec<String>,
+    /// A round loads so many times as long, for a machine that is slow.
+    pub stretch: u32,
 }
 
 /// Why the rounds could not go on.
@@ -78,6 +84,28 @@ pub enum RoundError {
     },
 }
 
+/// Reads every key that was ever used, on fresh eyes: the ledger is read from its file. How many there
+/// are, and what contradicts it.
+///
+/// # Errors
+/// When a server that is well cannot be read from.
+pub fn audit(address: SocketAddr, ledger: &Path) -> Result<(usize, Vec<Violation>), RoundError> {
+    let client = client(address, 1)?;
+    let (mut ledger, mut violations) = (Ledger::open(ledger)?, Vec::new());
+    let keys: Vec<Key> = ledger.keys().collect();
+    for batch in keys.chunks(16) {
+        for (sight, key) in look(&client, &ledger, batch).into_iter().zip(batch) {
+            let sight = sight.map_err(|source| RoundError::Read { key: *key, source })?;
+            match sight.and_then(|event| ledger.note(event)) {
+                Ok(()) => {}
+                Err(LedgerError::Violation(violation)) => violations.push(violation),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok((keys.len(), violations))
+}
+
 /// Everything that runs, and what was found so far.
 pub struct Rounds {
     options: RoundOptions,
@@ -95,7 +123,12 @@ impl Rounds {
     /// # Errors
     /// When the server cannot be configured.
     pub fn new(options: RoundOptions, folder: &Path) -> Result<Rounds, RoundError> {
-        let recipe = Recipe::new(&options.binary, folder)?;
+        let recipe = if options.media.is_empty() {
+            Recipe::new(&options.binary, folder)?
+        } else {
+            let rest = cut::storage(&options.media, "require", "process");
+            Recipe::configured(&options.binary, folder, rest)?
+        };
         Ok(Rounds {
             rng: Rng::with_seed(options.seed),
             ledger: folder.join("ledger"),
@@ -133,7 +166,7 @@ impl Rounds {
     /// Load, kill, start again (sometimes killed once more on the way), audit.
     fn round(&mut self, round: u32, server: Server) -> Result<Server, RoundError> {
         let before = Ledger::open(&self.ledger)?.counts();
-        let under_load = Duration::from_millis(self.rng.u64(20..1500));
+        let under_load = Duration::from_millis(self.rng.u64(20..1500)) * self.options.stretch;
         let load = self.start_load()?;
         thread::sleep(under_load);
         server.kill()?;
@@ -195,22 +228,11 @@ impl Rounds {
         Ok(())
     }
 
-    /// Reads every key that was ever used, on fresh eyes: the ledger is read from its file.
+    /// Reads every key that was ever used.
     fn audit(&mut self, check: Option<Check>) -> Result<usize, RoundError> {
-        let client = client(self.recipe.address(), 1)?;
-        let mut ledger = Ledger::open(&self.ledger)?;
-        let keys: Vec<Key> = ledger.keys().collect();
-        for batch in keys.chunks(16) {
-            for (sight, key) in look(&client, &ledger, batch).into_iter().zip(batch) {
-                let sight = sight.map_err(|source| RoundError::Read { key: *key, source })?;
-                match sight.and_then(|event| ledger.note(event)) {
-                    Ok(()) => {}
-                    Err(LedgerError::Violation(violation)) => self.broken(check, violation),
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        Ok(keys.len())
+        let (keys, violations) = audit(self.recipe.address(), &self.ledger)?;
+        violations.into_iter().for_each(|violation| self.broken(check, violation));
+        Ok(keys)
     }
 
     fn broken(&mut self, check: Option<Check>, violation: Violation) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::{conformance, count, driver, speed};
+use crate::guest::{conformance, count, driver, node, speed};
 
 /// Bytes of a drive that the tests of conformance are made for.
 pub const SMALL: u64 = memory(32);
@@ -74,6 +74,18 @@ pub enum Processors {
     Counting,
 }
 
+/// What is done on the host when a boot is over.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// The images are held to the ledger, as the files that they are.
+    AuditFiles,
+}
+
+/// The check of [`After::AuditFiles`].
+pub const FILES_CHECK: &str = "a server on the images, as files, finds the same";
+
 /// A boot.
 pub struct Plan {
     /// How it is asked for.
@@ -86,6 +98,10 @@ pub struct Plan {
     pub processors: Processors,
     /// Groups of checks, in the order in which they are run.
     pub checks: &'static [&'static [Check]],
+    /// The boot whose images it goes on with; none: they are new.
+    pub images_of: Option<&'static str>,
+    /// What the host does with the images afterwards.
+    pub after: After,
 }
 
 impl Plan {
@@ -102,6 +118,7 @@ const DRIVER_DRIVES: &[Drive] = &[
     Drive::new("metadata", SMALL, 4096, Kind::Metadata(8)),
     Drive::new("faulty", SMALL, 512, Kind::Faulty),
     Drive::new("slow", SMALL, 4096, Kind::Slow),
+    Drive::new("pulled", SMALL, 4096, Kind::Plain),
     Drive::new("ours", LARGE, 4096, Kind::Plain),
     Drive::new("kernels", LARGE, 4096, Kind::Plain),
 ];
@@ -110,6 +127,9 @@ const COUNTED_DRIVES: &[Drive] = &[
     Drive::new("ours", LARGE, 4096, Kind::Plain),
     Drive::new("kernels", LARGE, 4096, Kind::Plain),
 ];
+
+const NODE_DRIVES: &[Drive] =
+    &[Drive::new("one", LARGE, 4096, Kind::Plain), Drive::new("two", LARGE, 512, Kind::Plain)];
 
 /// Every boot, in the order in which they are made.
 pub const PLANS: &[Plan] = &[
@@ -123,7 +143,10 @@ pub const PLANS: &[Plan] = &[
             conformance::BLOCKS_OF_4096,
             driver::CHECKS,
             speed::CHECKS,
+            driver::LAST_CHECKS,
         ],
+        images_of: None,
+        after: After::Nothing,
     },
     Plan {
         name: "icount",
@@ -131,6 +154,26 @@ pub const PLANS: &[Plan] = &[
         drives: COUNTED_DRIVES,
         processors: Processors::Counting,
         checks: &[count::CHECKS],
+        images_of: None,
+        after: After::Nothing,
+    },
+    Plan {
+        name: "node",
+        what: "a server on drives past the kernel, until its power is cut",
+        drives: NODE_DRIVES,
+        processors: Processors::Fast,
+        checks: &[node::CHECKS],
+        images_of: None,
+        after: After::Nothing,
+    },
+    Plan {
+        name: "after",
+        what: "what the power cut has left",
+        drives: NODE_DRIVES,
+        processors: Processors::Fast,
+        checks: &[node::AFTER_CHECKS],
+        images_of: Some("node"),
+        after: After::AuditFiles,
     },
 ];
 
@@ -163,6 +206,10 @@ pub enum Word {
     Allocated(String),
     /// Makes a drive answer so many commands a second, or 0: as many as it can; answered.
     Throttle(u32),
+    /// Pulls a drive; answered when QEMU has been told, which is before it is gone.
+    Pull(String),
+    /// The power is cut at once, by which the check of this name holds; there is no answer.
+    CutPower(String),
     /// All is done.
     Done,
 }

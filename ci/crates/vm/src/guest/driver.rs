@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use memkv_block::{BlockDevice, Completion, Io, IoError};
+use memkv_dma::Class;
 use memkv_nvme::{NvmeError, Vfio, VfioError};
 
 use super::pci::{self, Driver};
@@ -32,6 +33,10 @@ pub const CHECKS: &[Check] = &[
     check!("no command is a system call", no_command_is_a_system_call),
 ];
 
+/// Checks after which a drive is gone.
+pub const LAST_CHECKS: &[Check] =
+    &[check!("a drive that is pulled fails and gives back its buffers", a_drive_is_pulled)];
+
 /// The number of the system call `pread64`.
 const PREAD: u32 = 17;
 
@@ -59,12 +64,8 @@ fn a_drive_of_the_kernel_is_refused() {
 fn a_drive_has_one_owner() {
     let pool = rig::pool();
     let device = rig::open("ours", &pool, PATIENT);
-    match Vfio::open(device.name(), 1).err() {
-        Some(VfioError::Os { source, .. }) => {
-            assert_eq!(source.kind(), std::io::ErrorKind::ResourceBusy);
-        }
-        other => panic!("{other:?}"),
-    }
+    let second = Vfio::open(device.name(), 1).err();
+    assert!(matches!(second, Some(VfioError::InUse { .. })), "{second:?}");
     let mut bench = Bench::new(&*device, &pool);
     bench.write(0, 4096, 1);
     bench.expect(0, 4096, 1);
@@ -294,4 +295,30 @@ fn no_command_is_a_system_call() {
     assert!(own.of(PREAD) <= took_ms + 1, "{own:?} in {took_ms} ms");
     assert_eq!(own.without(PREAD), nothing, "by number");
     assert!(uring.total() >= COUNT, "the counter counts");
+}
+
+fn a_drive_is_pulled() {
+    let pool = rig::pool();
+    let device = rig::open("pulled", &pool, Duration::from_secs(2));
+    let address = device.name().to_owned();
+    let mut bench = Bench::new(&*device, &pool);
+    bench.write(0, 4096, 1);
+    let asked = Instant::now();
+    talk::ask(&Word::Pull("pulled".to_owned()));
+    // The guest's kernel blinks for some seconds, then asks for the device.
+    let failure = loop {
+        device.attend();
+        let io = Io::read(0, 4096, bench.buffer(4096));
+        let done = bench.run(io);
+        assert!(done.buf.is_some(), "the buffer comes back");
+        if let Err(error) = done.result {
+            break error;
+        }
+        assert!(asked.elapsed() < PATIENT, "it is read from as if nothing had happened");
+    };
+    assert!(matches!(failure, IoError::Offline), "{failure:?}");
+    assert_eq!(pool.stats().used, [0; Class::ALL.len()]);
+    // While somebody still has a handle of it.
+    pci::wait_for("the device goes", || (!pci::is_there(&address)).then_some(()));
+    talk::say(format!("  pulled: gone after {:.1} s", asked.elapsed().as_secs_f64()));
 }

@@ -3,6 +3,7 @@
 pub mod conformance;
 pub mod count;
 pub mod driver;
+pub mod node;
 mod pci;
 mod rig;
 pub mod speed;

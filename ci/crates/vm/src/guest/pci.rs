@@ -59,6 +59,11 @@ fn device(address: &str) -> PathBuf {
     Path::new(DEVICES).join(address)
 }
 
+/// Whether the device is there.
+pub fn is_there(address: &str) -> bool {
+    device(address).exists()
+}
+
 /// Whether a driver has a device.
 pub fn is_bound(address: &str, driver: Driver) -> bool {
     let now = fs::read_link(device(address).join("driver"));

@@ -23,11 +23,15 @@ pub const PATIENT: Duration = Duration::from_secs(60);
 /// Serial numbers and the PCI addresses that the kernel had for them when it drove the drives.
 static ADDRESSES: Mutex<BTreeMap<&str, String>> = Mutex::new(BTreeMap::new());
 
+/// The PCI address of a drive of the plan, whoever has it.
+pub fn known_address(drive: &'static str) -> String {
+    let mut addresses = ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner);
+    addresses.entry(drive).or_insert_with(|| pci::address(drive)).clone()
+}
+
 /// The PCI address of a drive of the plan, which a driver has from now on.
 pub fn address(drive: &'static str, driver: Driver) -> String {
-    let mut addresses = ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner);
-    let address = addresses.entry(drive).or_insert_with(|| pci::address(drive)).clone();
-    drop(addresses);
+    let address = known_address(drive);
     if !pci::is_bound(&address, driver) {
         pci::bind(&address, driver);
     }

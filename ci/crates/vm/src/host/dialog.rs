@@ -44,6 +44,15 @@ pub struct Found {
     pub begun: bool,
 }
 
+/// How the guest ended.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It is done, and switches itself off.
+    Done,
+    /// Its power is to be cut.
+    Cut,
+}
+
 /// Serves the guest until it is done, printing what it has to say.
 ///
 /// # Errors
@@ -53,7 +62,7 @@ pub fn serve(
     machine: &mut Machine,
     stream: &UnixStream,
     found: &mut Found,
-) -> Result<(), DialogError> {
+) -> Result<End, DialogError> {
     stream.set_read_timeout(Some(LOOK))?;
     let mut lines = BufReader::new(stream.try_clone()?);
     let (mut line, mut silent) = (Vec::new(), 0);
@@ -66,7 +75,11 @@ pub fn serve(
                 silent = 0;
                 let word = serde_json::from_str(&text).map_err(|_| DialogError::Words(text))?;
                 if word == Word::Done {
-                    return Ok(());
+                    return Ok(End::Done);
+                }
+                if let Word::CutPower(check) = word {
+                    found.checks.insert(check, None);
+                    return Ok(End::Cut);
                 }
                 if let Some(answer) = hear(plan, machine, word, found)? {
                     let mut stream = stream;
@@ -122,7 +135,11 @@ fn hear(
             machine.throttle(commands)?;
             return Ok(Some(String::new()));
         }
-        Word::Done => {}
+        Word::Pull(drive) => {
+            machine.pull(&drive)?;
+            return Ok(Some(String::new()));
+        }
+        Word::CutPower(_) | Word::Done => {}
     }
     Ok(None)
 }

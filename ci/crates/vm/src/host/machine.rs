@@ -62,14 +62,16 @@ pub struct Places {
     pub guest: PathBuf,
     /// What guests see of the host.
     pub share: PathBuf,
-    /// Images, sockets and logs of one boot.
+    /// Images of drives.
+    pub images: PathBuf,
+    /// Sockets and logs of one boot.
     pub folder: PathBuf,
 }
 
 impl Places {
     /// The image of a drive.
     pub fn image(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.image"))
+        self.images.join(format!("{name}.image"))
     }
 
     /// What the kernel of the guest said.
@@ -141,6 +143,15 @@ impl Machine {
     /// When the system does not tell.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>, MachineError> {
         self.child.try_wait().map_err(io_error("cannot be waited for"))
+    }
+
+    /// Pulls a drive.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub fn pull(&mut self, drive: &str) -> Result<(), MachineError> {
+        self.monitor.command("device_del", &json!({ "id": drive }))?;
+        Ok(())
     }
 
     /// Waits until the guest has switched itself off.

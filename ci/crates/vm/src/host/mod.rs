@@ -7,14 +7,15 @@ mod monitor;
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use clap::Args;
 use thiserror::Error;
 
-use crate::plan::{PLANS, Plan};
-use dialog::Found;
+use crate::plan::{After, FILES_CHECK, PLANS, Plan};
+use dialog::{End, Found};
 use machine::{Machine, Places};
 
 /// Arguments of the host's side.
@@ -26,6 +27,9 @@ pub struct HostArguments {
     /// What guests see of the host: binaries and the libraries that they need
     #[arg(long)]
     share: PathBuf,
+    /// Where the release binaries are
+    #[arg(long)]
+    binaries: PathBuf,
     /// Where images, sockets and logs are kept
     #[arg(long)]
     folder: PathBuf,
@@ -41,7 +45,8 @@ pub struct HostArguments {
 }
 
 fn plan_names() -> clap::builder::PossibleValuesParser {
-    PLANS.iter().map(|plan| plan.name).collect::<Vec<_>>().into()
+    let first = PLANS.iter().filter(|plan| plan.images_of.is_none());
+    first.map(|plan| plan.name).collect::<Vec<_>>().into()
 }
 
 /// Why nothing could be run.
@@ -59,7 +64,8 @@ pub enum HostError {
 pub fn run(arguments: &HostArguments) -> Result<bool, HostError> {
     let begun = Instant::now();
     let only = |plan: &&Plan| {
-        arguments.only.is_empty() || arguments.only.iter().any(|name| name == plan.name)
+        let named = |name: &str| arguments.only.iter().any(|only| only == name);
+        arguments.only.is_empty() || named(plan.name) || plan.images_of.is_some_and(named)
     };
     let plans: Vec<&Plan> = PLANS.iter().filter(only).collect();
     if let Some(reason) = &arguments.skip {
@@ -75,18 +81,24 @@ pub fn run(arguments: &HostArguments) -> Result<bool, HostError> {
             fs::remove_dir_all(&folder)?;
         }
         fs::create_dir_all(&folder)?;
-        let places =
-            Places { guest: arguments.guest.clone(), share: arguments.share.clone(), folder };
+        let places = Places {
+            guest: arguments.guest.clone(),
+            share: arguments.share.clone(),
+            images: arguments.folder.join(plan.images_of.unwrap_or(plan.name)),
+            folder,
+        };
         let plan_begun = Instant::now();
         println!("{}: {}", plan.name, plan.what);
-        let found = boot(plan, &places, &mut aborts);
+        let mut found = boot(plan, &places, &mut aborts);
+        if plan.after == After::AuditFiles {
+            let complaint = audit_files(plan, &places, &arguments.binaries)?;
+            found.checks.insert(FILES_CHECK.to_owned(), complaint);
+        }
         let judged = judge(plan, &places, &found);
         println!("{}: {:.1} s", plan.name, plan_begun.elapsed().as_secs_f64());
         let good = judged.iter().all(|(_, holds)| *holds);
         if !good {
             println!("{}: logs are left in {}", plan.name, places.folder.display());
-        } else if !arguments.keep {
-            fs::remove_dir_all(&places.folder)?;
         }
         verdicts.extend(judged);
     }
@@ -94,6 +106,9 @@ pub fn run(arguments: &HostArguments) -> Result<bool, HostError> {
         println!("test {name} ... {}", if *holds { "ok" } else { "FAILED" });
     }
     let failed = verdicts.iter().filter(|(_, holds)| !holds).count();
+    if failed == 0 && !arguments.keep {
+        fs::remove_dir_all(&arguments.folder)?;
+    }
     println!(
         "{} checks, {failed} failed, in {} boots and {:.1} s; QEMU aborted early {aborts} times",
         verdicts.len(),
@@ -110,8 +125,11 @@ fn boot(plan: &Plan, places: &Places, aborts: &mut usize) -> Found {
     for last in [false, true] {
         let outcome = Machine::boot(plan, places).map_err(dialog::DialogError::from).and_then(
             |(mut machine, talk)| {
-                dialog::serve(plan, &mut machine, &talk, &mut found)?;
-                Ok(machine.wait()?)
+                match dialog::serve(plan, &mut machine, &talk, &mut found)? {
+                    End::Done => Ok(machine.wait()?),
+                    // It is killed when it is dropped.
+                    End::Cut => Ok(()),
+                }
             },
         );
         let Err(error) = outcome else { break };
@@ -124,9 +142,33 @@ fn boot(plan: &Plan, places: &Places, aborts: &mut usize) -> Found {
     found
 }
 
+/// Holds the images of a plan to the ledger, as the files that they are. The complaint, if there is one.
+fn audit_files(plan: &Plan, places: &Places, binaries: &Path) -> Result<Option<String>, io::Error> {
+    let mut command = Command::new(binaries.join("memkv-crash"));
+    command.arg("after-cut").arg("--binary").arg(binaries.join("memkv"));
+    command.arg("--folder").arg(&places.folder);
+    command.arg("--ledger").arg(places.share.join("ledger"));
+    for drive in plan.drives {
+        command.arg("--media").arg(places.image(drive.name));
+    }
+    let output = command.stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    said.lines().for_each(|line| println!("  {line}"));
+    if output.status.success() {
+        return Ok(None);
+    }
+    Ok(Some(format!("{said}{}", String::from_utf8_lossy(&output.stderr))))
+}
+
+/// The names of what is asserted of a plan in the guest, and on the host when that is over.
+fn names_of(plan: &Plan) -> impl Iterator<Item = &'static str> {
+    let after = (plan.after == After::AuditFiles).then_some(FILES_CHECK);
+    plan.checks().map(|check| check.name).chain(after)
+}
+
 /// The names of all checks of a plan.
 fn names(plan: &Plan) -> Vec<String> {
-    let inside = plan.checks().map(|check| check.name.to_owned());
+    let inside = names_of(plan).map(str::to_owned);
     inside.chain(console::CHECKS.iter().map(|(name, _)| outside(plan, name))).collect()
 }
 
@@ -138,7 +180,7 @@ fn outside(plan: &Plan, name: &str) -> String {
 fn judge(plan: &Plan, places: &Places, found: &Found) -> Vec<(String, bool)> {
     let holds = |name: &str| found.checks.get(name).is_some_and(Option::is_none);
     let mut verdicts: Vec<(String, bool)> =
-        plan.checks().map(|check| (check.name.to_owned(), holds(check.name))).collect();
+        names_of(plan).map(|name| (name.to_owned(), holds(name))).collect();
     let log = fs::read(places.console()).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     for (name, wrong) in console::CHECKS {
