@@ -62,7 +62,7 @@ pub enum CutError {
 #[must_use]
 pub fn storage(media: &[String], bypass: &str, durability: &str) -> String {
     let mut rest = format!(
-        "memory:\n  max_size: 192 MiB\nstorage:\n  mode: direct\n  bypass: {bypass}\n  \
+        "memory:\n  max_size: 192 MiB\n  hugepages: prefer\nstorage:\n  mode: direct\n  bypass: {bypass}\n  \
          durability: {durability}\n  eviction:\n    enabled: false\n  drives:\n"
     );
     for drive in media {

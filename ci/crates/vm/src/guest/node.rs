@@ -61,7 +61,18 @@ fn crash(task: &str, more: &[&str]) -> String {
     let [one, two] = drives();
     let place =
         [task, "--binary", "/bin/memkv", "--folder", FOLDER, "--media", &one, "--media", &two];
-    run("/bin/memkv-crash", &[&place, more].concat())
+    let run = || run("/bin/memkv-crash", &[&place, more].concat());
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        show(&server_log(), 6);
+        std::panic::resume_unwind(panic)
+    })
+}
+
+/// What the servers of the tier of crashes said last.
+fn server_log() -> String {
+    let folders = fs::read_dir(FOLDER).into_iter().flatten().flatten().map(|entry| entry.path());
+    let logs = folders.chain([FOLDER.into()]).map(|folder| folder.join("server.log"));
+    logs.filter_map(|log| fs::read_to_string(log).ok()).collect()
 }
 
 /// The last lines of what was said, indented: they are no checks of ours.

@@ -92,6 +92,9 @@ pub fn run(arguments: &HostArguments) -> Result<bool, HostError> {
         let mut found = boot(plan, &places, &mut aborts);
         if plan.after == After::AuditFiles {
             let complaint = audit_files(plan, &places, &arguments.binaries)?;
+            complaint
+                .iter()
+                .for_each(|complaint| println!("{}: {FILES_CHECK}: {complaint}", plan.name));
             found.checks.insert(FILES_CHECK.to_owned(), complaint);
         }
         let judged = judge(plan, &places, &found);
