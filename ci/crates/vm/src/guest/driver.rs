@@ -305,7 +305,7 @@ fn a_drive_is_pulled() {
     bench.write(0, 4096, 1);
     let asked = Instant::now();
     talk::ask(&Word::Pull("pulled".to_owned()));
-    // The guest's kernel blinks for some seconds, then asks for the device.
+    // The guest's kernel asks for the device.
     let failure = loop {
         device.attend();
         let io = Io::read(0, 4096, bench.buffer(4096));
