@@ -4,7 +4,8 @@
 //!   ([`paths`]); together they give a complete [`config::Config`].
 //! * [`logging`] starts the log.
 //! * [`node`] wires pollers to cores (`seats` says to which), [`drives`] opens the store on those of them that are
-//!   [`members`], [`bypass`] reaches drives past the kernel, `attend` looks after those, [`status`] tells how it is, `work` what drives and reactors did, and `listing` what
+//!   [`members`], [`bypass`] reaches drives past the kernel, `attend` looks after those, [`status`] tells how it
+//!   is, `work` what drives and reactors did, and `listing` what
 //!   it stores.
 //! * [`reload`] reads the configuration again while the node serves, and lets drives join.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv

