@@ -4,7 +4,7 @@ use crate::duration::parse_duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use memkv_admin_api::size::parse_size;
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ Examples:
   memkvctl get greeting -o copy.bin
   memkvctl ls llama-70b --limit 20
   memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900
+  memkvctl top --interval 5s
   memkvctl reload --server 10.0.0.1:9900
   memkvctl drive readmit /dev/nvme1n1 --server 10.0.0.1:9900
   memkvctl bench --sizes 64KiB,4MiB --ops put,get --seconds 5
@@ -79,6 +80,17 @@ const STATUS_EXAMPLES: &str = "\
 Examples:
   memkvctl status
   memkvctl status --server 10.0.0.1:9900,10.0.0.2:9900 --json";
+
+const TOP_HELP: &str = "\
+Rates are those between two answers of a server; the first screen has those since its start. On a
+terminal q ends it. Where the output is no terminal, one text follows the other, or with --json one
+line with a list of servers, all rates per second. A reactor is busy when it finds work, and polls
+also while it is not; by poll: commands of drives that have ended, by passes over its pollers.
+
+Examples:
+  memkvctl top
+  memkvctl top --interval 5s --server 10.0.0.1:9900,10.0.0.2:9900
+  memkvctl top --count 1 --json";
 
 const RELOAD_HELP: &str = "\
 Servers read the file that they were started with (memkv start --config) again, as by SIGHUP. The
@@ -166,6 +178,9 @@ pub enum Command {
     /// Show how servers are
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Show what servers do, again and again
+    #[command(after_help = TOP_HELP)]
+    Top(TopArgs),
     /// Have servers read their configuration again
     #[command(after_help = RELOAD_HELP)]
     Reload(ReloadArgs),
@@ -268,6 +283,20 @@ pub struct ListArgs {
 /// Options of `status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
+    /// How long to wait for each server
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    pub timeout: Duration,
+}
+
+/// Options of `top`.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// Time between two looks
+    #[arg(long, short = 'i', value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    pub interval: Duration,
+    /// Print so many texts and end, also on a terminal
+    #[arg(long, short = 'n', value_name = "N")]
+    pub count: Option<NonZeroU32>,
     /// How long to wait for each server
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
     pub timeout: Duration,

@@ -2,7 +2,7 @@
 //!
 //! The binary is a command line ([`cli`]) around two libraries: the client engine, which talks to
 //! servers ([`connect`], [`blocks`]), and the workload loops, whose reports are shown as tables or
-//! JSON ([`bench`], [`replay`]). [`status`], [`list`], [`mod@reload`] and [`drive`] ask the admin endpoints
+//! JSON ([`bench`], [`replay`]). [`status`], [`top`], [`list`], [`mod@reload`] and [`drive`] ask the admin endpoints
 //! instead, over plain HTTP.
 //!
 //! Results go to standard output, everything else to standard error; exit codes are [`error::Exit`].
@@ -24,6 +24,7 @@ mod reload;
 mod replay;
 mod status;
 mod table;
+mod top;
 
 use clap::Parser;
 use cli::{Cli, Command, DriveCommand, Global, StatusArgs};
@@ -55,6 +56,7 @@ fn run(cli: &Cli) -> Result<Exit, CtlError> {
         Command::Hint(args) => blocks::hint(global, args),
         Command::Ls(args) => list::run(global, args),
         Command::Status(args) => show_status(global, args),
+        Command::Top(args) => top::run(global, args),
         Command::Reload(args) => reload::run(global, args),
         Command::Drive(DriveCommand::Readmit(args)) => drive::readmit(global, args),
         Command::Bench(args) => bench::run(global, args),

@@ -228,6 +228,33 @@ fn status_counts_what_was_done() {
 }
 
 #[test]
+fn top_tells_what_is_done_meanwhile() {
+    let server = serve();
+    assert!(server.run_with(&["put", "k"], b"value").status.success());
+    let frames = server.json(0, &["top", "--count", "1", "--interval", "20ms"]);
+    assert_eq!(frames[0]["server"], server.data.as_str());
+    assert_eq!((&frames[0]["health"], &frames[0]["blocks"]), (&"healthy".into(), &1.into()));
+    // The put was before the first look.
+    assert_eq!(frames[0]["writes_per_second"], 0.0);
+    let polls = frames[0]["reactors"][0]["polls_per_second"].as_f64().expect("a rate");
+    assert!(polls > 0.0, "a reactor answered the second look");
+    let text = server.expect(0, &["top", "-n", "2", "-i", "20ms"]);
+    assert_eq!(text.matches(&format!("{}  healthy", server.data)).count(), 2, "{text}");
+    assert!(text.contains("1 blocks in") && text.contains("memory"), "{text}");
+    server.node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn top_tells_of_a_server_that_does_not_answer() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memkvctl"));
+    command.args(["--server", "127.0.0.1:1", "top", "-n", "1", "-i", "1ms"]);
+    let output = command.output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(3));
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains("127.0.0.1:1  "), "{told}");
+}
+
+#[test]
 fn a_wrong_key_is_told_as_such() {
     let server = serve();
     let mut command = Command::new(env!("CARGO_BIN_EXE_memkvctl"));
