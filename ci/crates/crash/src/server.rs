@@ -231,17 +231,21 @@ pub fn client(address: SocketAddr, connections: usize) -> Result<Client, ServerE
     Client::new(config).map_err(ServerError::Client)
 }
 
+/// Ports below those that the system gives to outgoing connections: a server is started again and again on
+/// the one it got, and somebody's connection could have it by then.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 /// A loopback address whose port and the next one are free now.
 fn free_address() -> io::Result<SocketAddr> {
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..100 {
-        let data = TcpListener::bind(local(0))?;
-        let address = data.local_addr()?;
-        match address.port().checked_add(1).map(|port| TcpListener::bind(local(port))) {
-            Some(Ok(_)) => return Ok(address),
-            Some(Err(error)) => last = error,
-            None => {}
+        let port = fastrand::u16(PORTS);
+        let free = TcpListener::bind(local(port))
+            .and_then(|_data| TcpListener::bind(local(port + 1)).map(drop));
+        match free {
+            Ok(()) => return Ok(local(port)),
+            Err(error) => last = error,
         }
     }
     Err(last)
