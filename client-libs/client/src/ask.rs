@@ -9,6 +9,7 @@ use memkv_wire::meta::{
 };
 use memkv_wire::{Advice, Header, MAX_ITEMS, Opcode, Status};
 
+use crate::counters::Operation;
 use crate::error::{ClientError, LinkFault};
 use crate::exchange::{Busy, Exchange};
 use crate::items::{Items, cut};
@@ -39,6 +40,17 @@ impl Question {
             Question::Release => Opcode::Release,
             Question::Hint(_) => Opcode::Hint,
             Question::Delete(_) => Opcode::Delete,
+        }
+    }
+
+    /// What it is counted as.
+    pub fn operation(self) -> Operation {
+        match self {
+            Question::Exists => Operation::Exists,
+            Question::Lease(_) => Operation::Lease,
+            Question::Release => Operation::Release,
+            Question::Hint(_) => Operation::Hint,
+            Question::Delete(_) => Operation::Delete,
         }
     }
 
@@ -330,9 +342,9 @@ impl Query for FirstMissing<'_> {
 }
 
 /// The counters of a server.
-pub(crate) struct Counters;
+pub(crate) struct Totals;
 
-impl Query for Counters {
+impl Query for Totals {
     type Answer = StatsReply;
     const OPCODE: Opcode = Opcode::Stats;
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use memkv_wire::meta::ItemReply;
 use memkv_wire::{MAX_KEY, MAX_VALUE, Status};
 
-use crate::ask::{Asks, Counters, FirstMissing, Question, Whole};
+use crate::ask::{Asks, FirstMissing, Question, Totals, Whole};
 use crate::config::Config;
+use crate::counters::{Counters, Found, Meter, Operation};
 use crate::error::ClientError;
 use crate::exchange::{Exchange, Job, drive};
 use crate::get::{Gets, Target, Wanted};
@@ -21,12 +22,15 @@ use crate::types::{GetItem, GetOutcome, Hint, PutItem, PutOptions, PutOutcome, S
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// When its calls end at the latest; `None` for the configured time after each began.
+    until: Option<Instant>,
 }
 
 struct Inner {
     config: Config,
     router: Router,
     process: Process,
+    meter: Meter,
 }
 
 impl std::fmt::Debug for Client {
@@ -47,7 +51,24 @@ impl Client {
         }
         let router = Router::new(&config.addresses()?);
         let process = Process::new(&config)?;
-        Ok(Client { inner: Arc::new(Inner { config, router, process }) })
+        let meter = Meter::default();
+        Ok(Client { inner: Arc::new(Inner { config, router, process, meter }), until: None })
+    }
+
+    /// The same client, all of whose calls end by `deadline`, whatever their options and the configuration
+    /// say.
+    #[must_use]
+    pub fn until(&self, deadline: Instant) -> Client {
+        Client { inner: self.inner.clone(), until: Some(deadline) }
+    }
+
+    /// What the calls of this client, and of its clones, have done so far.
+    pub fn counters(&self) -> Counters {
+        self.inner.meter.read()
+    }
+
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.inner.meter
     }
 
     /// The configuration it was made with.
@@ -93,8 +114,10 @@ impl Client {
     /// Stores many values; one result per item, in their order. Small ones share frames, larger ones are
     /// only sent if the server wants them.
     pub fn put_batch(&self, items: &[PutItem<'_>]) -> Vec<Result<PutOutcome, ClientError>> {
+        let began = Instant::now();
         let patience = |item: &PutItem<'_>| item.options.deadline.unwrap_or(self.patience());
-        let deadline = Instant::now() + items.iter().map(patience).max().unwrap_or_default();
+        let deadline = began + items.iter().map(patience).max().unwrap_or_default();
+        let deadline = self.until.map_or(deadline, |until| until.min(deadline));
         let process = self.process();
         let check = |item: &PutItem<'_>| {
             check_key(item.key)?;
@@ -115,7 +138,13 @@ impl Client {
         for (places, puts) in run(process, jobs, deadline) {
             fill(&mut results, places, puts.into_results());
         }
-        settled(results)
+        let results = settled(results);
+        let length = |at: usize| items[at].value.len() as u64;
+        self.inner.meter.note(Operation::Put, began, &results, |at, outcome| match outcome {
+            PutOutcome::Stored { .. } => Found::No(length(at)),
+            PutOutcome::Present { .. } => Found::Yes(0),
+        });
+        results
     }
 
     /// Reads a whole value into `buf`, whatever its length; what was in `buf` is lost.
@@ -126,7 +155,10 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]. Those of [`ClientError::is_server_lost`] mean, for a reader, a miss.
     pub fn get(&self, key: &[u8], buf: &mut Vec<u8>) -> Result<GetOutcome, ClientError> {
-        only(self.read(vec![Wanted { key, offset: 0, target: Target::Grow(buf) }]))
+        let began = Instant::now();
+        let results = self.read(began, vec![Wanted { key, offset: 0, target: Target::Grow(buf) }]);
+        self.note_get(began, &results, |_| (0, u64::MAX));
+        only(results)
     }
 
     /// Reads from `offset` of a value on into `buf`, until one of them ends.
@@ -139,21 +171,47 @@ impl Client {
         offset: u64,
         buf: &mut [u8],
     ) -> Result<GetOutcome, ClientError> {
-        only(self.read(vec![Wanted { key, offset, target: Target::Slice(buf) }]))
+        let (began, room) = (Instant::now(), buf.len() as u64);
+        let results = self.read(began, vec![Wanted { key, offset, target: Target::Slice(buf) }]);
+        self.note_get(began, &results, |_| (offset, room));
+        only(results)
     }
 
     /// Reads many values; one result per item, in their order.
     pub fn get_batch(&self, items: &mut [GetItem<'_>]) -> Vec<Result<GetOutcome, ClientError>> {
+        let began = Instant::now();
         let wanted = items.iter_mut().map(|item| Wanted {
             key: item.key,
             offset: item.offset,
             target: Target::Slice(item.buf),
         });
-        self.read(wanted.collect())
+        let results = self.read(began, wanted.collect());
+        self.note_get(began, &results, |at| (items[at].offset, items[at].buf.len() as u64));
+        results
     }
 
-    fn read(&self, wanted: Vec<Wanted<'_>>) -> Vec<Result<GetOutcome, ClientError>> {
-        let deadline = Instant::now() + self.patience();
+    /// Counts gets; `range` gives the offset of an item and the room it had.
+    fn note_get(
+        &self,
+        began: Instant,
+        results: &[Result<GetOutcome, ClientError>],
+        range: impl Fn(usize) -> (u64, u64),
+    ) {
+        self.inner.meter.note(Operation::Get, began, results, |at, outcome| match outcome {
+            GetOutcome::Hit { length, .. } => {
+                let (offset, room) = range(at);
+                Found::Yes(length.saturating_sub(offset).min(room))
+            }
+            GetOutcome::Miss(_) => Found::No(0),
+        });
+    }
+
+    fn read(
+        &self,
+        began: Instant,
+        wanted: Vec<Wanted<'_>>,
+    ) -> Vec<Result<GetOutcome, ClientError>> {
+        let deadline = self.deadline(began);
         let process = self.process();
         let check = |item: &Wanted<'_>| check_key(item.key);
         let (mut results, batches) = self.sort(wanted.into_iter(), |item| item.key, check);
@@ -177,7 +235,7 @@ impl Client {
             Err(error) if error.is_server_lost() => Ok(false),
             known => known,
         };
-        self.ask(Question::Exists, keys, is_there).into_iter().map(answer).collect()
+        self.ask(Question::Exists, keys, is_there, known).into_iter().map(answer).collect()
     }
 
     /// How many keys at the front of `keys` are stored: the length of the longest prefix without a gap. One
@@ -186,7 +244,13 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; never those of a server that is gone, whose keys count as not stored.
     pub fn match_prefix(&self, keys: &[&[u8]]) -> Result<usize, ClientError> {
-        let deadline = Instant::now() + self.patience();
+        let began = Instant::now();
+        let result = self.first_missing(keys, self.deadline(began));
+        self.inner.meter.note_prefix(began, keys.len(), result.as_ref().ok().copied());
+        result
+    }
+
+    fn first_missing(&self, keys: &[&[u8]], deadline: Instant) -> Result<usize, ClientError> {
         let process = self.process();
         let numbered = keys.iter().copied().enumerate().map(|(at, key)| (at as u32, key));
         let check = |item: &(u32, &[u8])| check_key(item.1);
@@ -221,18 +285,18 @@ impl Client {
         duration: Duration,
     ) -> Vec<Result<GetOutcome, ClientError>> {
         let lease_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        self.ask(Question::Lease(lease_ms), keys, outcome)
+        self.ask(Question::Lease(lease_ms), keys, outcome, read)
     }
 
     /// Gives leases back before their time; a key without one is no error.
     pub fn release(&self, keys: &[&[u8]]) -> Vec<Result<(), ClientError>> {
-        self.ask(Question::Release, keys, drop)
+        self.ask(Question::Release, keys, drop, |()| Found::No(0))
     }
 
     /// Says what will become of a chain of blocks, its keys in the order of the chain; per key, whether there
     /// is a block. A block that is not there is no error.
     pub fn hint(&self, keys: &[&[u8]], hint: Hint) -> Vec<Result<GetOutcome, ClientError>> {
-        self.ask(Question::Hint(hint), keys, outcome)
+        self.ask(Question::Hint(hint), keys, outcome, read)
     }
 
     /// Removes a block, if it has this generation; true when there was one.
@@ -242,20 +306,20 @@ impl Client {
     /// gone all the same.
     pub fn delete(&self, key: &[u8], generation: Option<u64>) -> Result<bool, ClientError> {
         let question = Question::Delete(generation.unwrap_or(0));
-        only(self.ask(question, &[key], is_there))
+        only(self.ask(question, &[key], is_there, known))
     }
 
     /// Removes many blocks, whatever their generation; per key, whether there was one.
     pub fn delete_batch(&self, keys: &[&[u8]]) -> Vec<Result<bool, ClientError>> {
-        self.ask(Question::Delete(0), keys, is_there)
+        self.ask(Question::Delete(0), keys, is_there, known)
     }
 
     /// The counters of every server, by its `host:port`, in the order of the configuration.
     pub fn server_stats(&self) -> Vec<(String, Result<ServerStats, ClientError>)> {
-        let deadline = Instant::now() + self.patience();
+        let deadline = self.deadline(Instant::now());
         let process = self.process();
         let jobs = (0..process.servers.len()).map(|server| {
-            let exchange = Whole::new(process, self.name(server), Counters);
+            let exchange = Whole::new(process, self.name(server), Totals);
             (server, Job { server, exchange })
         });
         let answers = run(process, jobs, deadline);
@@ -269,8 +333,10 @@ impl Client {
         question: Question,
         keys: &[&[u8]],
         answer: fn(ItemReply) -> A,
+        found: fn(&A) -> Found,
     ) -> Vec<Result<A, ClientError>> {
-        let deadline = Instant::now() + self.patience();
+        let began = Instant::now();
+        let deadline = self.deadline(began);
         let process = self.process();
         let check = |key: &&[u8]| check_key(key);
         let (mut results, batches) = self.sort(keys.iter().copied(), |key| key, check);
@@ -281,7 +347,9 @@ impl Client {
         for (places, asks) in run(process, jobs, deadline) {
             fill(&mut results, places, asks.into_results());
         }
-        settled(results)
+        let results = settled(results);
+        self.inner.meter.note(question.operation(), began, &results, |_, answer| found(answer));
+        results
     }
 
     fn process(&self) -> &Process {
@@ -290,6 +358,11 @@ impl Client {
 
     fn patience(&self) -> Duration {
         self.inner.config.request_timeout()
+    }
+
+    /// When a call ends at the latest that began at `began`.
+    fn deadline(&self, began: Instant) -> Instant {
+        self.until.unwrap_or_else(|| began + self.patience())
     }
 
     fn name(&self, server: usize) -> &Arc<str> {
@@ -337,6 +410,16 @@ fn outcome(reply: ItemReply) -> GetOutcome {
         Status::NotFound => GetOutcome::Miss(reply.reason),
         _ => GetOutcome::Hit { length: reply.length, generation: reply.generation },
     }
+}
+
+/// For the counters: a question without bytes, answered by yes or no.
+fn known(there: &bool) -> Found {
+    if *there { Found::Yes(0) } else { Found::No(0) }
+}
+
+/// The same of what is answered like a get and brings no bytes.
+fn read(outcome: &GetOutcome) -> Found {
+    known(&outcome.is_hit())
 }
 
 /// One result per item of a call; none yet for those that go to a server.

@@ -15,7 +15,7 @@
 //! # How a call runs
 //!
 //! A call blocks, and does all of its work on the thread of its caller; the engine has no thread of its
-//! own. Its keys are dealt out to their servers by rendezvous hashing (`route`); per server it checks a
+//! own, until a [`Queue`] is used: its workers make the same calls for callers that cannot wait. Its keys are dealt out to their servers by rendezvous hashing (`route`); per server it checks a
 //! connection out of that server's pool (`server`), and what it has to say there is an exchange
 //! (`exchange`), of which there are three kinds: `put`, `get`, and `ask` for requests without payload. An
 //! exchange speaks frames over a link (`link`): sealed and opened by `memkv-wire`, payload straight from
@@ -36,8 +36,10 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod bell;
 mod client;
 mod config;
+mod counters;
 mod crc;
 mod error;
 mod exchange;
@@ -46,12 +48,15 @@ mod items;
 mod link;
 mod process;
 mod put;
+mod queue;
 mod route;
 mod server;
 mod types;
 
 pub use client::Client;
 pub use config::{Config, ConfigError, Transport};
+pub use counters::{Counters, Latency, Operation, Tally};
 pub use error::{ClientError, LinkFault};
 pub use memkv_wire::{CrcList, MissReason, SharedKey, StatId, Status};
+pub use queue::{Answers, Batch, Completion, Keys, Queue, QueueError, Sink, Source};
 pub use types::{GetItem, GetOutcome, Hint, PutItem, PutMode, PutOptions, PutOutcome, ServerStats};
