@@ -298,8 +298,13 @@ impl Queue {
     pub fn close(&self) {
         // A child that did nothing here has nothing to close.
         if let Some(process) = self.process.existing() {
-            process.close();
+            process.close(None);
         }
+    }
+
+    /// The same, but waits for `patience` at most; whether nothing is under way any more.
+    pub fn close_within(&self, patience: Duration) -> bool {
+        self.process.existing().is_none_or(|process| process.close(Some(patience)))
     }
 }
 
@@ -365,17 +370,30 @@ impl PerProcess {
         Ok(())
     }
 
-    fn close(&self) {
+    /// Whether all is done; without `patience` it waits until it is.
+    fn close(&self, patience: Option<Duration>) -> bool {
         let mut state = self.shared.lock();
         state.closed = true;
         self.shared.wake.iter().for_each(Condvar::notify_all);
         let busy = |state: &mut State| state.running > 0;
-        let state = self.shared.done.wait_while(state, busy);
-        drop(state.unwrap_or_else(PoisonError::into_inner));
+        let state = match patience {
+            None => {
+                self.shared.done.wait_while(state, busy).unwrap_or_else(PoisonError::into_inner)
+            }
+            Some(time) => {
+                let state = self.shared.done.wait_timeout_while(state, time, busy);
+                state.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        if state.running > 0 {
+            return false;
+        }
+        drop(state);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             thread.join().expect("a worker catches what its calls throw");
         }
+        true
     }
 }
 

@@ -56,6 +56,7 @@ const ROOMS: &[Row] = &[
     ("memkv-admin-http", &["memkv-admin-api"]),
     ("memkv-client", &["memkv-wire", "memkv-net", "memkv-dma", "memkv-poller"]),
     ("memkv-workload", &["memkv-client", "memkv-wire"]),
+    ("memkv-python", &["memkv-client"]),
     ("memkv-ctl", &["memkv-admin-api", "memkv-workload", "memkv-client", "memkv-wire"]),
 ];
 

@@ -1,0 +1,113 @@
+"""A real server for the tests: the binary that MEMKV_BIN names, or the release build beside this tree."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve()
+
+
+def binary() -> str:
+    """The server's binary; the tests cannot pass without one."""
+    named = os.environ.get("MEMKV_BIN")
+    target = os.environ.get("CARGO_TARGET_DIR", str(HERE.parents[3] / "target"))
+    path = named or f"{target}/release/memkv"
+    if not shutil.which(path):
+        pytest.exit(f"there is no {path}: build it (cargo build --release), or name one by MEMKV_BIN", 2)
+    return path
+
+
+class Server:
+    """A node with a drive of its own; it can be stopped, killed and started again on the same port."""
+
+    def __init__(self, folder: pathlib.Path, size: str = "1GiB", port: int = 0) -> None:
+        self.folder = folder
+        self.size = size
+        self.port = port
+        self.process: subprocess.Popen | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def config(self) -> str:
+        drive = self.folder / "drive"
+        return (
+            f"network:\n  address: 127.0.0.1:{self.port}\n"
+            f"admin:\n  address: 127.0.0.1:0\n"
+            f"memory:\n  max_size: 128MiB\n  hugepages: prefer\n"
+            f"drives:\n  - media: {drive}\n    size: {self.size}\n"
+        )
+
+    def start(self) -> None:
+        file = self.folder / "memkv.yaml"
+        file.write_text(self.config())
+        self.process = subprocess.Popen(
+            [binary(), "start", "--config", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        said = []
+        for line in self.process.stdout:
+            said.append(line)
+            ready = re.search(r"127\.0\.0\.1:(\d+)", line) if "ready" in line else None
+            if ready:
+                self.port = int(ready.group(1))
+                break
+        else:
+            raise RuntimeError("the server did not start:\n" + "".join(said))
+        # What it says from now on must not fill the pipe.
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def new_server():
+    """Makes servers; they are gone when the test is."""
+    servers = []
+    folders = []
+
+    def make(**settings) -> Server:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="memkv-python-"))
+        folders.append(folder)
+        server = Server(folder, **settings)
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        server.kill()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One server for all tests that only use it."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="memkv-python-"))
+    server = Server(folder)
+    yield server
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def namespace(request) -> str:
+    """A namespace of the test's own."""
+    return request.node.name[:200]
