@@ -1,7 +1,8 @@
 //! `memkv.Queue`: batches that run while their caller does something else.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memkv_client::{
     Answers, Batch, ClientError, Completion, GetOutcome, Keys, Queue, Sink, Source,
@@ -22,14 +23,19 @@ const LONG: Duration = Duration::from_secs(3600);
 /// it locked.
 static QUEUES: Mutex<Vec<Weak<Queue>>> = Mutex::new(Vec::new());
 
+/// The process ends: nobody waits for a queue any more.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 /// At the end of the process: what is under way reads and writes memory that is about to go.
 #[pyfunction]
 pub fn close_all(py: Python<'_>) {
     let queues = std::mem::take(&mut *QUEUES.lock().unwrap_or_else(PoisonError::into_inner));
     let queues: Vec<Arc<Queue>> = queues.iter().filter_map(Weak::upgrade).collect();
+    ENDING.store(true, Ordering::Relaxed);
     py.detach(|| {
+        let ends = Instant::now() + EXIT_PATIENCE;
         for queue in queues {
-            if !queue.close_within(EXIT_PATIENCE) {
+            if !queue.close_within(ends.saturating_duration_since(Instant::now())) {
                 // Its workers end with the process; the memory stays theirs until then.
                 std::mem::forget(queue);
             }
@@ -227,9 +233,10 @@ impl PyQueue {
 
 impl Drop for PyQueue {
     fn drop(&mut self) {
-        // Its workers may need the interpreter's lock for nothing, but whoever waits for them must not keep
-        // everybody else from it.
-        Python::attach(|py| self.end(py));
+        // Whoever waits for its workers must not keep everybody else from the interpreter's lock.
+        if !ENDING.load(Ordering::Relaxed) {
+            Python::attach(|py| self.end(py));
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 """A real server for the tests: the binary that MEMKV_BIN names, or the release build beside this tree."""
 
+import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +26,7 @@ def binary() -> str:
 class Server:
     """A node with a drive of its own; it can be stopped, killed and started again on the same port."""
 
-    def __init__(self, folder: pathlib.Path, size: str = "1GiB", port: int = 0) -> None:
+    def __init__(self, folder: pathlib.Path, size: str = "1 GiB", port: int = 0) -> None:
         self.folder = folder
         self.size = size
         self.port = port
@@ -38,26 +38,24 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def config(self) -> str:
-        drive = self.folder / "drive"
         return (
             f"network:\n  address: 127.0.0.1:{self.port}\n"
-            f"admin:\n  address: 127.0.0.1:0\n"
-            f"memory:\n  max_size: 128MiB\n  hugepages: prefer\n"
-            f"drives:\n  - media: {drive}\n    size: {self.size}\n"
+            "memory:\n  max_size: 128 MiB\n  hugepages: prefer\n"
+            "storage:\n  mode: file\n  drives:\n"
+            f"    - media: {self.folder / 'drive'}\n      max_size: {self.size}\n"
         )
 
     def start(self) -> None:
         file = self.folder / "memkv.yaml"
         file.write_text(self.config())
-        self.process = subprocess.Popen(
-            [binary(), "start", "--config", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        command = [binary(), "start", "--config", str(file), "--log-format", "json"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         said = []
         for line in self.process.stdout:
             said.append(line)
-            ready = re.search(r"127\.0\.0\.1:(\d+)", line) if "ready" in line else None
-            if ready:
-                self.port = int(ready.group(1))
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("message") == "memkv serves":
+                self.port = int(event["address"].rsplit(":", 1)[1])
                 break
         else:
             raise RuntimeError("the server did not start:\n" + "".join(said))
