@@ -147,6 +147,26 @@ impl Client {
         results
     }
 
+    /// Stores values that are of no use without each other (keys and values of a page, the ranks of a
+    /// chunk): all of them, or none. When one cannot be stored, those that this call has stored are removed
+    /// again, by their generation; a reader may have seen them meanwhile. What was there before stays.
+    ///
+    /// # Errors
+    /// The first failure. Where a server is lost in the middle, its values may stay.
+    pub fn put_group(&self, items: &[PutItem<'_>]) -> Result<Vec<PutOutcome>, ClientError> {
+        let results = self.put_batch(items);
+        let Some(error) = results.iter().find_map(|result| result.as_ref().err()).cloned() else {
+            return Ok(results.into_iter().flatten().collect());
+        };
+        for (item, result) in items.iter().zip(&results) {
+            if let Ok(PutOutcome::Stored { generation }) = result {
+                // Somebody else's value by now, or a server that is lost: both are to be left alone.
+                let _ = self.delete(item.key, Some(*generation));
+            }
+        }
+        Err(error)
+    }
+
     /// Reads a whole value into `buf`, whatever its length; what was in `buf` is lost.
     ///
     /// A block whose bytes arrived damaged is reported to the server and is a

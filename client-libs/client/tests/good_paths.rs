@@ -350,3 +350,19 @@ fn hints_and_advice_reach_the_server() {
     let bad = client.put_after(b"", b"k", b"v", &ABSENT);
     assert!(matches!(bad, Err(ClientError::BadKey { length: 0 })));
 }
+
+#[test]
+fn a_group_is_stored_whole_or_not_at_all() {
+    let (server, client) = pair(Setup::default());
+    let group = [item(b"k", b"keys"), item(b"v", b"values")];
+    assert_eq!(client.put_group(&group).expect("room for both").len(), 2);
+    client.delete_batch(&[b"k"]);
+    // Of the second nothing is stored now, for its key has a value of another length.
+    let other = [item(b"k", b"more keys"), item(b"v", b"more values"), item(b"w", b"weights")];
+    let error = client.put_group(&other).expect_err("one of them cannot be stored");
+    assert!(matches!(error, ClientError::Conflict { .. }), "{error:?}");
+    let keys: [&[u8]; 3] = [b"k", b"v", b"w"];
+    assert_eq!(client.exists(&keys).expect("exists"), [false, true, false]);
+    // What was there before is not of the group.
+    assert_eq!(server.world().blocks[b"v".as_slice()].value, b"values");
+}

@@ -182,8 +182,10 @@ impl PyClient {
 
     /// Stores many values, in the order of their chain. Per key, whether a value of it is stored now, by this
     /// call or an earlier one; ``errors``, a list, gets ``(index, Error)`` of the others.
+    /// ``together``: all of them or none. When one cannot be stored, those that this call has stored are
+    /// removed again.
     #[pyo3(signature = (keys, values, *, replace=false, ttl=None, durable=false, pin=None, timeout=None,
-                        errors=None))]
+                        together=false, errors=None))]
     #[allow(clippy::too_many_arguments, reason = "they are keywords where it is called")]
     fn put_batch(
         &self,
@@ -195,6 +197,7 @@ impl PyClient {
         durable: bool,
         pin: Option<f64>,
         timeout: Option<f64>,
+        together: bool,
         errors: Option<&Bound<'_, PyList>>,
     ) -> PyResult<Vec<bool>> {
         let engine = self.engine(timeout)?;
@@ -206,7 +209,14 @@ impl PyClient {
             let items: Vec<PutItem<'_>> = items
                 .map(|(key, value)| PutItem { key, value: value.as_ref(), options, parent: None })
                 .collect();
-            engine.put_batch(&items)
+            match together {
+                // Nothing of a group that failed is there, so all of its keys have its failure.
+                true => match engine.put_group(&items) {
+                    Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+                    Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
+                },
+                false => engine.put_batch(&items),
+            }
         });
         let stored = results.iter().enumerate().map(|(at, result)| match result {
             Ok(_) => Ok(true),

@@ -89,6 +89,15 @@ def test_a_key_of_a_batch_that_fails_is_told_and_the_others_are_stored(client):
     assert client.get("taken") == b"2"
 
 
+def test_a_group_is_stored_whole_or_not_at_all(client):
+    assert client.put_batch(["k", "v"], [b"keys", b"values"], together=True) == [True, True]
+    client.delete(["k"])
+    errors = []
+    assert client.put_batch(["k", "v"], [b"keys", b"other values"], together=True, errors=errors) == [False, False]
+    assert [type(error) for _, error in errors] == [memkv.Conflict, memkv.Conflict]
+    assert client.exists(["k", "v"]) == [False, True]
+
+
 BUFFERS = {
     "bytearray": lambda: bytearray(64),
     "memoryview": lambda: memoryview(bytearray(64)),

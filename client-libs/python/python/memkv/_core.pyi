@@ -85,6 +85,7 @@ class Client:
         durable: bool = False,
         pin: float | None = None,
         timeout: float | None = None,
+        together: bool = False,
         errors: list[tuple[int, Error]] | None = None,
     ) -> list[bool]: ...
     def get_batch_into(
