@@ -15,7 +15,10 @@ use crate::get::{Gets, Target, Wanted};
 use crate::process::Process;
 use crate::put::Puts;
 use crate::route::Router;
-use crate::types::{GetItem, GetOutcome, Hint, PutItem, PutOptions, PutOutcome, ServerStats};
+use crate::types::{
+    GatherItem, GetItem, GetOutcome, Hint, PutItem, PutOptions, PutOutcome, ScatterItem,
+    ServerStats, Value,
+};
 
 /// A client of one or more servers. Cheap to clone; all clones share their connections. Every call does
 /// its work on the thread of its caller and may be made from any number of threads.
@@ -114,15 +117,28 @@ impl Client {
     /// Stores many values; one result per item, in their order. Small ones share frames, larger ones are
     /// only sent if the server wants them.
     pub fn put_batch(&self, items: &[PutItem<'_>]) -> Vec<Result<PutOutcome, ClientError>> {
-        let began = Instant::now();
-        let patience = |item: &PutItem<'_>| item.options.deadline.unwrap_or(self.patience());
-        let deadline = began + items.iter().map(patience).max().unwrap_or_default();
+        self.store(Instant::now(), items)
+    }
+
+    /// Stores many values whose bytes lie in several places each, as [`Client::put_batch`]. What is read is
+    /// one value: nothing tells where its pieces were.
+    pub fn put_gathered(&self, items: &[GatherItem<'_>]) -> Vec<Result<PutOutcome, ClientError>> {
+        self.store(Instant::now(), items)
+    }
+
+    fn store<'a, I>(&self, began: Instant, items: &'a [I]) -> Vec<Result<PutOutcome, ClientError>>
+    where
+        Value<'a>: From<&'a I>,
+    {
+        let values = || items.iter().map(Value::from);
+        let patience = |value: Value<'_>| value.options.deadline.unwrap_or(self.patience());
+        let deadline = began + values().map(patience).max().unwrap_or_default();
         let deadline = self.until.map_or(deadline, |until| until.min(deadline));
         let process = self.process();
-        let check = |item: &PutItem<'_>| {
-            check_key(item.key)?;
-            item.parent.map_or(Ok(()), check_key)?;
-            match item.value.len() as u64 {
+        let check = |value: &Value<'_>| {
+            check_key(value.key)?;
+            value.parent.map_or(Ok(()), check_key)?;
+            match value.bytes.len() {
                 0 => Err(ClientError::EmptyValue),
                 length if length > MAX_VALUE => {
                     Err(ClientError::TooLarge { length, limit: MAX_VALUE })
@@ -130,7 +146,7 @@ impl Client {
                 _ => Ok(()),
             }
         };
-        let (mut results, batches) = self.sort(items.iter().copied(), |item| item.key, check);
+        let (mut results, batches) = self.sort(values(), |value| value.key, check);
         let jobs = batches.into_iter().map(|batch| {
             let puts = Puts::new(process, self.name(batch.server), batch.items);
             (batch.places, Job { server: batch.server, exchange: puts })
@@ -139,7 +155,7 @@ impl Client {
             fill(&mut results, places, puts.into_results());
         }
         let results = settled(results);
-        let length = |at: usize| items[at].value.len() as u64;
+        let length = |at: usize| Value::from(&items[at]).bytes.len();
         self.inner.meter.note(Operation::Put, began, &results, |at, outcome| match outcome {
             PutOutcome::Stored { .. } => Found::No(length(at)),
             PutOutcome::Present { .. } => Found::Yes(0),
@@ -207,6 +223,25 @@ impl Client {
         });
         let results = self.read(began, wanted.collect());
         self.note_get(began, &results, |at| (items[at].offset, items[at].buf.len() as u64));
+        results
+    }
+
+    /// Reads many values into several places each; one result per item, in their order.
+    pub fn get_scattered(
+        &self,
+        items: &mut [ScatterItem<'_>],
+    ) -> Vec<Result<GetOutcome, ClientError>> {
+        let began = Instant::now();
+        let room =
+            |item: &ScatterItem<'_>| item.pieces.iter().map(|piece| piece.len() as u64).sum();
+        let ranges: Vec<(u64, u64)> = items.iter().map(|item| (item.offset, room(item))).collect();
+        let wanted = items.iter_mut().map(|item| Wanted {
+            key: item.key,
+            offset: item.offset,
+            target: Target::Pieces(item.pieces.iter_mut().map(|piece| &mut **piece).collect()),
+        });
+        let results = self.read(began, wanted.collect());
+        self.note_get(began, &results, |at| ranges[at]);
         results
     }
 

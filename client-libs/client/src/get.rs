@@ -24,6 +24,8 @@ use crate::types::GetOutcome;
 pub(crate) enum Target<'a> {
     /// As much as fits.
     Slice(&'a mut [u8]),
+    /// As much as fits, one behind the other.
+    Pieces(Vec<&'a mut [u8]>),
     /// All of it, whatever its length.
     Grow(&'a mut Vec<u8>),
 }
@@ -139,8 +141,26 @@ impl<'a> Gets<'a> {
         if answer.offset != wanted.offset || length != there.min(wanted.length()) {
             return Err(LinkFault::Unexpected("another range than the one asked for"));
         }
-        let into = wanted.target.take(length as usize);
-        let crcs = link.receive_payload(header, into, answer.offset, deadline)?;
+        let (at, count) = (answer.offset, length as usize);
+        let crcs = match &mut wanted.target {
+            Target::Slice(slice) => {
+                let into = std::iter::once(&mut slice[..count]);
+                link.receive_payload(header, into, at, deadline)?
+            }
+            Target::Pieces(pieces) => {
+                let mut left = count;
+                let into = pieces.iter_mut().map(|piece| {
+                    let now = piece.len().min(left);
+                    left -= now;
+                    &mut piece[..now]
+                });
+                link.receive_payload(header, into, at, deadline)?
+            }
+            Target::Grow(bytes) => {
+                let into = std::iter::once(grown(bytes, count));
+                link.receive_payload(header, into, at, deadline)?
+            }
+        };
         let extent = u64::from(link.limits.extent);
         let count = extents_touched(answer.offset, length, extent) as usize;
         let sent = match header.has_trailer() {
@@ -186,28 +206,22 @@ impl Wanted<'_> {
     fn length(&self) -> u64 {
         match &self.target {
             Target::Slice(slice) => slice.len() as u64,
+            Target::Pieces(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
             Target::Grow(_) => TO_THE_END,
         }
     }
 }
 
-impl Target<'_> {
-    /// The place of `length` bytes.
-    fn take(&mut self, length: usize) -> &mut [u8] {
-        match self {
-            Target::Slice(slice) => &mut slice[..length],
-            Target::Grow(bytes) => {
-                if bytes.capacity() < length {
-                    // Fresh zeroes from the system cost nothing until they are touched; growing what is
-                    // there would touch every byte twice.
-                    **bytes = vec![0; length];
-                } else {
-                    bytes.resize(length, 0);
-                }
-                bytes
-            }
-        }
+/// A place for `length` bytes in `bytes`, whose own are lost.
+fn grown(bytes: &mut Vec<u8>, length: usize) -> &mut [u8] {
+    if bytes.capacity() < length {
+        // Fresh zeroes from the system cost nothing until they are touched; growing what is there would
+        // touch every byte twice.
+        *bytes = vec![0; length];
+    } else {
+        bytes.resize(length, 0);
     }
+    bytes
 }
 
 impl Exchange for Gets<'_> {

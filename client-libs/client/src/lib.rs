@@ -59,4 +59,7 @@ pub use counters::{Counters, Latency, Operation, Tally};
 pub use error::{ClientError, LinkFault};
 pub use memkv_wire::{CrcList, MissReason, SharedKey, StatId, Status};
 pub use queue::{Answers, Batch, Completion, Keys, Queue, QueueError, Sink, Source};
-pub use types::{GetItem, GetOutcome, Hint, PutItem, PutMode, PutOptions, PutOutcome, ServerStats};
+pub use types::{
+    GatherItem, GetItem, GetOutcome, Hint, PutItem, PutMode, PutOptions, PutOutcome, ScatterItem,
+    ServerStats,
+};

@@ -18,6 +18,7 @@ use memkv_wire::{
 
 use crate::crc::ExtentCrcs;
 use crate::error::LinkFault;
+use crate::types::Bytes;
 
 /// Bytes of payload whose CRC is computed right after they were sent: while they are in the cache, if they
 /// were copied, and while the server copies them, if they were lent.
@@ -219,25 +220,25 @@ impl Link {
     }
 
     /// Sends the bytes of item `item` of the Offer `request_id`, their CRCs computed on the way and sent
-    /// behind them. `value` is lent to the kernel, and stays as it is until the server has answered: were it
+    /// behind them. Their memory is lent to the kernel, and stays as it is until the server has answered: were it
     /// changed before, its CRCs would not fit, and the server would store nothing.
     pub fn send_data(
         &mut self,
         request_id: u64,
         item: u32,
-        value: &[u8],
+        value: &Bytes<'_>,
         deadline: Instant,
     ) -> Result<(), LinkFault> {
+        let length = value.len();
         let mut meta = Vec::with_capacity(8);
         DataMeta { item }.encode(&mut meta);
-        let header = Header::request(Opcode::Data, request_id)
-            .with_payload_length(value.len() as u64)
-            .with_trailer();
+        let header =
+            Header::request(Opcode::Data, request_id).with_payload_length(length).with_trailer();
         let mac = self.seal(header, &meta, deadline);
         let mut crcs = ExtentCrcs::new(0, self.limits.extent);
         let mut trailer = Vec::with_capacity(trailer_len(16));
         let mut head: &[u8] = &self.out;
-        for slice in value.chunks(SEND_SLICE) {
+        for slice in value.pieces().iter().flat_map(|piece| piece.chunks(SEND_SLICE)) {
             let result = self.stream.send_lending(head, slice, deadline);
             if let Err(error) = result {
                 return Err(self.last_word(error));
@@ -250,7 +251,7 @@ impl Link {
         self.sealer.seal_trailer(&mac, &list, &mut trailer);
         let result = self.stream.send_vectored(&[IoSlice::new(&trailer)], deadline);
         // The server has to take the value and to commit it first.
-        self.stream.expect(value.len() as u64);
+        self.stream.expect(length);
         result.map_err(|error| self.last_word(error))?;
         Ok(())
     }
@@ -298,27 +299,29 @@ impl Link {
         &self.meta
     }
 
-    /// Receives the payload of the reply `header` into `into`, which begins at `offset` of its value, and
-    /// returns its CRCs, one per extent touched.
-    pub fn receive_payload(
+    /// Receives the payload of the reply `header` into all of `pieces`, one behind the other, which begins at
+    /// `offset` of its value, and returns its CRCs, one per extent touched.
+    pub fn receive_payload<'a>(
         &mut self,
         header: &Header,
-        into: &mut [u8],
+        pieces: impl Iterator<Item = &'a mut [u8]>,
         offset: u64,
         deadline: Instant,
     ) -> Result<CrcList, LinkFault> {
         let mut crcs = ExtentCrcs::new(offset, self.limits.extent);
-        let mut got = self.inbox.take(into);
-        crcs.update(&into[..got]);
-        while got < into.len() {
-            let end = into.len().min(got + RECV_SLICE);
-            let slice = &mut into[got..end];
-            self.stream.recv_exact(slice, deadline).map_err(LinkFault::moving)?;
-            crcs.update(slice);
-            got = end;
-        }
-        if header.is_lent() {
-            self.consumed += got as u64;
+        for into in pieces {
+            let mut got = self.inbox.take(into);
+            crcs.update(&into[..got]);
+            while got < into.len() {
+                let end = into.len().min(got + RECV_SLICE);
+                let slice = &mut into[got..end];
+                self.stream.recv_exact(slice, deadline).map_err(LinkFault::moving)?;
+                crcs.update(slice);
+                got = end;
+            }
+            if header.is_lent() {
+                self.consumed += got as u64;
+            }
         }
         crcs.list().ok_or(LinkFault::Unexpected("more extents than a value has"))
     }

@@ -28,12 +28,13 @@ use memkv_wire::meta::{
 };
 use memkv_wire::{CrcList, Header, MAX_ITEMS, Opcode, Status};
 
+use crate::crc::ExtentCrcs;
 use crate::error::{ClientError, LinkFault};
 use crate::exchange::{Busy, Exchange};
 use crate::items::{Items, cut};
 use crate::link::Link;
 use crate::process::Process;
-use crate::types::{PutItem, PutOutcome};
+use crate::types::{Bytes, PutOutcome, Value};
 
 /// Most inline items that may be unanswered: their results fit into the socket's buffers, so a server that
 /// answers while we still send is never blocked by us.
@@ -46,7 +47,7 @@ const DATA_WINDOW: usize = 4;
 /// Puts of one call to one server.
 pub(crate) struct Puts<'a> {
     process: &'a Process,
-    values: Vec<PutItem<'a>>,
+    values: Vec<Value<'a>>,
     items: Items<PutOutcome>,
     /// Requests in the order in which they are sent. Made at the first start, when the limits are known.
     requests: Vec<Request>,
@@ -64,7 +65,7 @@ struct Request {
 }
 
 impl<'a> Puts<'a> {
-    pub fn new(process: &'a Process, server: &Arc<str>, values: Vec<PutItem<'a>>) -> Puts<'a> {
+    pub fn new(process: &'a Process, server: &Arc<str>, values: Vec<Value<'a>>) -> Puts<'a> {
         Puts {
             process,
             items: Items::new(server, values.len()),
@@ -89,7 +90,7 @@ impl<'a> Puts<'a> {
         };
         let (mut small, mut large) = (Vec::new(), Vec::new());
         for item in std::mem::take(&mut self.unplanned) {
-            match self.values[item].value.len() as u64 {
+            match self.values[item].bytes.len() {
                 length if length > limit => {
                     self.items.settle(item, Err(ClientError::TooLarge { length, limit }));
                 }
@@ -102,7 +103,7 @@ impl<'a> Puts<'a> {
         let mut requests = Vec::new();
         let bytes = |item: usize| self.meta_bytes(item);
         for run in cut(&small, MAX_ITEMS, link, bytes) {
-            let packs = pack(&run, inline_max, |item| values[item].value.len() as u64);
+            let packs = pack(&run, inline_max, |item| values[item].bytes.len());
             requests.extend(packs.into_iter().map(|items| (Opcode::Put, items)));
         }
         for distinct in rounds(large, key) {
@@ -124,10 +125,10 @@ impl<'a> Puts<'a> {
     }
 
     fn wire_item(&self, item: usize, crcs: CrcList) -> WireItem<'a> {
-        let PutItem { key, value, options, parent } = self.values[item];
+        let Value { key, bytes, options, parent } = self.values[item];
         WireItem {
             key,
-            length: value.len() as u64,
+            length: bytes.len(),
             mode: options.mode,
             durable: options.durable,
             ttl_seconds: options.ttl_seconds,
@@ -138,7 +139,7 @@ impl<'a> Puts<'a> {
 
     /// Bytes that an item takes in a meta, besides what every item takes.
     fn meta_bytes(&self, item: usize) -> usize {
-        let PutItem { key, options, parent, .. } = self.values[item];
+        let Value { key, options, parent, .. } = self.values[item];
         let advice = PutAdvice { parent, pin_seconds: options.pin_seconds };
         key.len() + advice.encoded_length()
     }
@@ -146,16 +147,16 @@ impl<'a> Puts<'a> {
     fn send(&self, at: usize, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let request = &self.requests[at];
         let inline = request.opcode == Opcode::Put;
-        let extent = link.limits.extent as usize;
+        let extent = link.limits.extent;
         let mut wire = Vec::with_capacity(request.items.len());
         let mut payload: Vec<&[u8]> = Vec::new();
         for &item in &request.items {
-            let value = self.values[item].value;
-            let crcs = if inline { CrcList::of(value, extent) } else { Some(CrcList::EMPTY) };
+            let value = &self.values[item].bytes;
+            let crcs = if inline { crcs_of(value, extent) } else { Some(CrcList::EMPTY) };
             let crcs = crcs.ok_or(LinkFault::Unexpected("extents too small for this value"))?;
             wire.push(self.wire_item(item, crcs));
             if inline {
-                payload.push(value);
+                payload.extend(value.pieces());
             }
         }
         let mut meta = Vec::new();
@@ -258,7 +259,7 @@ impl<'a> Puts<'a> {
                 self.items.settle(item, Ok(PutOutcome::Present { generation, length, crcs }));
             }
             Status::TooLarge => {
-                let length = self.values[item].value.len() as u64;
+                let length = self.values[item].bytes.len();
                 let limit = reply.length;
                 self.items.settle(item, Err(ClientError::TooLarge { length, limit }));
             }
@@ -315,7 +316,7 @@ impl<'a> Puts<'a> {
             while outstanding.len() < window
                 && let Some((place, item)) = wanted.pop_front()
             {
-                link.send_data(id, place, self.values[item].value, deadline)?;
+                link.send_data(id, place, &self.values[item].bytes, deadline)?;
                 outstanding.push_back((place, item));
             }
             let Some(&oldest) = outstanding.front() else { return Ok(()) };
@@ -386,6 +387,13 @@ impl Exchange for Puts<'_> {
     fn give_up_busy(&mut self) {
         self.items.give_up_busy();
     }
+}
+
+/// The CRC of each extent of a value; `None` when it has more than 16.
+fn crcs_of(bytes: &Bytes<'_>, extent: u32) -> Option<CrcList> {
+    let mut crcs = ExtentCrcs::new(0, extent);
+    bytes.pieces().iter().for_each(|piece| crcs.update(piece));
+    crcs.list()
 }
 
 /// Deals items out into rounds in which no key comes twice. A server lets the second put of a key wait for

@@ -30,7 +30,7 @@ use crate::bell::Bell;
 use crate::client::Client;
 use crate::counters::Operation;
 use crate::error::{ClientError, LinkFault};
-use crate::types::{GetItem, GetOutcome, PutItem, PutOptions, PutOutcome};
+use crate::types::{GatherItem, GetItem, GetOutcome, PutItem, PutOptions, PutOutcome, ScatterItem};
 
 /// Bytes of a batch from which on it is cut into pieces of at least this size.
 const PIECE: u64 = 8 << 20;
@@ -101,6 +101,26 @@ pub enum Batch {
         /// One for each key.
         buffers: Vec<Sink>,
     },
+    /// Store values whose bytes lie in several places each, in the order of their chain.
+    Gather {
+        /// Their keys.
+        keys: Keys,
+        /// How many of `pieces` belong to each key.
+        counts: Vec<usize>,
+        /// Those of the first key, of the second and so on.
+        pieces: Vec<Source>,
+        /// As those of a put.
+        options: PutOptions,
+    },
+    /// Read values into several places each.
+    Scatter {
+        /// Their keys.
+        keys: Keys,
+        /// How many of `pieces` belong to each key.
+        counts: Vec<usize>,
+        /// Those of the first key, of the second and so on.
+        pieces: Vec<Sink>,
+    },
     /// Which keys are stored?
     Exists(Keys),
     /// How many keys at the front are stored?
@@ -112,9 +132,9 @@ pub enum Batch {
 /// What became of a batch, one for each key in their order where it is a list.
 #[derive(Debug)]
 pub enum Answers {
-    /// See [`Client::put_batch`].
+    /// See [`Client::put_batch`] and [`Client::put_gathered`].
     Put(Vec<Result<PutOutcome, ClientError>>),
-    /// See [`Client::get_batch`].
+    /// See [`Client::get_batch`] and [`Client::get_scattered`].
     Get(Vec<Result<GetOutcome, ClientError>>),
     /// See [`Client::exists`].
     Exists(Result<Vec<bool>, ClientError>),
@@ -134,9 +154,9 @@ pub struct Completion {
     pub waited: Duration,
     /// From then until it was done.
     pub took: Duration,
-    /// The memory of a put, in the order of its keys.
+    /// The memory of a put, in its order.
     pub sources: Vec<Source>,
-    /// The memory of a get, in the order of its keys.
+    /// The memory of a get, in its order.
     pub sinks: Vec<Sink>,
 }
 
@@ -219,7 +239,7 @@ impl Queue {
     /// [`QueueError`]; nothing will be done.
     ///
     /// # Panics
-    /// When there are not as many buffers as keys.
+    /// When there are not as many buffers as keys, or as their counts say.
     pub fn submit(&self, batch: Batch, timeout: Option<Duration>) -> Result<u64, QueueError> {
         let process = self.process.current(&self.client)?;
         let timeout = timeout.unwrap_or_else(|| self.client.config().request_timeout());
@@ -441,6 +461,8 @@ struct Group {
     ticket: u64,
     operation: Operation,
     keys: Keys,
+    /// Where the memory of each key begins, where a key has not just one piece.
+    starts: Option<Vec<usize>>,
     options: PutOptions,
     submitted: Instant,
     deadline: Instant,
@@ -469,39 +491,91 @@ struct Piece {
     sinks: Vec<Sink>,
 }
 
+/// A batch taken apart.
+struct Parts {
+    lane: usize,
+    operation: Operation,
+    keys: Keys,
+    starts: Option<Vec<usize>>,
+    options: PutOptions,
+    sources: Vec<Source>,
+    sinks: Vec<Sink>,
+}
+
+impl Parts {
+    fn of(batch: Batch) -> Parts {
+        let quick = |operation, keys| Parts {
+            lane: QUICK,
+            operation,
+            keys,
+            starts: None,
+            options: PutOptions::default(),
+            sources: Vec::new(),
+            sinks: Vec::new(),
+        };
+        match batch {
+            Batch::Exists(keys) => quick(Operation::Exists, keys),
+            Batch::MatchPrefix(keys) => quick(Operation::MatchPrefix, keys),
+            Batch::Delete(keys) => quick(Operation::Delete, keys),
+            Batch::Put { keys, values, options } => {
+                assert_eq!(keys.len(), values.len(), "a value for each key");
+                Parts { lane: BULK, options, sources: values, ..quick(Operation::Put, keys) }
+            }
+            Batch::Get { keys, buffers } => {
+                assert_eq!(keys.len(), buffers.len(), "a buffer for each key");
+                Parts { lane: BULK, sinks: buffers, ..quick(Operation::Get, keys) }
+            }
+            Batch::Gather { keys, counts, pieces, options } => {
+                let starts = Some(sums(&keys, &counts, pieces.len()));
+                let parts = quick(Operation::Put, keys);
+                Parts { lane: BULK, starts, options, sources: pieces, ..parts }
+            }
+            Batch::Scatter { keys, counts, pieces } => {
+                let starts = Some(sums(&keys, &counts, pieces.len()));
+                let parts = quick(Operation::Get, keys);
+                Parts { lane: BULK, starts, sinks: pieces, ..parts }
+            }
+        }
+    }
+
+    /// Bytes that may move.
+    fn bytes(&mut self) -> u64 {
+        let read = self.sources.iter().map(|source| (**source).as_ref().len() as u64);
+        let written = self.sinks.iter_mut().map(|sink| (**sink).as_mut().len() as u64);
+        read.sum::<u64>() + written.sum::<u64>()
+    }
+}
+
+/// Where the pieces of each key begin, and where the last end.
+fn sums(keys: &Keys, counts: &[usize], pieces: usize) -> Vec<usize> {
+    assert_eq!(keys.len(), counts.len(), "a count for each key");
+    let mut starts = vec![0];
+    starts.extend(counts.iter().scan(0, |sum, count| {
+        *sum += count;
+        Some(*sum)
+    }));
+    assert_eq!(starts.last(), Some(&pieces), "as many pieces as the counts say");
+    starts
+}
+
 /// The lane of a batch, and its pieces.
 fn cut(batch: Batch, ticket: u64, timeout: Duration, most: usize) -> (usize, Vec<Piece>) {
     let submitted = Instant::now();
-    let mut options = PutOptions::default();
-    let (mut sources, mut sinks) = (Vec::new(), Vec::new());
-    let (lane, operation, keys) = match batch {
-        Batch::Put { keys, values, options: wanted } => {
-            assert_eq!(keys.len(), values.len(), "a value for each key");
-            (sources, options) = (values, wanted);
-            (BULK, Operation::Put, keys)
-        }
-        Batch::Get { keys, buffers } => {
-            assert_eq!(keys.len(), buffers.len(), "a buffer for each key");
-            sinks = buffers;
-            (BULK, Operation::Get, keys)
-        }
-        Batch::Exists(keys) => (QUICK, Operation::Exists, keys),
-        Batch::MatchPrefix(keys) => (QUICK, Operation::MatchPrefix, keys),
-        Batch::Delete(keys) => (QUICK, Operation::Delete, keys),
-    };
-    let read = sources.iter().map(|source| source.as_ref().as_ref().len() as u64).sum::<u64>();
-    let written = sinks.iter_mut().map(|sink| sink.as_mut().as_mut().len() as u64).sum::<u64>();
-    let pieces = ((read + written) / PIECE).clamp(1, most as u64) as usize;
-    let pieces = pieces.min(keys.len()).max(1);
+    let mut parts = Parts::of(batch);
+    let pieces = (parts.bytes() / PIECE).clamp(1, most as u64) as usize;
+    let pieces = pieces.min(parts.keys.len()).max(1);
+    let Parts { lane, operation, keys, starts, mut options, mut sources, mut sinks } = parts;
     let deadline = submitted + options.deadline.take().unwrap_or(timeout);
     let items = keys.len();
     let parts = std::iter::repeat_with(|| None).take(pieces).collect();
     let progress = Mutex::new(Progress { began: None, parts });
-    let group = Arc::new(Group { ticket, operation, keys, options, submitted, deadline, progress });
+    let group = Group { ticket, operation, keys, starts, options, submitted, deadline, progress };
+    let group = Arc::new(group);
     let piece = |number: usize| {
         let items = items * number / pieces..items * (number + 1) / pieces;
-        let sources = sources.drain(..items.len().min(sources.len())).collect();
-        let sinks = sinks.drain(..items.len().min(sinks.len())).collect();
+        let memory = group.memory(items.end) - group.memory(items.start);
+        let sources = sources.drain(..memory.min(sources.len())).collect();
+        let sinks = sinks.drain(..memory.min(sinks.len())).collect();
         Piece { group: group.clone(), number, items, sources, sinks }
     };
     (lane, (0..pieces).map(piece).collect())
@@ -537,36 +611,58 @@ impl Piece {
 
     fn call(&mut self, client: &Client) -> Answers {
         let group = &self.group;
-        let keys = group.keys.range(self.items.clone());
         match group.operation {
-            Operation::Put => {
-                // A chain that was cut goes on: each says what it belongs to, for a server takes the order of
-                // a call for the chain only where nothing else is said.
-                let whole = group.keys.range(0..self.items.end);
-                let parent = |at: usize| (self.items.start > 0).then(|| whole[at - 1]);
-                let items = self.items.clone().zip(&self.sources);
-                let items: Vec<PutItem<'_>> = items
-                    .map(|(at, source)| PutItem {
-                        key: whole[at],
-                        value: (**source).as_ref(),
-                        options: group.options,
-                        parent: parent(at),
-                    })
-                    .collect();
-                Answers::Put(client.put_batch(&items))
+            Operation::Put => Answers::Put(self.put(client)),
+            Operation::Get => Answers::Get(self.get(client)),
+            operation => {
+                let keys = group.keys.range(self.items.clone());
+                match operation {
+                    Operation::Exists => Answers::Exists(client.exists(&keys)),
+                    Operation::MatchPrefix => Answers::MatchPrefix(client.match_prefix(&keys)),
+                    Operation::Delete => Answers::Delete(client.delete_batch(&keys)),
+                    other => unreachable!("no batch is made of {}", other.name()),
+                }
             }
-            Operation::Get => {
-                let items = keys.iter().zip(&mut self.sinks);
-                let mut items: Vec<GetItem<'_>> = items
-                    .map(|(key, sink)| GetItem { key, offset: 0, buf: (**sink).as_mut() })
-                    .collect();
-                Answers::Get(client.get_batch(&mut items))
-            }
-            Operation::Exists => Answers::Exists(client.exists(&keys)),
-            Operation::MatchPrefix => Answers::MatchPrefix(client.match_prefix(&keys)),
-            Operation::Delete => Answers::Delete(client.delete_batch(&keys)),
-            other => unreachable!("no batch is made of {}", other.name()),
         }
+    }
+
+    fn put(&self, client: &Client) -> Vec<Result<PutOutcome, ClientError>> {
+        let (group, items) = (&self.group, &self.items);
+        let options = group.options;
+        // A chain that was cut goes on: each says what it belongs to, for a server takes the order of a
+        // call for the chain only where nothing else is said.
+        let keys = group.keys.range(0..items.end);
+        let parent = |at: usize| (items.start > 0).then(|| keys[at - 1]);
+        let bytes: Vec<&[u8]> = self.sources.iter().map(|source| (**source).as_ref()).collect();
+        if group.starts.is_none() {
+            let one = |(at, value)| PutItem { key: keys[at], value, options, parent: parent(at) };
+            let values: Vec<PutItem<'_>> = items.clone().zip(bytes).map(one).collect();
+            return client.put_batch(&values);
+        }
+        let first = group.memory(items.start);
+        let many = |at: usize| {
+            let pieces = &bytes[group.memory(at) - first..group.memory(at + 1) - first];
+            GatherItem { key: keys[at], pieces, options, parent: parent(at) }
+        };
+        let values: Vec<GatherItem<'_>> = items.clone().map(many).collect();
+        client.put_gathered(&values)
+    }
+
+    fn get(&mut self, client: &Client) -> Vec<Result<GetOutcome, ClientError>> {
+        let (group, items) = (&self.group, &self.items);
+        let keys = group.keys.range(items.clone());
+        let mut bytes = self.sinks.iter_mut().map(|sink| (**sink).as_mut());
+        if group.starts.is_none() {
+            let one = |(key, buf)| GetItem { key, offset: 0, buf };
+            let mut values: Vec<GetItem<'_>> = keys.into_iter().zip(bytes).map(one).collect();
+            return client.get_batch(&mut values);
+        }
+        let many = |(at, key)| {
+            let count = group.memory(at + 1) - group.memory(at);
+            ScatterItem { key, offset: 0, pieces: bytes.by_ref().take(count).collect() }
+        };
+        let mut values: Vec<ScatterItem<'_>> = items.clone().zip(keys).map(many).collect();
+        client.get_scattered(&mut values)
     }
 
     /// The answers of a call that threw.
@@ -601,6 +697,11 @@ impl Part {
 }
 
 impl Group {
+    /// Pieces of memory that the first `items` keys have.
+    fn memory(&self, items: usize) -> usize {
+        self.starts.as_ref().map_or(items, |starts| starts[items])
+    }
+
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }

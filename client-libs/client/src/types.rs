@@ -50,6 +50,63 @@ pub struct PutItem<'a> {
     pub parent: Option<&'a [u8]>,
 }
 
+/// One value of a batch to store, whose bytes lie in several places: the layers of a page, its keys and its
+/// values.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherItem<'a> {
+    /// 1 to 512 bytes.
+    pub key: &'a [u8],
+    /// The value, piece behind piece; 1 byte at least in all.
+    pub pieces: &'a [&'a [u8]],
+    /// How to store it.
+    pub options: PutOptions,
+    /// As that of a [`PutItem`].
+    pub parent: Option<&'a [u8]>,
+}
+
+/// The bytes of a value to store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bytes<'a> {
+    One(&'a [u8]),
+    Many(&'a [&'a [u8]]),
+}
+
+impl<'a> Bytes<'a> {
+    pub fn len(self) -> u64 {
+        self.pieces().iter().map(|piece| piece.len() as u64).sum()
+    }
+
+    pub fn pieces(&self) -> &[&'a [u8]] {
+        match self {
+            Bytes::One(piece) => std::slice::from_ref(piece),
+            Bytes::Many(pieces) => pieces,
+        }
+    }
+}
+
+/// A value to store, wherever its bytes are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Value<'a> {
+    pub key: &'a [u8],
+    pub bytes: Bytes<'a>,
+    pub options: PutOptions,
+    pub parent: Option<&'a [u8]>,
+}
+
+impl<'a> From<&PutItem<'a>> for Value<'a> {
+    fn from(item: &PutItem<'a>) -> Value<'a> {
+        let PutItem { key, value, options, parent } = *item;
+        Value { key, bytes: Bytes::One(value), options, parent }
+    }
+}
+
+impl<'a> From<&GatherItem<'a>> for Value<'a> {
+    fn from(item: &GatherItem<'a>) -> Value<'a> {
+        let GatherItem { key, pieces, options, parent } = *item;
+        Value { key, bytes: Bytes::Many(pieces), options, parent }
+    }
+}
+
 /// What will become of a chain of blocks, as far as an engine knows. It moves them in the order in which the
 /// server evicts, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +148,17 @@ pub struct GetItem<'a> {
     /// Filled from its front: with as many bytes as the value has behind `offset`, or as fit. Its contents
     /// mean nothing unless the outcome is a hit.
     pub buf: &'a mut [u8],
+}
+
+/// One value, or a range of it, of a batch to read, whose bytes go to several places.
+#[derive(Debug)]
+pub struct ScatterItem<'a> {
+    /// 1 to 512 bytes.
+    pub key: &'a [u8],
+    /// First byte of the value to read.
+    pub offset: u64,
+    /// Filled one behind the other, with as many bytes as the value has behind `offset`, or as fit.
+    pub pieces: Vec<&'a mut [u8]>,
 }
 
 /// What became of a get.

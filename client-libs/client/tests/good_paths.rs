@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::{ABSENT, REPLACE, Setup, TestServer, config, key_of, pair, pattern};
 use memkv_client::{
-    Client, ClientError, Config, GetItem, GetOutcome, Hint, MissReason, PutItem, PutMode,
-    PutOptions, PutOutcome, StatId,
+    Client, ClientError, Config, GatherItem, GetItem, GetOutcome, Hint, MissReason, PutItem,
+    PutMode, PutOptions, PutOutcome, ScatterItem, StatId,
 };
 use memkv_wire::{Advice, Opcode};
 
@@ -365,4 +365,23 @@ fn a_group_is_stored_whole_or_not_at_all() {
     assert_eq!(client.exists(&keys).expect("exists"), [false, true, false]);
     // What was there before is not of the group.
     assert_eq!(server.world().blocks[b"v".as_slice()].value, b"values");
+}
+
+#[test]
+fn small_values_in_pieces_share_frames_and_keep_their_crcs() {
+    let (server, client) = pair(Setup::default());
+    let pieces: [&[u8]; 4] = [b"one", b"", b"two", b"three"];
+    let keys: Vec<Vec<u8>> = (0..5).map(|at| format!("gathered {at}").into_bytes()).collect();
+    let gather = |key, pieces| GatherItem { key, pieces, options: ABSENT, parent: None };
+    let items: Vec<GatherItem<'_>> = keys.iter().map(|key| gather(key, &pieces)).collect();
+    assert!(client.put_gathered(&items).iter().all(Result::is_ok));
+    assert_eq!(server.seen(Opcode::Put).len(), 1, "one frame");
+    let (mut a, mut b) = ([0; 4], [0; 20]);
+    let places: Vec<&mut [u8]> = vec![&mut a, &mut [], &mut b];
+    let mut items = [ScatterItem { key: &keys[3], offset: 1, pieces: places }];
+    let results = client.get_scattered(&mut items);
+    assert!(matches!(results[0], Ok(GetOutcome::Hit { length: 11, .. })), "{results:?}");
+    assert_eq!((&a, &b[..6]), (b"netw", b"othree".as_slice()));
+    let refused = client.put_gathered(&[gather(b"empty", &[b"", b""]), gather(b"none", &[])]);
+    assert!(refused.iter().all(|result| matches!(result, Err(ClientError::EmptyValue))));
 }

@@ -42,7 +42,7 @@ fn next(queue: &Queue) -> Completion {
     completions.remove(0)
 }
 
-fn lengths(answers: &Answers) -> Vec<Option<u64>> {
+fn lengths_of(answers: &Answers) -> Vec<Option<u64>> {
     let Answers::Get(answers) = answers else { panic!("not of a get: {answers:?}") };
     let length = |outcome: &Result<GetOutcome, ClientError>| match outcome {
         Ok(GetOutcome::Hit { length, .. }) => Some(*length),
@@ -86,7 +86,10 @@ fn batches_complete_with_their_memory_and_under_their_tickets() {
                 assert_eq!(there, [true, false]);
             }
             answers => {
-                assert_eq!(lengths(answers), [Some(100_000), Some(100_001), Some(100_002), None]);
+                assert_eq!(
+                    lengths_of(answers),
+                    [Some(100_000), Some(100_001), Some(100_002), None]
+                );
                 let filled = done.sinks.iter_mut().map(|sink| (**sink).as_mut());
                 let right = filled.zip(&values).all(|(bytes, value)| bytes == value.as_slice());
                 assert!(right, "every value is in the buffer of its key");
@@ -133,7 +136,7 @@ fn a_large_batch_travels_in_pieces_and_comes_back_as_one_in_its_order() {
 
     queue.submit(get(numbered(11), values.iter().map(Vec::len)), None).expect("submit");
     let mut read = next(&queue);
-    assert!(lengths(&read.answers).iter().all(Option::is_some));
+    assert!(lengths_of(&read.answers).iter().all(Option::is_some));
     for (sink, value) in read.sinks.iter_mut().zip(&values) {
         assert!((**sink).as_mut() == value.as_slice());
     }
@@ -143,6 +146,54 @@ fn a_large_batch_travels_in_pieces_and_comes_back_as_one_in_its_order() {
     assert_eq!((get.calls, get.keys, get.found, get.bytes), (3, 11, 11, put.bytes));
     assert_eq!(put.bytes, values.iter().map(|value| value.len() as u64).sum::<u64>());
     assert_eq!(counters.waits.buckets.iter().sum::<u64>(), 2, "one wait a batch");
+}
+
+#[test]
+fn values_are_gathered_from_and_scattered_to_several_places() {
+    let (_server, client) = pair(Setup::default());
+    let queue = Queue::new(&client, 3).expect("a queue");
+    // Pieces of every length, over the ends of extents (1 MiB) and slices; 26 MiB, so that it is cut.
+    let lengths = [[1, 0, 3 << 20], [1 << 20, (1 << 20) + 1, 77], [5, 6, 7], [0, 4 << 20, 0]];
+    let rows: Vec<_> = lengths.iter().cycle().take(12).collect();
+    let value = |at: usize| pattern(rows[at].iter().sum(), at as u32);
+    let mut pieces: Vec<Source> = Vec::new();
+    for (at, row) in rows.iter().enumerate() {
+        let (value, mut from) = (value(at), 0);
+        for length in *row {
+            pieces.push(Box::new(value[from..from + length].to_vec()));
+            from += length;
+        }
+    }
+    let counts = vec![3; 12];
+    let put = Batch::Gather { keys: numbered(12), counts, pieces, options: ABSENT };
+    queue.submit(put, None).expect("submit");
+    let stored = next(&queue);
+    assert!(matches!(&stored.answers, Answers::Put(all) if all.iter().all(Result::is_ok)));
+    assert_eq!(stored.sources.len(), 36);
+    let mut whole = Vec::new();
+    for at in 0..12 {
+        let key = format!("block/{at}");
+        assert!(client.get(key.as_bytes(), &mut whole).expect("get").is_hit());
+        assert!(whole == value(at), "value {at} is one piece behind the other");
+    }
+    // Into other pieces than it came from, the last of which have no bytes left for them.
+    let pieces = (0..12).flat_map(|_| [3, 0, 1 << 20, 4 << 20, 9]);
+    let pieces = pieces.map(|length| Box::new(vec![0u8; length]) as _).collect();
+    let get = Batch::Scatter { keys: numbered(12), counts: vec![5; 12], pieces };
+    queue.submit(get, None).expect("submit");
+    let mut read = next(&queue);
+    let expected: Vec<_> = (0..12).map(|at| Some(value(at).len() as u64)).collect();
+    assert_eq!(lengths_of(&read.answers), expected);
+    for (at, sinks) in read.sinks.chunks_mut(5).enumerate() {
+        let bytes: Vec<u8> = sinks.iter_mut().flat_map(|sink| (**sink).as_mut().to_vec()).collect();
+        let value = value(at);
+        assert!(bytes[..value.len()] == value, "value {at}");
+    }
+    // What is counted is what was moved.
+    let counters = client.counters();
+    let moved: u64 = (0..12).map(|at| value(at).len() as u64).sum();
+    assert_eq!(counters.of(Operation::Put).bytes, moved);
+    assert_eq!(counters.of(Operation::Get).bytes, 2 * moved);
 }
 
 #[test]
@@ -168,6 +219,7 @@ fn a_lookup_does_not_stand_behind_bulk() {
 #[test]
 fn a_batch_completes_by_its_deadline_though_nobody_answers() {
     let (server, client) = pair(Setup::default());
+    server.play(Opcode::Get, Trick::Silent);
     server.play(Opcode::Get, Trick::Silent);
     let queue = Queue::new(&client, 1).expect("a queue");
     let began = Instant::now();
