@@ -170,14 +170,32 @@ impl Client {
     /// # Errors
     /// The first failure. Where a server is lost in the middle, its values may stay.
     pub fn put_group(&self, items: &[PutItem<'_>]) -> Result<Vec<PutOutcome>, ClientError> {
-        let results = self.put_batch(items);
+        self.store_group(items)
+    }
+
+    /// The same of values whose bytes lie in several places each.
+    ///
+    /// # Errors
+    /// As [`Client::put_group`].
+    pub fn put_gathered_group(
+        &self,
+        items: &[GatherItem<'_>],
+    ) -> Result<Vec<PutOutcome>, ClientError> {
+        self.store_group(items)
+    }
+
+    fn store_group<'a, I>(&self, items: &'a [I]) -> Result<Vec<PutOutcome>, ClientError>
+    where
+        Value<'a>: From<&'a I>,
+    {
+        let results = self.store(Instant::now(), items);
         let Some(error) = results.iter().find_map(|result| result.as_ref().err()).cloned() else {
             return Ok(results.into_iter().flatten().collect());
         };
         for (item, result) in items.iter().zip(&results) {
             if let Ok(PutOutcome::Stored { generation }) = result {
                 // Somebody else's value by now, or a server that is lost: both are to be left alone.
-                let _ = self.delete(item.key, Some(*generation));
+                let _ = self.delete(Value::from(item).key, Some(*generation));
             }
         }
         Err(error)

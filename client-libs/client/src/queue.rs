@@ -144,6 +144,29 @@ pub enum Answers {
     Delete(Vec<Result<bool, ClientError>>),
 }
 
+impl Answers {
+    /// Bytes of values that were stored or read, into or from memory of these lengths.
+    fn moved(&self, lengths: &[u64]) -> u64 {
+        match self {
+            Answers::Put(answers) => {
+                let stored = |(answer, length): (&Result<PutOutcome, _>, &u64)| match answer {
+                    Ok(PutOutcome::Stored { .. }) => *length,
+                    _ => 0,
+                };
+                answers.iter().zip(lengths).map(stored).sum()
+            }
+            Answers::Get(answers) => {
+                let read = |(answer, room): (&Result<GetOutcome, _>, &u64)| match answer {
+                    Ok(GetOutcome::Hit { length, .. }) => *length.min(room),
+                    _ => 0,
+                };
+                answers.iter().zip(lengths).map(read).sum()
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// A batch that is done.
 pub struct Completion {
     /// What [`Queue::submit`] gave.
@@ -154,6 +177,10 @@ pub struct Completion {
     pub waited: Duration,
     /// From then until it was done.
     pub took: Duration,
+    /// Bytes of values moved.
+    pub bytes: u64,
+    /// Of a put or get: bytes of memory that each key has.
+    pub lengths: Vec<u64>,
     /// The memory of a put, in its order.
     pub sources: Vec<Source>,
     /// The memory of a get, in its order.
@@ -598,8 +625,11 @@ impl Piece {
         }
         let parts = std::mem::take(&mut progress.parts);
         let began = progress.began.unwrap_or(began);
-        let whole = parts.into_iter().flatten().reduce(Part::join).expect("a piece at least");
+        let mut whole = parts.into_iter().flatten().reduce(Part::join).expect("a piece at least");
+        let lengths = group.lengths(&mut whole);
         Some(Completion {
+            bytes: whole.answers.moved(&lengths),
+            lengths,
             ticket: group.ticket,
             answers: whole.answers,
             waited: began - group.submitted,
@@ -697,6 +727,19 @@ impl Part {
 }
 
 impl Group {
+    /// Bytes of memory that each key has, of a whole batch.
+    fn lengths(&self, whole: &mut Part) -> Vec<u64> {
+        let read = whole.sources.iter().map(|source| (**source).as_ref().len() as u64);
+        let written = whole.sinks.iter_mut().map(|sink| (**sink).as_mut().len() as u64);
+        let pieces: Vec<u64> = read.chain(written).collect();
+        match &self.starts {
+            Some(starts) => {
+                starts.windows(2).map(|pair| pieces[pair[0]..pair[1]].iter().sum()).collect()
+            }
+            None => pieces,
+        }
+    }
+
     /// Pieces of memory that the first `items` keys have.
     fn memory(&self, items: usize) -> usize {
         self.starts.as_ref().map_or(items, |starts| starts[items])

@@ -170,6 +170,8 @@ fn values_are_gathered_from_and_scattered_to_several_places() {
     let stored = next(&queue);
     assert!(matches!(&stored.answers, Answers::Put(all) if all.iter().all(Result::is_ok)));
     assert_eq!(stored.sources.len(), 36);
+    assert_eq!(stored.lengths, (0..12).map(|at| value(at).len() as u64).collect::<Vec<_>>());
+    assert_eq!(stored.bytes, stored.lengths.iter().sum::<u64>());
     let mut whole = Vec::new();
     for at in 0..12 {
         let key = format!("block/{at}");
@@ -182,6 +184,7 @@ fn values_are_gathered_from_and_scattered_to_several_places() {
     let get = Batch::Scatter { keys: numbered(12), counts: vec![5; 12], pieces };
     queue.submit(get, None).expect("submit");
     let mut read = next(&queue);
+    assert_eq!((read.bytes, read.lengths[0]), (stored.bytes, (5 << 20) + 12));
     let expected: Vec<_> = (0..12).map(|at| Some(value(at).len() as u64)).collect();
     assert_eq!(lengths_of(&read.answers), expected);
     for (at, sinks) in read.sinks.chunks_mut(5).enumerate() {

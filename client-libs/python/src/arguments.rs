@@ -6,7 +6,7 @@ use std::time::Duration;
 use memkv_client::{Config, Hint, Keys, PutMode, PutOptions, SharedKey, Transport};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::buffer::{Memory, disjoint};
 use crate::errors::{BadKey, ConfigError, text};
@@ -179,35 +179,76 @@ pub fn key(prefix: &[u8], key: &Bound<'_, PyAny>) -> PyResult<Keys> {
     Ok(keys)
 }
 
+/// The memory of many values, each of which may lie in several places.
+pub struct Buffers {
+    /// Piece by piece, value by value.
+    pub memory: Vec<Memory>,
+    /// How many pieces each value has, where one has not just one.
+    pub counts: Option<Vec<usize>>,
+}
+
+impl Buffers {
+    /// Of values, or places for values. A list is a value in pieces.
+    fn of(
+        keys: &Keys,
+        values: &Bound<'_, PyAny>,
+        memory_of: fn(&Bound<'_, PyAny>) -> PyResult<Memory>,
+    ) -> PyResult<Buffers> {
+        let (mut memory, mut counts) =
+            (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
+        let mut in_pieces = false;
+        for value in values.try_iter()? {
+            let value = value?;
+            match value.cast::<PyList>() {
+                Ok(pieces) => {
+                    for piece in pieces {
+                        memory.push(memory_of(&piece)?);
+                    }
+                    counts.push(pieces.len());
+                    in_pieces = true;
+                }
+                Err(_) => {
+                    memory.push(memory_of(&value)?);
+                    counts.push(1);
+                }
+            }
+        }
+        if keys.len() != counts.len() {
+            let (keys, buffers) = (keys.len(), counts.len());
+            return Err(PyValueError::new_err(format!(
+                "{keys} keys and {buffers} buffers: give one for each key, a list of its pieces where a \
+                 value lies in several places"
+            )));
+        }
+        Ok(Buffers { memory, counts: in_pieces.then_some(counts) })
+    }
+
+    /// Places of the first piece of each value and behind its last; only where they are in pieces.
+    pub fn ranges(counts: &[usize]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        counts.iter().scan(0, |end, count| {
+            let start = *end;
+            *end += count;
+            Some(start..*end)
+        })
+    }
+}
+
 /// The buffers of a put.
 ///
 /// # Errors
 /// What is wrong with one of them, or their number.
-pub fn sources(keys: &Keys, values: &Bound<'_, PyAny>) -> PyResult<Vec<Memory>> {
-    let values: Vec<Memory> =
-        values.try_iter()?.map(|value| Memory::readable(&value?)).collect::<PyResult<_>>()?;
-    as_many(keys, &values)?;
-    Ok(values)
+pub fn sources(keys: &Keys, values: &Bound<'_, PyAny>) -> PyResult<Buffers> {
+    Buffers::of(keys, values, Memory::readable)
 }
 
 /// The buffers of a get.
 ///
 /// # Errors
 /// What is wrong with one of them, or their number; or two of them overlap.
-pub fn sinks(keys: &Keys, buffers: &Bound<'_, PyAny>) -> PyResult<Vec<Memory>> {
-    let buffers: Vec<Memory> =
-        buffers.try_iter()?.map(|buffer| Memory::writable(&buffer?)).collect::<PyResult<_>>()?;
-    as_many(keys, &buffers)?;
-    disjoint(&buffers)?;
+pub fn sinks(keys: &Keys, buffers: &Bound<'_, PyAny>) -> PyResult<Buffers> {
+    let buffers = Buffers::of(keys, buffers, Memory::writable)?;
+    disjoint(&buffers.memory)?;
     Ok(buffers)
-}
-
-fn as_many(keys: &Keys, buffers: &[Memory]) -> PyResult<()> {
-    if keys.len() == buffers.len() {
-        return Ok(());
-    }
-    let (keys, buffers) = (keys.len(), buffers.len());
-    Err(PyValueError::new_err(format!("{keys} keys and {buffers} buffers: give one for each key")))
 }
 
 /// How a put is done, from its keyword arguments.

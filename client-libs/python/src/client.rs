@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
-use memkv_client::{Client, ClientError, GetItem, GetOutcome, PutItem, PutOutcome, Queue, StatId};
+use memkv_client::{
+    Client, ClientError, GatherItem, GetItem, GetOutcome, Keys, PutItem, PutOptions, PutOutcome,
+    Queue, ScatterItem, StatId,
+};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-use crate::arguments::{self, PutArguments};
+use crate::arguments::{self, Buffers, PutArguments};
 use crate::buffer::Memory;
 use crate::counters;
 use crate::errors::{Closed, exception, of_queue};
@@ -59,6 +62,70 @@ fn tell(
         Some(errors) => errors.append((at, exception(py, error).into_value(py))),
         None => Ok(()),
     }
+}
+
+/// Puts values, wherever their pieces are.
+fn store(
+    engine: &Client,
+    keys: &Keys,
+    values: &Buffers,
+    options: PutOptions,
+    together: bool,
+) -> Vec<Result<PutOutcome, ClientError>> {
+    let bytes: Vec<&[u8]> = values.memory.iter().map(Memory::as_ref).collect();
+    let keys = keys.slices();
+    if let Some(counts) = &values.counts {
+        let values = keys.into_iter().zip(Buffers::ranges(counts));
+        let items: Vec<GatherItem<'_>> = values
+            .map(|(key, range)| GatherItem { key, pieces: &bytes[range], options, parent: None })
+            .collect();
+        return match together {
+            true => of_group(engine.put_gathered_group(&items), items.len()),
+            false => engine.put_gathered(&items),
+        };
+    }
+    let values = keys.into_iter().zip(bytes);
+    let items: Vec<PutItem<'_>> =
+        values.map(|(key, value)| PutItem { key, value, options, parent: None }).collect();
+    match together {
+        true => of_group(engine.put_group(&items), items.len()),
+        false => engine.put_batch(&items),
+    }
+}
+
+/// Nothing of a group that failed is there, so all of its keys have its failure.
+fn of_group(
+    result: Result<Vec<PutOutcome>, ClientError>,
+    count: usize,
+) -> Vec<Result<PutOutcome, ClientError>> {
+    match result {
+        Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error); count],
+    }
+}
+
+/// Gets values, wherever their pieces go.
+fn read(
+    engine: &Client,
+    keys: &Keys,
+    buffers: &mut Buffers,
+) -> Vec<Result<GetOutcome, ClientError>> {
+    let mut bytes = buffers.memory.iter_mut().map(Memory::as_mut);
+    let keys = keys.slices();
+    if let Some(counts) = &buffers.counts {
+        let items = keys.into_iter().zip(counts);
+        let mut items: Vec<ScatterItem<'_>> = items
+            .map(|(key, count)| {
+                let pieces = bytes.by_ref().take(*count).collect();
+                ScatterItem { key, offset: 0, pieces }
+            })
+            .collect();
+        return engine.get_scattered(&mut items);
+    }
+    let items = keys.into_iter().zip(bytes);
+    let mut items: Vec<GetItem<'_>> =
+        items.map(|(key, buf)| GetItem { key, offset: 0, buf }).collect();
+    engine.get_batch(&mut items)
 }
 
 #[pymethods]
@@ -182,7 +249,8 @@ impl PyClient {
 
     /// Stores many values, in the order of their chain. Per key, whether a value of it is stored now, by this
     /// call or an earlier one; ``errors``, a list, gets ``(index, Error)`` of the others.
-    /// ``together``: all of them or none. When one cannot be stored, those that this call has stored are
+    ///
+    /// A value that lies in several places is given as a list of its pieces. ``together``: all of them or none. When one cannot be stored, those that this call has stored are
     /// removed again.
     #[pyo3(signature = (keys, values, *, replace=false, ttl=None, durable=false, pin=None, timeout=None,
                         together=false, errors=None))]
@@ -204,20 +272,7 @@ impl PyClient {
         let options = PutArguments { replace, ttl, durable, pin, timeout }.options()?;
         let keys = arguments::keys(&self.prefix, keys)?;
         let values = arguments::sources(&keys, values)?;
-        let results = py.detach(|| {
-            let items = keys.slices().into_iter().zip(&values);
-            let items: Vec<PutItem<'_>> = items
-                .map(|(key, value)| PutItem { key, value: value.as_ref(), options, parent: None })
-                .collect();
-            match together {
-                // Nothing of a group that failed is there, so all of its keys have its failure.
-                true => match engine.put_group(&items) {
-                    Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
-                    Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
-                },
-                false => engine.put_batch(&items),
-            }
-        });
+        let results = py.detach(|| store(&engine, &keys, &values, options, together));
         let stored = results.iter().enumerate().map(|(at, result)| match result {
             Ok(_) => Ok(true),
             Err(error) => tell(py, errors, at, error).map(|()| false),
@@ -227,7 +282,7 @@ impl PyClient {
 
     /// Reads many values. Per key the length of the value, or None when there is none or it could not be
     /// read, which ``errors``, a list, tells as ``(index, Error)``. What is in a buffer means nothing when its
-    /// entry is None; a value longer than its buffer is cut.
+    /// entry is None; a value longer than its buffer is cut. A list of buffers is filled one behind the other.
     #[pyo3(signature = (keys, buffers, *, timeout=None, errors=None))]
     fn get_batch_into(
         &self,
@@ -240,13 +295,7 @@ impl PyClient {
         let engine = self.engine(timeout)?;
         let keys = arguments::keys(&self.prefix, keys)?;
         let mut buffers = arguments::sinks(&keys, buffers)?;
-        let results = py.detach(|| {
-            let items = keys.slices().into_iter().zip(&mut buffers);
-            let mut items: Vec<GetItem<'_>> = items
-                .map(|(key, buffer)| GetItem { key, offset: 0, buf: buffer.as_mut() })
-                .collect();
-            engine.get_batch(&mut items)
-        });
+        let results = py.detach(|| read(&engine, &keys, &mut buffers));
         let lengths = results.iter().enumerate().map(|(at, result)| match result {
             Ok(GetOutcome::Hit { length, .. }) => Ok(Some(*length)),
             Ok(GetOutcome::Miss(_)) => Ok(None),

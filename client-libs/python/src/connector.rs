@@ -80,15 +80,12 @@ impl NativeConnector {
 
     /// Per batch that is done ``(id, ok, error, per key)``.
     fn drain_completions(&self) -> PyResult<Vec<Told>> {
-        let told = |mut completion: memkv_client::Completion| {
+        let told = |completion: memkv_client::Completion| {
             let mut error = String::new();
             let per_key = match &completion.answers {
                 Answers::Put(answers) => flags(answers, &mut error, |_, _| true),
                 Answers::Get(answers) => {
-                    let mut rooms = Vec::with_capacity(answers.len());
-                    for sink in &mut completion.sinks {
-                        rooms.push((**sink).as_mut().len() as u64);
-                    }
+                    let rooms = &completion.lengths;
                     flags(answers, &mut error, |at, outcome| match outcome {
                         GetOutcome::Hit { length, .. } => *length == rooms[at],
                         GetOutcome::Miss(_) => false,

@@ -10,8 +10,7 @@ use memkv_client::{
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::arguments::{self, PutArguments};
-use crate::buffer::Memory;
+use crate::arguments::{self, Buffers, PutArguments};
 use crate::errors::{of_queue, text};
 
 /// How long the end of the process waits for what is under way.
@@ -121,17 +120,21 @@ impl PyQueue {
 }
 
 /// A put of these values.
-pub fn put(keys: Keys, values: Vec<Memory>, options: PutArguments) -> PyResult<Batch> {
+pub fn put(keys: Keys, values: Buffers, options: PutArguments) -> PyResult<Batch> {
     let options = options.options()?;
-    let values = values.into_iter().map(|value| Box::new(value) as Source).collect();
-    Ok(Batch::Put { keys, values, options })
+    let memory = values.memory.into_iter().map(|value| Box::new(value) as Source).collect();
+    Ok(match values.counts {
+        Some(counts) => Batch::Gather { keys, counts, pieces: memory, options },
+        None => Batch::Put { keys, values: memory, options },
+    })
 }
 
 /// A get into these buffers.
-pub fn get(keys: Keys, buffers: Vec<Memory>) -> Batch {
-    Batch::Get {
-        keys,
-        buffers: buffers.into_iter().map(|buffer| Box::new(buffer) as Sink).collect(),
+pub fn get(keys: Keys, buffers: Buffers) -> Batch {
+    let memory = buffers.memory.into_iter().map(|buffer| Box::new(buffer) as Sink).collect();
+    match buffers.counts {
+        Some(counts) => Batch::Scatter { keys, counts, pieces: memory },
+        None => Batch::Get { keys, buffers: memory },
     }
 }
 
@@ -254,30 +257,11 @@ fn list<'py, T, V: IntoPyObject<'py>>(
     Ok((list.into_any().unbind(), failure.map(|error| text(error)).unwrap_or_default()))
 }
 
-/// Bytes that the gets of a batch brought.
-pub fn received(answers: &[Result<GetOutcome, ClientError>], sinks: &mut [Sink]) -> u64 {
-    let moved = answers.iter().zip(sinks).map(|(answer, sink)| match answer {
-        Ok(GetOutcome::Hit { length, .. }) => (*length).min((**sink).as_mut().len() as u64),
-        _ => 0,
-    });
-    moved.sum()
-}
-
 /// A completion as Python sees it. The memory of the batch is let go of here.
-fn told(py: Python<'_>, mut completion: Completion) -> PyResult<PyCompletion> {
-    let mut bytes = 0;
+fn told(py: Python<'_>, completion: Completion) -> PyResult<PyCompletion> {
     let (op, (results, error)) = match &completion.answers {
-        Answers::Put(answers) => {
-            let sent = answers.iter().zip(&completion.sources);
-            let stored = |(answer, source): (&Result<_, _>, &Source)| match answer {
-                Ok(memkv_client::PutOutcome::Stored { .. }) => (**source).as_ref().len() as u64,
-                _ => 0,
-            };
-            bytes = sent.map(stored).sum();
-            ("put", list(py, answers, |answer| answer.is_some())?)
-        }
+        Answers::Put(answers) => ("put", list(py, answers, |answer| answer.is_some())?),
         Answers::Get(answers) => {
-            bytes = received(answers, &mut completion.sinks);
             let length = |answer: Option<&GetOutcome>| match answer {
                 Some(GetOutcome::Hit { length, .. }) => Some(*length),
                 _ => None,
@@ -306,7 +290,7 @@ fn told(py: Python<'_>, mut completion: Completion) -> PyResult<PyCompletion> {
         ok: error.is_empty(),
         error,
         results,
-        bytes,
+        bytes: completion.bytes,
         wait_seconds: completion.waited.as_secs_f64(),
         transfer_seconds: completion.took.as_secs_f64(),
     })

@@ -68,6 +68,30 @@ def test_the_memory_is_the_callers_own(client):
     assert (arena[: 4 * MIB] == arena[4 * MIB :]).all()
 
 
+def test_a_value_may_lie_in_several_places(client):
+    """Keys and values of a page, as two layers have them."""
+    layers = numpy.arange(4 * 3000, dtype=numpy.uint32).astype(numpy.uint8).reshape(4, 3000)
+    start = layers.ctypes.data
+    whole = layers.tobytes()
+    queue = client.open_queue()
+    queue.submit_put(["page", "one"], [[layers[0], (start + 3000, 3000), layers[2:]], b"one piece"])
+    done = next_of(queue)
+    assert done.results == [True, True] and done.bytes == 4 * 3000 + 9
+    assert client.get("page") == whole
+    into = numpy.zeros((3, 4000), numpy.uint8)
+    queue.submit_get(["page", "one", "none"], [[into[0], into[1], into[2]], bytearray(9), [bytearray(3)]])
+    done = next_of(queue)
+    assert done.results == [12000, 9, None] and done.bytes == 12009
+    assert into.tobytes() == whole
+    pieces = [bytearray(1), bytearray(11998), bytearray(5)]
+    assert client.get_batch_into(["page"], [pieces]) == [12000]
+    assert b"".join(pieces)[:12000] == whole
+    assert client.put_batch(["a", "b"], [[b"1", b"2"], b"3"], together=True) == [True, True]
+    assert client.get("a") == b"12"
+    with pytest.raises(ValueError, match="overlap"):
+        client.get_batch_into(["page"], [[into[0], into[0]]])
+
+
 def test_buffers_are_held_until_their_completion_is_drained(client):
     queue = client.open_queue()
     value = numpy.ones(MIB, numpy.uint8)

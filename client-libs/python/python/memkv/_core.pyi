@@ -11,6 +11,8 @@ Key: TypeAlias = str | bytes
 """1 to 512 bytes with the client's prefix; text is UTF-8."""
 Memory: TypeAlias = Buffer | tuple[int, int]
 """An object with the buffer protocol, C-contiguous, or address and length."""
+Value: TypeAlias = Memory | list[Memory]
+"""A list is a value in pieces, one behind the other."""
 Advice: TypeAlias = Literal["release", "retain", "pin"]
 
 __version__: str
@@ -78,7 +80,7 @@ class Client:
     def put_batch(
         self,
         keys: Sequence[Key],
-        values: Sequence[Memory],
+        values: Sequence[Value],
         *,
         replace: bool = False,
         ttl: float | None = None,
@@ -91,7 +93,7 @@ class Client:
     def get_batch_into(
         self,
         keys: Sequence[Key],
-        buffers: Sequence[Memory],
+        buffers: Sequence[Value],
         *,
         timeout: float | None = None,
         errors: list[tuple[int, Error]] | None = None,
@@ -136,7 +138,7 @@ class Queue:
     def submit_put(
         self,
         keys: Sequence[Key],
-        values: Sequence[Memory],
+        values: Sequence[Value],
         *,
         replace: bool = False,
         ttl: float | None = None,
@@ -145,7 +147,7 @@ class Queue:
         timeout: float | None = None,
     ) -> int: ...
     def submit_get(
-        self, keys: Sequence[Key], buffers: Sequence[Memory], *, timeout: float | None = None
+        self, keys: Sequence[Key], buffers: Sequence[Value], *, timeout: float | None = None
     ) -> int: ...
     def submit_exists(self, keys: Sequence[Key], *, timeout: float | None = None) -> int: ...
     def submit_match_prefix(self, keys: Sequence[Key], *, timeout: float | None = None) -> int: ...
@@ -178,8 +180,8 @@ class NativeConnector:
         config: str | PathLike[str] | None = None,
     ) -> None: ...
     def event_fd(self) -> int: ...
-    def submit_batch_set(self, keys: Sequence[Key], bufs: Sequence[Memory]) -> int: ...
-    def submit_batch_get(self, keys: Sequence[Key], bufs: Sequence[Memory]) -> int: ...
+    def submit_batch_set(self, keys: Sequence[Key], bufs: Sequence[Value]) -> int: ...
+    def submit_batch_get(self, keys: Sequence[Key], bufs: Sequence[Value]) -> int: ...
     def submit_batch_exists(self, keys: Sequence[Key]) -> int: ...
     def submit_batch_delete(self, keys: Sequence[Key]) -> int: ...
     def drain_completions(self) -> list[tuple[int, bool, str, list[bool]]]: ...
