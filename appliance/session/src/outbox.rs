@@ -43,6 +43,10 @@ pub struct Reply {
 pub struct Outbox {
     small: RefCell<VecDeque<Reply>>,
     bulk: RefCell<VecDeque<Reply>>,
+    /// Requests whose last reply is in one of the queues.
+    answered: Cell<usize>,
+    /// The reader waits for that to become less.
+    awaited: Cell<bool>,
     /// The frame that ends the connection; sent when nothing else is left.
     last: RefCell<Option<Reply>>,
     /// There was a last frame: nothing may follow it.
@@ -73,9 +77,29 @@ impl Outbox {
         if self.closed.get() || self.ending.get() {
             return discard(context, reply);
         }
+        self.answered.set(self.answered.get() + usize::from(!reply.header.has_more()));
         let queue = if reply.payload.is_empty() { &self.small } else { &self.bulk };
         queue.borrow_mut().push_back(reply);
         self.changed.notify_all();
+    }
+
+    /// Resolves when fewer than `most` requests are answered and wait for their replies to be sent, or the
+    /// connection is gone: a peer that does not read gets no more answers, which would be kept for it.
+    pub async fn has_room(&self, most: usize) {
+        while !self.closed.get() && self.answered.get() >= most {
+            self.awaited.set(true);
+            self.changed.listen().await;
+        }
+    }
+
+    /// The next reply of a queue, to be sent.
+    fn pop(&self, queue: &RefCell<VecDeque<Reply>>) -> Option<Reply> {
+        let reply = queue.borrow_mut().pop_front()?;
+        self.answered.set(self.answered.get() - usize::from(!reply.header.has_more()));
+        if self.awaited.take() {
+            self.changed.notify_all();
+        }
+        Some(reply)
     }
 
     /// Queues the last frame of the connection: it is sent after everything that is queued now, and
@@ -152,13 +176,13 @@ impl Outbox {
     fn gather(&self, context: &Context, sealer: &mut Sealer, mut head: Vec<u8>) -> Batch {
         let mut replies = Row::new();
         while head.len() < COALESCE
-            && let Some(mut reply) = self.small.borrow_mut().pop_front()
+            && let Some(mut reply) = self.pop(&self.small)
         {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         }
         let (mut payload, mut coming, mut lend) = (spare::vec(), Row::new(), None);
-        if let Some(mut reply) = self.bulk.borrow_mut().pop_front() {
+        if let Some(mut reply) = self.pop(&self.bulk) {
             for read in std::mem::take(&mut reply.payload) {
                 match read.ready() {
                     Ok(bytes) if coming.is_empty() => payload.push(bytes),

@@ -97,6 +97,8 @@ pub(crate) struct Session {
     /// What it has promised to move.
     pub share: Rc<Share>,
     pub requests: Semaphore,
+    /// Permits of `requests`, and requests that may be answered while their replies wait to be sent.
+    pub requests_most: usize,
     pub sending: Semaphore,
     /// Permits of `sending`.
     pub sending_most: u64,
@@ -157,6 +159,7 @@ async fn run(
         offers: Offers::default(),
         share: context.backlog.share(),
         requests: Semaphore::new(limits.requests as usize),
+        requests_most: limits.requests as usize,
         sending: Semaphore::new(limits.sending as usize),
         sending_most: limits.sending,
         held: RefCell::default(),
@@ -212,6 +215,7 @@ impl Session {
         input: &mut Input,
         opener: &mut Opener,
     ) -> Result<(), End> {
+        self.outbox.has_room(self.requests_most).await;
         let raw = input.header().await?;
         let began = self.context.local.turn_began();
         let peeked = opener.peek(&raw)?;

@@ -80,6 +80,32 @@ fn a_peer_that_does_not_read_does_not_keep_blocks_and_memory() {
 }
 
 #[test]
+fn a_peer_that_asks_and_does_not_read_is_not_answered_without_end() {
+    const ASKED: u64 = 5_000;
+    let mut meta = Vec::new();
+    KeyList { keys: vec![b"absent"] }.encode(&mut meta);
+    // Answered by the reader itself, by tasks, and by tasks that ask another reactor.
+    for (reactor, opcode) in [(0, Opcode::Exists), (0, Opcode::Release), (1, Opcode::Exists)] {
+        let mut machine = Machine::new(Options::default());
+        let mut deaf = machine.deaf_client(reactor);
+        for _ in 0..ASKED {
+            let header = deaf.request(opcode);
+            deaf.send(header, &meta, &[]);
+        }
+        machine.pass(Duration::from_secs(1));
+        let answered = machine.contexts[reactor].counters().requests.get();
+        let most = u64::from(deaf.limits.max_requests);
+        // As many wait to be sent as may be under way, besides those and what is being sent.
+        assert!((most..3 * most).contains(&answered), "{opcode:?}: {answered} of {ASKED}");
+        machine.pass(LONGEST * 2);
+        assert_ne!(deaf.end.fate(), Fate::Open);
+        let answered = machine.contexts[reactor].counters().requests.get();
+        assert!(answered < 3 * most, "{opcode:?}: {answered} when it was cut off");
+        machine.assert_at_rest();
+    }
+}
+
+#[test]
 fn draining_waits_for_nobody_who_does_not_read() {
     let mut machine = Machine::new(Options::default());
     let mut writer = machine.client(0);
