@@ -52,6 +52,9 @@ const STARVED_BAR: f64 = 0.01;
 /// Hugepages of 2 MiB that all sides together can use.
 pub const HUGEPAGES: u64 = (OWN_POOL + REGION + STORED + POOL_BYTES) / (2 * MIB) + 64;
 
+/// What lies below, in the order of its rows.
+const SORTS: [Sort; 2] = [Sort::File, Sort::Loop];
+
 /// How much is done.
 #[derive(Clone, Copy)]
 pub struct Effort<'a> {
@@ -65,15 +68,28 @@ pub struct Effort<'a> {
 
 impl<'a> Effort<'a> {
     /// How much is done when it is asked for like this.
-    pub fn new(quick: bool, rounds: Option<u32>, only: Option<&'a str>) -> Effort<'a> {
+    ///
+    /// # Errors
+    /// When that is no row at all.
+    pub fn new(
+        quick: bool,
+        rounds: Option<u32>,
+        only: Option<&'a str>,
+    ) -> Result<Effort<'a>, BenchError> {
         let bytes = if quick { 512 * MIB } else { 1024 * MIB };
         let rounds = rounds.unwrap_or(if quick { 3 } else { 7 }).max(1);
-        Effort { rounds, bytes, only: only.unwrap_or_default() }
+        let effort = Effort { rounds, bytes, only: only.unwrap_or_default() };
+        if effort.wants_any() { Ok(effort) } else { Err(BenchError::NoRow(effort.only.to_owned())) }
     }
 
     /// Whether a row of this name is asked for.
     fn wants(&self, name: &str) -> bool {
         name.contains(self.only)
+    }
+
+    /// Whether there is a row that is asked for.
+    fn wants_any(&self) -> bool {
+        SORTS.into_iter().flat_map(row_names).any(|name| self.wants(&name))
     }
 }
 
@@ -91,7 +107,7 @@ pub fn compare(binary: &Path, folder: &Path, effort: Effort<'_>) -> Result<Secti
     let pool = Pool::new(pool)?;
     section.circumstances.push(format!("the store's own chunks: {}", pool.backing()));
     let (mut own, mut small, mut server) = (own_grid(), small_grid(), served::grid());
-    for sort in [Sort::File, Sort::Loop] {
+    for sort in SORTS {
         if !row_names(sort).any(|name| effort.wants(&name)) {
             continue;
         }
@@ -369,4 +385,18 @@ fn small_grid() -> Grid {
             "commands an enter, registered",
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_are_in_no_name_of_a_row_are_refused() {
+        for only in [None, Some("64 KiB"), Some("loop device, depth 4")] {
+            assert!(Effort::new(true, None, only).is_ok(), "{only:?}");
+        }
+        let refused = Effort::new(true, None, Some("floppy")).err().expect("there is no such row");
+        assert_eq!(refused.to_string(), "no row has \"floppy\" in its name");
+    }
 }

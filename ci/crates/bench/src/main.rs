@@ -176,8 +176,11 @@ fn main() -> ExitCode {
         Task::Run(arguments) => compare(&arguments),
         Task::Eviction(arguments) => compare_eviction(&arguments),
         Task::Direct(ChosenArguments { run, only }) => {
-            let effort = direct::Effort::new(run.quick, run.rounds, only.as_deref());
-            part(&run, &document::DIRECT, |binary, folder| direct::compare(binary, folder, effort))
+            direct::Effort::new(run.quick, run.rounds, only.as_deref()).and_then(|effort| {
+                let measure =
+                    |binary: &Path, folder: &Path| direct::compare(binary, folder, effort);
+                part(&run, &document::DIRECT, measure)
+            })
         }
         Task::Journal(arguments) => part(&arguments, &document::JOURNAL, |_, folder| {
             journal::measure(folder, journal::Effort::new(arguments.quick, arguments.rounds))
@@ -215,8 +218,16 @@ fn main() -> ExitCode {
                 cause = error.source();
             }
             eprintln!("bench: {line}");
-            ExitCode::FAILURE
+            exit_code(&error)
         }
+    }
+}
+
+/// As of a mistake on the command line: 2, like clap's; else 1.
+fn exit_code(error: &BenchError) -> ExitCode {
+    match error {
+        BenchError::NoRow(_) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
     }
 }
 
