@@ -255,23 +255,31 @@ fn node_frame(now: &NodeStatus, before: Option<&NodeStatus>) -> NodeFrame {
         usable_bytes: now.storage.usable_bytes_total,
         pool_used_bytes: now.memory.used_bytes.values().sum(),
         pool_bytes: now.memory.pool_bytes,
-        reactors: now
-            .reactors
-            .iter()
-            .map(|reactor| {
-                let mut others = before.iter().flat_map(|before| &before.reactors);
-                reactor_frame(reactor, others.find(|other| other.id == reactor.id), &rate)
-            })
-            .collect(),
-        drives: now
-            .drives
-            .iter()
-            .map(|drive| {
-                let mut others = before.iter().flat_map(|before| &before.drives);
-                drive_frame(drive, others.find(|other| other.uuid == drive.uuid), &rate)
-            })
-            .collect(),
+        reactors: each(
+            &now.reactors,
+            before.map(|b| &*b.reactors),
+            |r| r.id,
+            |now, before| reactor_frame(now, before, &rate),
+        ),
+        drives: each(
+            &now.drives,
+            before.map(|b| &*b.drives),
+            |d| &d.uuid,
+            |now, before| drive_frame(now, before, &rate),
+        ),
     }
+}
+
+/// A frame of each, from what it is now and what it was before, which `id` tells from the others.
+fn each<'a, T, I: PartialEq, F>(
+    now: &'a [T],
+    before: Option<&'a [T]>,
+    id: impl Fn(&'a T) -> I,
+    frame: impl Fn(&'a T, Option<&'a T>) -> F,
+) -> Vec<F> {
+    let before = before.unwrap_or_default();
+    let was = |now| before.iter().find(|other| id(other) == id(now));
+    now.iter().map(|now| frame(now, was(now))).collect()
 }
 
 /// Counters become rates.
@@ -363,7 +371,7 @@ fn render_node(text: &mut String, server: &str, health: &str, node: &NodeFrame) 
     let share = percent(node.used_bytes as f64 / node.usable_bytes.max(1) as f64);
     let (used, usable) = (short_size(node.used_bytes), short_size(node.usable_bytes));
     let (pool_used, pool) = (short_size(node.pool_used_bytes), short_size(node.pool_bytes));
-    let pool = format!("pool {pool_used} of {pool} lent");
+    let pool = format!("pool {pool_used} of {pool} in use");
     put_line(text, &format!("{} blocks in {used} of {usable} ({share}); {pool}", node.blocks));
     let seat = |number: Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
     let names =
@@ -501,7 +509,7 @@ mod tests {
         for part in [
             "up 12.0 s, 2 connections, 0.75 cores",
             "gets 250/s, 250 MiB/s",
-            "7 blocks in 250 B of 1000 B (25.0 %); pool 12 MiB of 1 GiB lent",
+            "7 blocks in 250 B of 1000 B (25.0 %); pool 12 MiB of 1 GiB in use",
             "75.0 %",
             "0000:01:00.0  online  nvme",
             "4 MiB/s",

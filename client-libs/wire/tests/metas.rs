@@ -330,7 +330,6 @@ fn same_again(opcode: Opcode, meta: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A count that lies does not make the parser allocate for it.
 #[test]
 fn replies_one_by_one_are_the_replies_as_a_list() {
     let crcs = CrcList::from_slice(&[7, 8]).expect("two");
@@ -355,6 +354,7 @@ fn replies_one_by_one_are_the_replies_as_a_list() {
     assert_eq!(ItemReplies::parse_each(&[0; 3], 0, |_, _| ()), Err(MetaError::Truncated));
 }
 
+/// A count that lies does not make the parser allocate for it.
 #[test]
 fn counts_are_bounded_before_anything_is_allocated() {
     let lies = |count: u32| [&count.to_le_bytes()[..], &[1; 64]].concat();

@@ -47,9 +47,9 @@ pub struct DeviceStats {
     pub starved: Duration,
 }
 
-/// The counters of a drive, which its queues share. For drivers.
+/// Commands that have ended, and their bytes.
 #[derive(Default)]
-pub struct Counters {
+struct Ends {
     reads: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,
@@ -57,6 +57,29 @@ pub struct Counters {
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     failed: AtomicU64,
+}
+
+impl Ends {
+    fn add_to(&self, stats: &mut DeviceStats) {
+        stats.reads += shown(&self.reads);
+        stats.writes += shown(&self.writes);
+        stats.flushes += shown(&self.flushes);
+        stats.deallocations += shown(&self.deallocations);
+        stats.read_bytes += shown(&self.read_bytes);
+        stats.written_bytes += shown(&self.written_bytes);
+        stats.failed += shown(&self.failed);
+    }
+}
+
+/// What a counter shows now.
+fn shown(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// The counters of a drive, which its queues share. For drivers.
+#[derive(Default)]
+pub struct Counters {
+    ends: Ends,
     submitted: AtomicU64,
     enters: AtomicU64,
     transfers: AtomicU64,
@@ -74,13 +97,7 @@ pub struct Counters {
 // A line of its own, and the next one, which processors fetch along: nobody else writes there.
 #[repr(align(128))]
 pub struct QueueCounters {
-    reads: AtomicU64,
-    writes: AtomicU64,
-    flushes: AtomicU64,
-    deallocations: AtomicU64,
-    read_bytes: AtomicU64,
-    written_bytes: AtomicU64,
-    failed: AtomicU64,
+    ends: Ends,
     failed_transfers: AtomicU64,
     submitted: AtomicU64,
     depth: AtomicU64,
@@ -99,24 +116,24 @@ impl QueueCounters {
     pub fn done(&self, op: Op, len: u64) {
         match op {
             Op::Read => {
-                bump(&self.reads, 1);
-                bump(&self.read_bytes, len);
+                bump(&self.ends.reads, 1);
+                bump(&self.ends.read_bytes, len);
             }
             Op::Write | Op::WriteFlush => {
-                bump(&self.writes, 1);
-                bump(&self.written_bytes, len);
+                bump(&self.ends.writes, 1);
+                bump(&self.ends.written_bytes, len);
                 if op == Op::WriteFlush {
-                    bump(&self.flushes, 1);
+                    bump(&self.ends.flushes, 1);
                 }
             }
-            Op::Flush => bump(&self.flushes, 1),
-            Op::Deallocate => bump(&self.deallocations, 1),
+            Op::Flush => bump(&self.ends.flushes, 1),
+            Op::Deallocate => bump(&self.ends.deallocations, 1),
         }
     }
 
     /// A command has failed that the device had.
     pub fn failed(&self, op: Op) {
-        bump(&self.failed, 1);
+        bump(&self.ends.failed, 1);
         if matches!(op, Op::Read | Op::Write | Op::WriteFlush) {
             bump(&self.failed_transfers, 1);
         }
@@ -124,7 +141,7 @@ impl QueueCounters {
 
     /// A command has failed of which the device was not told.
     pub fn refused(&self) {
-        bump(&self.failed, 1);
+        bump(&self.ends.failed, 1);
     }
 
     /// The device has `count` commands of this queue more, `depth` in all.
@@ -144,21 +161,15 @@ impl QueueCounters {
     }
 
     fn add_to(&self, stats: &mut DeviceStats) {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        stats.reads += get(&self.reads);
-        stats.writes += get(&self.writes);
-        stats.flushes += get(&self.flushes);
-        stats.deallocations += get(&self.deallocations);
-        stats.read_bytes += get(&self.read_bytes);
-        stats.written_bytes += get(&self.written_bytes);
-        stats.failed += get(&self.failed);
-        stats.submitted += get(&self.submitted);
+        self.ends.add_to(stats);
+        stats.submitted += shown(&self.submitted);
         // All of them from or to memory that the device reaches.
-        let transfers = get(&self.reads) + get(&self.writes) + get(&self.failed_transfers);
+        let done = shown(&self.ends.reads) + shown(&self.ends.writes);
+        let transfers = done + shown(&self.failed_transfers);
         stats.transfers += transfers;
         stats.fixed += transfers;
-        stats.depth += get(&self.depth);
-        stats.depth_high += get(&self.depth_high);
+        stats.depth += shown(&self.depth);
+        stats.depth_high += shown(&self.depth_high);
     }
 }
 
@@ -233,13 +244,13 @@ impl Counters {
     pub fn take(&self, tally: &mut Tally) {
         let Tally { reads, writes, flushes, deallocations, .. } = *tally;
         let Tally { read_bytes, written_bytes, failed, transfers, fixed, .. } = *tally;
-        add(&self.reads, reads);
-        add(&self.writes, writes);
-        add(&self.flushes, flushes);
-        add(&self.deallocations, deallocations);
-        add(&self.read_bytes, read_bytes);
-        add(&self.written_bytes, written_bytes);
-        add(&self.failed, failed);
+        add(&self.ends.reads, reads);
+        add(&self.ends.writes, writes);
+        add(&self.ends.flushes, flushes);
+        add(&self.ends.deallocations, deallocations);
+        add(&self.ends.read_bytes, read_bytes);
+        add(&self.ends.written_bytes, written_bytes);
+        add(&self.ends.failed, failed);
         add(&self.transfers, transfers);
         add(&self.fixed, fixed);
         *tally = Tally::default();
@@ -285,24 +296,18 @@ impl Counters {
 
     /// What they show now.
     pub fn stats(&self) -> DeviceStats {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut stats = DeviceStats {
-            reads: get(&self.reads),
-            writes: get(&self.writes),
-            flushes: get(&self.flushes),
-            deallocations: get(&self.deallocations),
-            read_bytes: get(&self.read_bytes),
-            written_bytes: get(&self.written_bytes),
-            failed: get(&self.failed),
-            submitted: get(&self.submitted),
-            enters: get(&self.enters),
-            transfers: get(&self.transfers),
-            fixed: get(&self.fixed),
-            depth: get(&self.depth),
-            depth_high: get(&self.depth_high),
-            dry: get(&self.dry),
-            starved: Duration::from_nanos(get(&self.starved_ns)),
+            submitted: shown(&self.submitted),
+            enters: shown(&self.enters),
+            transfers: shown(&self.transfers),
+            fixed: shown(&self.fixed),
+            depth: shown(&self.depth),
+            depth_high: shown(&self.depth_high),
+            dry: shown(&self.dry),
+            starved: Duration::from_nanos(shown(&self.starved_ns)),
+            ..DeviceStats::default()
         };
+        self.ends.add_to(&mut stats);
         self.queues.iter().for_each(|queue| queue.add_to(&mut stats));
         stats
     }
