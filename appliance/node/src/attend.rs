@@ -66,7 +66,10 @@ fn look(shared: &Shared, attended: &Attended) {
     if !drive.attend() {
         attended.seen().lost = true;
         let why = drive.failure().map_or_else(String::new, |failure| chain(&failure));
-        shared.drive_lost(drive.name(), why);
+        // Another one may have been opened in its place: then the store knew before.
+        if shared.bypass.find(drive.name()).is_some_and(|last| std::ptr::eq(&*last, attended)) {
+            shared.drive_lost(drive.name(), why);
+        }
         return;
     }
     let asked = attended.seen().asked;

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use common::{Wire, value};
 use memkv_admin_api::{DriveState, NodeAdmin, NodeStatus};
 use memkv_block::{BlockDevice, watch};
-use memkv_dma::Hugepages;
+use memkv_dma::{Hugepages, Pool};
+use memkv_node::bypass::Bypass;
 use memkv_node::config::{Config, Overrides};
 use memkv_node::node::Node;
 use memkv_node::paths::ThisMachine;
 use memkv_nvme::model::{Fault, ModelConfig, ModelLink, SharedModel};
-use memkv_nvme::{Options, open};
+use memkv_nvme::{Nvme, Options, open};
 use memkv_poller::SystemClock;
 use memkv_wire::{MissReason, PutMode, Status};
 
@@ -26,15 +27,29 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Drives, which outlive the nodes that use them.
 struct Site(Vec<SharedModel>);
 
+/// A drive, by its place.
+fn model(n: usize) -> SharedModel {
+    let name = format!("0000:0{n}:00.0");
+    let serial = format!("MODEL{n}");
+    let config = ModelConfig { name, serial, timeout: 255, ..ModelConfig::new(96 * MIB) };
+    ModelLink::with_thread(config).1
+}
+
+/// Brings the controller of a drive up; how long a command may go unanswered before the driver does something
+/// about it.
+fn open_model(model: &SharedModel, pool: &Pool, command_limit: Duration) -> Arc<Nvme> {
+    let options = Options {
+        command_limit,
+        admin_limit: LIMIT,
+        hugepages: Hugepages::Never,
+        ..Options::new(4)
+    };
+    open(ModelLink::again(model), pool, Arc::new(SystemClock), options).expect("the model comes up")
+}
+
 impl Site {
     fn new(drives: usize) -> Site {
-        let drive = |n: usize| {
-            let name = format!("0000:0{n}:00.0");
-            let serial = format!("MODEL{n}");
-            let config = ModelConfig { name, serial, timeout: 255, ..ModelConfig::new(96 * MIB) };
-            ModelLink::with_thread(config).1
-        };
-        Site((0..drives).map(drive).collect())
+        Site((0..drives).map(model).collect())
     }
 
     /// A node on these drives, each with a controller that is brought up anew.
@@ -44,6 +59,16 @@ impl Site {
 
     /// The same; how long a command may go unanswered before the driver does something about it.
     fn start_with(&self, more: &str, command_limit: Duration) -> Node {
+        self.start_beside(more, command_limit, |_, _| ())
+    }
+
+    /// The same, once `before` has opened something beside.
+    fn start_beside(
+        &self,
+        more: &str,
+        command_limit: Duration,
+        before: impl FnOnce(&Pool, &Bypass),
+    ) -> Node {
         let text = format!(
             "memory: {{max_size: 64 MiB, hugepages: never}}\nnode: {{reactors: 2{more}}}\n\
              storage: {{mode: file, durability: power, drives: [{{media: /models, max_size: 1 GiB}}]}}\n"
@@ -51,16 +76,9 @@ impl Site {
         let overrides = Overrides { address: Some("127.0.0.1:0".into()), ..Overrides::default() };
         let config = Config::parse(&text, &overrides, &ThisMachine).expect("a good configuration");
         let started = Node::start_on(config, |_, pool, bypass| {
+            before(pool, bypass);
             let device = |model| -> Arc<dyn BlockDevice> {
-                let options = Options {
-                    command_limit,
-                    admin_limit: LIMIT,
-                    hugepages: Hugepages::Never,
-                    ..Options::new(4)
-                };
-                let clock = Arc::new(SystemClock);
-                let drive = open(ModelLink::again(model), pool, clock, options);
-                let drive = drive.expect("the model comes up");
+                let drive = open_model(model, pool, command_limit);
                 bypass.note(&drive);
                 watch(drive, 2 * LIMIT)
             };
@@ -191,6 +209,29 @@ fn a_drive_that_is_pulled_goes_offline_although_nobody_asks_for_it() {
     assert_eq!(wire.put(b"after", &bytes, PutMode::Absent).status, Status::Ok);
     assert_eq!(wire.get(b"after").1, bytes);
     node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn the_end_of_an_old_handle_is_not_that_of_the_drive_in_its_place() {
+    let (site, gone) = (Site::new(1), model(0));
+    let mut kept = None;
+    let node = site.start_beside("", LIMIT, |pool, bypass| {
+        let old = open_model(&gone, pool, LIMIT);
+        gone.lock().remove();
+        while old.attend() {
+            std::thread::yield_now();
+        }
+        bypass.note(&old);
+        kept = Some(old);
+    });
+    // They are looked at in the order in which they came, so by then the old one was.
+    let status = wait_for(&node, "the drive was asked for its health", |status| {
+        status.drives[0].nvme.as_ref().is_some_and(|nvme| nvme.smart.is_some())
+    });
+    assert_eq!(status.drives[0].offline_reason, None);
+    assert_eq!(node.admin().status().drives[0].state, DriveState::Online);
+    node.stop().expect("an orderly stop");
+    drop(kept);
 }
 
 #[test]
