@@ -213,7 +213,7 @@ impl Shared {
             return Err(refused(format!("{name}: it serves and need not be readmitted")));
         }
         if let Some(number) = number
-            && self.is_at_hand(drive, &media)
+            && self.is_at_hand(drive, &media).map_err(refused)?
         {
             return self.same_again(number, &now);
         }
@@ -234,16 +234,19 @@ impl Shared {
         opened.map_err(|error| refused(chain(&error)))
     }
 
-    /// Whether a drive that failed is still open here. A controller that is out of service is not: it was
-    /// let go, and whatever is at its address now is opened like any other.
-    fn is_at_hand(&self, drive: &Drive, media: &Path) -> bool {
-        let Drive::Pci { address } = drive else { return offline::is_locked(media) };
-        match self.bypass.way(*address, self.config().storage.bypass) {
-            Ok(Way::Kernel { path, .. }) => offline::is_locked(&path),
-            _ => {
-                let open = self.bypass.find(&drive.name()).and_then(|attended| attended.drive());
-                open.is_some_and(|open| open.attend())
-            }
+    /// Whether a drive that failed is still open here. A controller is not: it is let go, if that was not done
+    /// when it failed, and whatever is at its address now is opened like any other.
+    fn is_at_hand(&self, drive: &Drive, media: &Path) -> Result<bool, String> {
+        let Drive::Pci { address } = drive else { return Ok(offline::is_locked(media)) };
+        if let Ok(Way::Kernel { path, .. }) =
+            self.bypass.way(*address, self.config().storage.bypass)
+        {
+            return Ok(offline::is_locked(&path));
+        }
+        let open = self.bypass.find(&drive.name()).and_then(|attended| attended.drive());
+        match open.is_none_or(|open| open.let_go()) {
+            true => Ok(false),
+            false => Err(format!("{address}: it may still reach memory; restart the node")),
         }
     }
 

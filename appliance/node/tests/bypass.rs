@@ -12,7 +12,7 @@ use memkv_block::{BlockDevice, watch};
 use memkv_dma::{Hugepages, Pool};
 use memkv_node::bypass::Bypass;
 use memkv_node::config::{Config, Overrides};
-use memkv_node::node::Node;
+use memkv_node::node::{Devices, Node};
 use memkv_node::paths::ThisMachine;
 use memkv_nvme::model::{Fault, ModelConfig, ModelLink, SharedModel};
 use memkv_nvme::{Nvme, Options, open};
@@ -29,10 +29,20 @@ struct Site(Vec<SharedModel>);
 
 /// A drive, by its place.
 fn model(n: usize) -> SharedModel {
-    let name = format!("0000:0{n}:00.0");
-    let serial = format!("MODEL{n}");
+    named_model(&format!("0000:0{n}:00.0"), &format!("MODEL{n}"))
+}
+
+fn named_model(name: &str, serial: &str) -> SharedModel {
+    let (name, serial) = (name.to_owned(), serial.to_owned());
     let config = ModelConfig { name, serial, timeout: 255, ..ModelConfig::new(96 * MIB) };
     ModelLink::with_thread(config).1
+}
+
+/// A node on drives that are opened for it.
+fn start(text: &str, open: impl FnOnce(&Pool, &Bypass) -> Devices) -> Node {
+    let overrides = Overrides { address: Some("127.0.0.1:0".into()), ..Overrides::default() };
+    let config = Config::parse(text, &overrides, &ThisMachine).expect("a good configuration");
+    Node::start_on(config, |_, pool, bypass| Ok(open(pool, bypass))).expect("the node starts")
 }
 
 /// Brings the controller of a drive up; how long a command may go unanswered before the driver does something
@@ -73,18 +83,15 @@ impl Site {
             "memory: {{max_size: 64 MiB, hugepages: never}}\nnode: {{reactors: 2{more}}}\n\
              storage: {{mode: file, durability: power, drives: [{{media: /models, max_size: 1 GiB}}]}}\n"
         );
-        let overrides = Overrides { address: Some("127.0.0.1:0".into()), ..Overrides::default() };
-        let config = Config::parse(&text, &overrides, &ThisMachine).expect("a good configuration");
-        let started = Node::start_on(config, |_, pool, bypass| {
+        start(&text, |pool, bypass| {
             before(pool, bypass);
             let device = |model| -> Arc<dyn BlockDevice> {
                 let drive = open_model(model, pool, command_limit);
                 bypass.note(&drive);
                 watch(drive, 2 * LIMIT)
             };
-            Ok(self.0.iter().map(device).collect())
-        });
-        started.expect("the node starts")
+            self.0.iter().map(device).collect()
+        })
     }
 
     /// What drivers have done that no drive would have stood for.
@@ -122,7 +129,7 @@ fn check_all(node: &Node) {
 }
 
 /// Waits for what happens without anybody asking for it.
-fn wait_for(node: &Node, what: &str, is_so: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+fn wait_for(node: &Node, what: &str, mut is_so: impl FnMut(&NodeStatus) -> bool) -> NodeStatus {
     let begun = Instant::now();
     loop {
         let status = node.admin().status();
@@ -208,6 +215,45 @@ fn a_drive_that_is_pulled_goes_offline_although_nobody_asks_for_it() {
     let bytes = value(9, 100_000);
     assert_eq!(wire.put(b"after", &bytes, PutMode::Absent).status, Status::Ok);
     assert_eq!(wire.get(b"after").1, bytes);
+    node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn a_drive_that_stalled_is_let_go_before_it_is_readmitted() {
+    // No machine has such devices. They are formatted by a first node: in direct mode that is not done.
+    let names = ["ffff:0a:00.0", "ffff:0b:00.0"];
+    let site = Site(names.map(|name| named_model(name, name)).into());
+    site.start("").stop().expect("an orderly stop");
+    let text = format!(
+        "memory: {{max_size: 64 MiB, hugepages: never}}\nnode: {{reactors: 2}}\nstorage: {{mode: direct, \
+         drives: [{{media: '{}'}}, {{media: '{}'}}]}}\n",
+        names[0], names[1]
+    );
+    let mut opened = Vec::new();
+    let node = start(&text, |pool, bypass| {
+        opened = site.0.iter().map(|model| open_model(model, pool, LIMIT)).collect();
+        opened.iter().for_each(|drive| bypass.note(drive));
+        let limits = [Duration::from_secs(2), 2 * LIMIT];
+        let watched = opened.iter().zip(limits);
+        watched.map(|(drive, limit)| watch(drive.clone() as Arc<dyn BlockDevice>, limit)).collect()
+    });
+    let outstanding =
+        |status: &NodeStatus| status.reactors.iter().map(|reactor| reactor.depth).sum::<u64>();
+    site.0[0].lock().fault(Fault::Swallow);
+    let (mut wire, bytes) = (Wire::connect(&node), value(1, 5000));
+    let mut key = 0u32;
+    let status = wait_for(&node, "it stalls", |status| {
+        key += 1;
+        wire.put(&key.to_le_bytes(), &bytes, PutMode::Absent);
+        status.drives[0].state == DriveState::Offline
+    });
+    assert!(outstanding(&status) > 0, "what stalled is in the drive: {status:?}");
+    assert!(opened[0].attend(), "it is not out of service");
+    let refused = node.admin().readmit(names[0]).expect_err("there is no such device");
+    assert!(refused.to_string().contains("no PCI device"), "{refused}");
+    assert!(!opened[0].attend() && opened[1].attend(), "it was let go");
+    wait_for(&node, "commands come back", |status| outstanding(status) == 0);
+    assert_eq!(wire.put(b"after", &bytes, PutMode::Absent).status, Status::Ok);
     node.stop().expect("an orderly stop");
 }
 

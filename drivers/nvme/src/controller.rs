@@ -231,10 +231,10 @@ impl Controller {
         }
     }
 
-    /// Takes it out of service, for the system wants it back.
-    pub fn recall(&mut self) {
+    /// Takes it out of service, for the system wants it back, or somebody opens it anew.
+    pub fn recall(&mut self, why: NvmeError) {
         if !matches!(self.state, State::Off | State::Failed) {
-            self.fail(NvmeError::Recalled);
+            self.fail(why);
         }
     }
 

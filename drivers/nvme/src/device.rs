@@ -279,11 +279,18 @@ impl Nvme {
         let mut controller = shared.controller();
         let now = shared.clock.now();
         if recalled {
-            controller.recall();
+            controller.recall(NvmeError::Recalled);
         }
         controller.examine(now);
         controller.step(now);
         controller.state() != State::Failed
+    }
+
+    /// Takes the drive out of service, so that it can be opened anew: true when it is certain that it reaches
+    /// no memory any more. Blocks until the kernel has let go of the device.
+    pub fn let_go(&self) -> bool {
+        self.shared.controller().recall(NvmeError::LetGo);
+        self.shared.signals.is_cut_off()
     }
 
     /// Asks the drive for its health. Blocks until it has answered, which takes it some milliseconds: not

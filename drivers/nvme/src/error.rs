@@ -117,6 +117,9 @@ pub enum NvmeError {
         /// In how long.
         within: Duration,
     },
+    /// It was let go by whoever had it.
+    #[error("the controller was let go, to be opened anew")]
+    LetGo,
     /// It is out of service: it failed before, or was shut down.
     #[error("the controller is out of service")]
     Offline,
