@@ -292,7 +292,7 @@ pub struct StatusArgs {
 #[derive(Args, Debug)]
 pub struct TopArgs {
     /// Time between two looks
-    #[arg(long, short = 'i', value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    #[arg(long, short = 'i', value_name = "TIME", value_parser = pause, default_value = "1s")]
     pub interval: Duration,
     /// Print so many texts and end, also on a terminal
     #[arg(long, short = 'n', value_name = "N")]
@@ -425,6 +425,12 @@ fn value_size(text: &str) -> Result<NonZeroUsize, String> {
     fits.and_then(NonZeroUsize::new).ok_or_else(|| "a value has 1 byte to 64 MiB".to_owned())
 }
 
+/// A time that lets others do something meanwhile.
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = parse_duration(text).map_err(|error| error.to_string())?;
+    if pause >= Duration::from_millis(1) { Ok(pause) } else { Err("at least 1ms".to_owned()) }
+}
+
 fn speed(text: &str) -> Result<f64, String> {
     let factor: f64 = text.trim_end_matches('x').parse().map_err(|_| "not a number".to_owned())?;
     if factor.is_finite() && factor > 0.0 {
@@ -453,6 +459,16 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             let help = command.clone().render_long_help().to_string();
             assert!(help.contains("Examples:"), "{} has none:\n{help}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn top_does_not_ask_without_a_pause() {
+        let Command::Top(args) = parse("memkvctl top -i 1ms").command else { panic!("top") };
+        assert_eq!(args.interval, Duration::from_millis(1));
+        for no_pause in ["0", "0.5ms"] {
+            let refused = Cli::try_parse_from(["memkvctl", "top", "--interval", no_pause]);
+            assert!(refused.expect_err(no_pause).to_string().contains("at least 1ms"));
         }
     }
 
