@@ -4,7 +4,7 @@
 //! 1. Everything that stands against it is said at once, for all drives that were named; then nothing was
 //!    changed. A drive with a file system that is mounted is not taken, nor is one that anything else uses:
 //!    the kernel would take it all the same, and everything on it would be gone from the system.
-//! 2. `vfio-pci` is loaded, if it is not.
+//! 2. `vfio-pci` is loaded, if it is not; where it cannot be, nothing was changed either.
 //! 3. One drive after the other is given over. Those that are where they should be stay as they are.
 
 use std::collections::BTreeSet;
@@ -121,6 +121,11 @@ impl Desk {
         taken.then_some(why).into_iter().collect()
     }
 
+    /// A drive would be nobody's that its driver has let go of and that no other one takes.
+    fn load(&self, driver: &str) -> Result<(), OfflineError> {
+        refuse(if self.system.load(driver) { Vec::new() } else { vec![not_loaded(driver)] })
+    }
+
     fn bind(&self, addresses: &BTreeSet<PciAddress>) -> Result<Vec<Bound>, OfflineError> {
         // 1.
         let devices = self.devices(addresses).map_err(OfflineError::Refused)?;
@@ -128,7 +133,7 @@ impl Desk {
         refuse(against.collect())?;
         // 2.
         if devices.iter().any(|device| !device.is_vfio()) {
-            self.system.load(VFIO);
+            self.load(VFIO)?;
         }
         // 3.
         pass_all(&devices, VFIO, |device| device.give_to(VFIO))
@@ -139,10 +144,17 @@ impl Desk {
         let against = devices.iter().flat_map(|device| self.against_unbinding(device));
         refuse(against.collect())?;
         if devices.iter().any(|device| device.driver().as_deref() != Some(NVME)) {
-            self.system.load(NVME);
+            self.load(NVME)?;
         }
         pass_all(&devices, NVME, |device| device.give_back(NVME))
     }
+}
+
+/// What to do about a driver that is not there.
+fn not_loaded(driver: &str) -> String {
+    format!(
+        "the kernel has no driver {driver}, and it cannot be loaded; see why: modprobe {driver}"
+    )
 }
 
 fn refuse(reasons: Vec<String>) -> Result<(), OfflineError> {
@@ -403,6 +415,17 @@ mod tests {
         assert!(told.contains("0000:09:00.0: there is no such PCI device"), "{told}");
         let told = machine.refusal(&["0000:04:00.0"]);
         assert!(told.contains("no IOMMU group") && told.contains("intel_iommu=on"), "{told}");
+    }
+
+    #[test]
+    fn a_drive_stays_with_its_driver_where_there_is_no_other() {
+        let machine = Machine::new();
+        fs::remove_dir_all(machine.path("sys/bus/pci/drivers/vfio-pci")).expect("it is there");
+        let told = machine.refusal(&[ONE, TWO]);
+        assert_eq!(told, not_loaded(VFIO));
+        let of_nvme = ["drivers/nvme/unbind", "drivers_probe"];
+        let written = of_nvme.map(|path| fs::read(machine.path("sys/bus/pci").join(path)));
+        assert!(written.iter().all(|bytes| matches!(bytes, Ok(bytes) if bytes.is_empty())));
     }
 
     #[test]

@@ -126,17 +126,18 @@ impl System {
         false
     }
 
-    /// Has the kernel load a driver of PCI devices, if it has not. That it cannot shows when it is used.
-    pub fn load(&self, driver: &str) {
-        let known = self.root.join("sys/bus/pci/drivers").join(driver).exists();
-        if known || self.root != Path::new("/") {
-            return;
+    /// Has the kernel load a driver of PCI devices, if it has not. Whether it has it then.
+    pub fn load(&self, driver: &str) -> bool {
+        let has = || self.root.join("sys/bus/pci/drivers").join(driver).exists();
+        if has() || self.root != Path::new("/") {
+            return has();
         }
         match std::process::Command::new("modprobe").arg(driver).status() {
             Ok(status) if status.success() => tracing::info!(driver, "driver loaded"),
             Ok(status) => tracing::warn!(driver, %status, "modprobe has failed"),
             Err(error) => tracing::warn!(driver, %error, "cannot run modprobe"),
         }
+        has()
     }
 
     /// Who has the drive. What the system does not tell is no claim: opening the drive for oneself
