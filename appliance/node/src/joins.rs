@@ -18,6 +18,7 @@ use std::sync::{Arc, mpsc};
 use memkv_admin_api as api;
 use memkv_block::BlockDevice;
 use memkv_journal::{DriveUuid, NodeUuid};
+use memkv_nvme::PciAddress;
 use memkv_poller::Local;
 use memkv_session::{Context, DriveIo};
 use memkv_store::{DriveId, DriveState, JoinError, Newcomer, Store};
@@ -159,6 +160,9 @@ impl Shared {
     /// See [`api::NodeAdmin::readmit`].
     pub(crate) fn readmit_drive(&self, path: &str) -> Result<api::Readmitted, api::ReadmitError> {
         let source = self.reloads.alone();
+        // An address may be spelled in several ways, and drives are called by one.
+        let spelled = PciAddress::of(Path::new(path)).map(|address| address.to_string());
+        let path = spelled.as_deref().unwrap_or(path);
         let drive = self.listed(path, source.as_ref()).map_err(api::ReadmitError::Refused)?;
         let device = self.returned(&drive)?;
         let joined = self.join_drive(Joining { drive, device });
