@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
 use memkv_admin_api as api;
-use memkv_block::BlockDevice;
+use memkv_block::{BlockDevice, Kind};
 use memkv_journal::{DriveUuid, NodeUuid};
 use memkv_nvme::PciAddress;
 use memkv_poller::Local;
@@ -315,6 +315,10 @@ pub(crate) fn add(
     id: DriveId,
     device: Arc<dyn BlockDevice>,
 ) -> Result<(), String> {
+    if device.kind() == Kind::Nvme {
+        // It sees the pool, and what drives see is not lent.
+        context.end_lending();
+    }
     let queue = device.open_queue(local).map_err(|error| chain(&error))?;
     context.add_drive(id, DriveIo { device, queue });
     Ok(())

@@ -366,6 +366,11 @@ impl Context {
         assert!(added.is_ok(), "a drive has a number of its own");
     }
 
+    /// From now on replies of this reactor's sessions are copied.
+    pub fn end_lending(&self) {
+        self.loans.close();
+    }
+
     /// Commands of this reactor's sessions that a drive has not answered.
     pub fn outstanding(&self, id: DriveId) -> usize {
         self.drives[usize::from(id.0)].get().map_or(0, |drive| drive.queue.outstanding())

@@ -59,7 +59,7 @@ pub struct Loan {
 /// What all connections of a reactor have lent.
 pub struct Loans {
     /// Bytes that may be out.
-    most: u64,
+    most: Cell<u64>,
     /// Bytes that are out, those that were retired among them.
     out: Cell<u64>,
     retired: RefCell<Vec<Loan>>,
@@ -190,11 +190,16 @@ impl Lent {
 impl Loans {
     /// None; `most` bytes may be out.
     pub fn new(most: u64) -> Loans {
-        Loans { most, out: Cell::new(0), retired: RefCell::default() }
+        Loans { most: Cell::new(most), out: Cell::new(0), retired: RefCell::default() }
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        self.out.get() + bytes <= self.most
+        self.out.get() + bytes <= self.most.get()
+    }
+
+    /// Nothing more is lent; what is out comes back as it would.
+    pub fn close(&self) {
+        self.most.set(0);
     }
 
     fn add(&self, context: &Context, bytes: u64) {

@@ -103,6 +103,23 @@ fn what_is_small_or_more_than_may_be_out_is_copied() {
 }
 
 #[test]
+fn what_was_lent_comes_back_after_lending_has_ended() {
+    let mut machine = lending();
+    let mut client = machine.client(0);
+    let bytes = value(1, MIB);
+    client.put(&mut machine, "k", &bytes);
+    assert!(get(&mut machine, &mut client, "k").header.is_lent());
+    machine.contexts[0].end_lending();
+    let reply = get(&mut machine, &mut client, "k");
+    assert!(!reply.header.is_lent() && reply.payload == bytes);
+    assert_eq!(machine.loans(), (MIB as u64, MIB as u64, 0));
+    client.consumed += MIB as u64;
+    assert!(!get(&mut machine, &mut client, "k").header.is_lent());
+    assert_eq!((machine.lent(), machine.loans().1), (0, 0));
+    machine.assert_at_rest();
+}
+
+#[test]
 fn a_count_that_cannot_be_ends_the_connection() {
     for (first, second) in
         [(MIB as u64 + 1, None), (MIB as u64, Some(MIB as u64 - 1)), (7, Some(6))]
