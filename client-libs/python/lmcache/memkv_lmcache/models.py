@@ -1,0 +1,134 @@
+"""What decides over the bytes of a key of LMCache's server beside the key: weights and layout.
+
+A key of the server names a model, a rank, a group of layers and a chunk of tokens. Two engines that
+serve other weights under one name, or keep the same layers in another data type, make equal keys for
+unequal bytes. So a tag goes before each key here: a hash of the weights' identity and of the layout.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+from lmcache.v1.memory_management import MemoryObj
+from memkv import identity
+
+#: Hex digits of a tag.
+TAG_DIGITS = 16
+
+Layout = tuple[tuple[tuple[int, ...], str], ...]
+Group = tuple[str, int, int]
+
+
+def layout_of(shapes: list, dtypes: list) -> Layout:
+    """A layout as something to compare: the shape and data type of each tensor."""
+    return tuple((tuple(shape), str(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True))
+
+
+def layout_of_object(value: MemoryObj) -> Layout:
+    """The layout of a value in memory."""
+    meta = value.metadata
+    if meta.shapes is not None and meta.dtypes is not None:
+        return layout_of(meta.shapes, meta.dtypes)
+    return layout_of([meta.shape], [meta.dtype])
+
+
+def group_of(key: ObjectKey) -> Group:
+    """What all keys of one layout have in common."""
+    return key.model_name, ObjectKey.WorldSizeFromKVRank(key.kv_rank), key.object_group_id
+
+
+def key_string(key: ObjectKey) -> str:
+    """A key in the words that LMCache's own adapters use, so that people and tools can read it."""
+    salt = f"@{key.cache_salt}" if key.cache_salt else ""
+    rank = f"{key.kv_rank:08x}@{key.object_group_id:x}"
+    return f"{key.model_name}@{rank}@{key.chunk_hash.hex()}{salt}"
+
+
+class Models:
+    """Weights by the name of their model, and layouts by group.
+
+    Weights of a directory are identified by reading some of it, once, and again when it has changed.
+    That is quick for files on a local disk and not for others, so whoever must not wait asks
+    `knows` first.
+    """
+
+    def __init__(self, weights: str | None = None):
+        self._named = weights
+        self._weights: dict[str, tuple[object, str]] = {}
+        # Of each group: the layouts that were asked for, the last one first; and the one that was
+        # stored last, for callers who do not say what they ask for.
+        self._layouts: dict[Group, list[Layout]] = {}
+        self._stored: dict[Group, Layout] = {}
+        self._tags: dict[tuple[str, Layout | None], str] = {}
+
+    def knows(self, keys: list[ObjectKey]) -> bool:
+        """Whether tags of these keys can be told without reading any file of a model."""
+        names = {key.model_name for key in keys}
+        return self._named is not None or all(
+            name in self._weights and self._weights[name][0] == _stamp(name) for name in names
+        )
+
+    def learn(self, keys: list[ObjectKey]) -> None:
+        """Identifies the weights of the models of these keys."""
+        for name in {key.model_name for key in keys}:
+            stamp = _stamp(name)
+            known = self._weights.get(name)
+            if self._named is None and (known is None or known[0] != stamp):
+                try:
+                    self._weights[name] = stamp, identity.weights_identity(name)
+                except (OSError, identity.ConfigError):
+                    # A name that happens to be a folder here as well: it is still a name.
+                    self._weights[name] = stamp, name
+
+    def ask(self, keys: list[ObjectKey], layouts: dict[int, MemoryLayoutDesc]) -> None:
+        """Remembers the layouts that a lookup expects of its groups."""
+        for group in {group_of(key) for key in keys}:
+            told = layouts.get(group[2])
+            if told is None or not told.shapes:
+                continue
+            layout = layout_of(told.shapes, told.dtypes)
+            seen = self._layouts.get(group, [])
+            if not seen or seen[0] != layout:
+                rest = [other for other in seen if other != layout]
+                self._layouts[group] = [layout, *rest]
+
+    def is_transformed(self, key: ObjectKey, value: MemoryObj) -> bool:
+        """Whether a value has another layout than lookups of its group expect.
+
+        It has when LMCache transforms values on their way (its option `serde`): then it comes as
+        mere bytes, of a length that need not be that of its memory.
+        """
+        asked = self._layouts.get(group_of(key))
+        return asked is not None and layout_of_object(value) not in asked
+
+    def key(self, key: ObjectKey, value: MemoryObj | None) -> str:
+        """The key with its tag. Without a value, that of the layout that was asked for last."""
+        group = group_of(key)
+        asked = self._layouts.get(group)
+        if value is not None and not self.is_transformed(key, value):
+            layout = self._stored[group] = layout_of_object(value)
+        else:
+            layout = asked[0] if asked else self._stored.get(group)
+        return f"{self._tag(key.model_name, layout)}@{key_string(key)}"
+
+    def _tag(self, name: str, layout: Layout | None) -> str:
+        weights = self._named if self._named is not None else self._weights[name][1]
+        tag = self._tags.get((weights, layout))
+        if tag is None:
+            text = json.dumps([weights, layout], sort_keys=True)
+            tag = hashlib.sha256(text.encode()).hexdigest()[:TAG_DIGITS]
+            self._tags[weights, layout] = tag
+        return tag
+
+
+def _stamp(name: str) -> object:
+    """Changes when the files of a model do."""
+    found = []
+    for path in (Path(name), Path(name) / "config.json"):
+        try:
+            found.append(os.stat(path).st_mtime_ns)
+        except OSError:
+            found.append(None)
+    return found
