@@ -1,0 +1,96 @@
+"""LMCache's own benchmark of L2 adapters, verification on: memkv beside what LMCache brings."""
+
+import json
+import shutil
+import statistics
+
+from harness.processes import Failed
+from harness.server import MIB, free_ports
+
+TITLE = "lmcache bench l2: memkv beside LMCache's fs and Redis adapters, 256 KiB and 4 MiB"
+ENVIRONMENT = "vcpu"
+SECONDS = 900
+FULL_ONLY = True
+
+# Kilobytes of a value, values of a batch, batches under way, rounds. All of it fits into memory.
+SIZES = [(256, 32, 4, 4), (4096, 4, 4, 3)]
+TURNS = 3
+
+
+def run(row):
+    """All adapters in turns, so that a busy moment of the machine meets each of them."""
+    memkv = row.server(mode="memory", size=1536 * MIB)
+    adapters = contestants(row, memkv)
+    rates = {}
+    for size in SIZES:
+        for turn in range(TURNS):
+            for name, adapter in adapters.items():
+                told = bench(row, f"{name}-{size[0]}-{turn}", adapter, size)
+                for work, rate in told.items():
+                    rates.setdefault((size[0], work, name), []).append(rate)
+        if "redis" in adapters:
+            row.call(f"flush-{size[0]}", ["redis-cli", "-p", row.redis_port, "flushall"], 30)
+    best = {key: max(values) for key, values in rates.items()}
+    for kilobytes, *_ in SIZES:
+        for work in ("Store", "Load"):
+            compare(row, best, kilobytes, work, list(adapters))
+    row.bytes(memkv.counters()["memkv_read_bytes_total"])
+
+
+def contestants(row, memkv):
+    """Adapters by name, as LMCache is told of them; Redis where there is one."""
+    place = row.folder / "files"
+    told = {
+        "plugin": {
+            "type": "plugin",
+            "module_path": "memkv_lmcache.adapter",
+            "class_name": "MemKVL2Adapter",
+            "adapter_params": {"servers": memkv.address},
+        },
+        "native": {
+            "type": "native_plugin",
+            "module_path": "memkv_lmcache.connector",
+            "class_name": "MemKVConnector",
+            "adapter_params": {"servers": memkv.address},
+        },
+        "fs": {"type": "fs_native", "base_path": str(place)},
+    }
+    if shutil.which("redis-server"):
+        row.redis_port = free_ports(1)
+        argv = ["redis-server", "--port", row.redis_port, "--save", "", "--appendonly", "no"]
+        redis = row.start("redis", argv)
+        redis.wait_for("Redis serves", 20, lambda: "Ready to accept" in redis.output())
+        told["redis"] = {"type": "resp", "host": "127.0.0.1", "port": row.redis_port}
+    else:
+        row.note("there is no redis-server here: Redis is left out")
+    return told
+
+
+def bench(row, name, adapter, size):
+    """Megabytes a second of stores and loads, checked byte by byte."""
+    kilobytes, keys, batches, rounds = size
+    argv = [row.python.parent / "lmcache", "bench", "l2", "--l2-adapter", json.dumps(adapter)]
+    argv += ["--num-keys", keys, "--data-size-kb", kilobytes, "--in-flight", batches]
+    argv += ["--rounds", rounds, "--no-skip-verify", "--format", "json", "--quiet"]
+    out = row.folder / f"{name}.json"
+    env = row.env(LMCACHE_TRACK_USAGE="false", LMCACHE_LOG_LEVEL="WARNING")
+    row.call(name, [*argv, "--output", out], 200, env)
+    operations = json.loads(out.read_text())["metrics"].values()
+    rates = {}
+    for told in operations:
+        if told["operation"] in ("Store", "Load"):
+            if told["total_success"] != told["total_keys"] or told["rounds_timed_out"]:
+                raise Failed(f"{name}: {told}")
+            rates[told["operation"]] = told["throughput_max_mbps"]
+    return rates
+
+
+def compare(row, best, kilobytes, work, names):
+    """One line of the table, and what must be reached."""
+    rates = {name: best[kilobytes, work, name] for name in names}
+    row.note(f"{work} {kilobytes} KiB, MB/s: " + ", ".join(f"{k} {v:.0f}" for k, v in rates.items()))
+    ours = statistics.mean([rates["plugin"], rates["native"]])
+    what = f"{work.lower()} of {kilobytes} KiB"
+    row.check(f"{what}: four fifths of files", ours >= 0.8 * rates["fs"], f"{ours / rates['fs']:.2f}")
+    if "redis" in rates:
+        row.check(f"{what}: ahead of Redis", ours > rates["redis"], f"{ours / rates['redis']:.2f}")
