@@ -220,6 +220,17 @@ class Binding:
         finally:
             self._lock.release()
 
+    def ready_soon(self) -> bool:
+        """As `ready`, for who must not wait at all: another thread tries."""
+        if not (self.bound or self.refused is not None or time.monotonic() < self._next):
+            self._next = time.monotonic() + self._retry
+            threading.Thread(target=self._try_now, name="memkv-bind", daemon=True).start()
+        return self.bound
+
+    def _try_now(self) -> None:
+        self._next = 0.0
+        self.ready()
+
     def bind(self) -> None:
         """Binds now, or raises."""
         self._next = time.monotonic() + self._retry

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import memkv
+import memkv.metrics
 from memkv import identity
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
@@ -92,6 +93,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         self.pools = {"kv": pool}
         client = {name: self.settings[name] for name in _CLIENT if name in self.settings}
         self._client, self._binding = identity.connect(self.fingerprint, "sglang", **client)
+        memkv.metrics.watch(self._client, "sglang")
         self._introduce({**client, "namespace": self._client.namespace})
         log.info(
             "memkv: namespace %s on %s, %s of %s, pieces of %s bytes",

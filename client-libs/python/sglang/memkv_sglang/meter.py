@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from memkv.metrics import Stages
+
 #: How many transfers are remembered for SGLang's own metrics, which are fetched now and then or
 #: never.
 _RECENT = 1024
@@ -27,6 +29,8 @@ class Meter:
     """Counters since the start, and pages and GB/s of transfers since they were last taken."""
 
     stages: dict[str, Stage] = field(default_factory=dict)
+    #: For Prometheus and OTLP, where somebody asks for them.
+    shown: Stages = field(default_factory=lambda: Stages("sglang"))
     recent: dict[str, deque] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -40,6 +44,15 @@ class Meter:
         finally:
             call.seconds = time.perf_counter() - started
             self._add(name, call)
+            self._show(name, call)
+
+    def _show(self, name: str, call: Stage) -> None:
+        self.shown.note(name, call.seconds)
+        self.shown.count("bytes", call.bytes)
+        self.shown.count("errors", call.errors)
+        if name == "lookup":
+            self.shown.count("hits", call.hits)
+            self.shown.count("misses", call.pages - call.hits)
 
     def _add(self, name: str, call: Stage) -> None:
         with self._lock:
