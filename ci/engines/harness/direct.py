@@ -22,7 +22,7 @@ DEADLINE_SECONDS = 3.0
 RECOMPUTE_SECONDS = 30.0
 # Longest that a client may take to come back to a server that is there again.
 RETURN_SECONDS = 60.0
-START_SECONDS = 240
+START_SECONDS = 400
 
 
 @dataclasses.dataclass

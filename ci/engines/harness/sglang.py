@@ -29,10 +29,11 @@ def launch(
     return row.start(name, argv, environment(row, **(env or {})), answers=True)
 
 
-def environment(row: Row, **more: str) -> dict[str, str]:
-    """Variables with which SGLang runs without a GPU: what is missing is there by name."""
+def environment(row: Row, without_kernels: bool = True, **more: str) -> dict[str, str]:
+    """Variables for SGLang without a GPU. An engine needs more: its kernels by name, at least."""
     variables = row.env(**more)
-    variables["PYTHONPATH"] = f"{PROGRAMS / 'processor_kernels'}:{variables['PYTHONPATH']}"
+    if without_kernels:
+        variables["PYTHONPATH"] = f"{PROGRAMS / 'processor_kernels'}:{variables['PYTHONPATH']}"
     # SGLang compiles its hash on first use; all rows share what came of it.
     variables.pop("TMPDIR", None)
     return variables

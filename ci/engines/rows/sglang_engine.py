@@ -5,7 +5,7 @@ from harness.direct import Story
 
 TITLE = "SGLang -> memkv; restart, flipped bytes, stall, kill, return; detach, attach, clear"
 ENVIRONMENT = "sg"
-SECONDS = 480
+SECONDS = 900
 
 
 def run(row):
