@@ -7,12 +7,15 @@ Engines are programs that answer orders: `generate` the one prompt, `forget` wha
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import time
+from pathlib import Path
 
+from .environments import target
 from .processes import Failed, Process, wait_until
 from .row import Row
-from .server import Server
+from .server import MIB, Server
 
 # Of the tiny model: 2 layers, keys and values, 2 heads of 64, 2 bytes.
 TOKEN_BYTES = 2 * 2 * 2 * 64 * 2
@@ -132,6 +135,54 @@ class Story:
         self.flipped(engine)
         self.silent(engine)
         self.returned(engine)
+
+
+def refused(row: Row, what: str, field: str, engine: Process) -> None:
+    """An engine that differs in one thing does not start in another's namespace, and says why."""
+    status = engine.wait(START_SECONDS)
+    said = engine.output()
+    row.check(f"another {what} is refused", status != 0 and "FingerprintMismatch" in said, status)
+    both = f"they differ in {field}." in said and said.count(f'"{field}":') >= 2
+    row.check(f"another {what} is named, and both are printed", both, said[-3000:])
+
+
+def other_weights(row: Row) -> Path:
+    """The tiny model with one bit of its weights changed, in a folder of its own."""
+    folder = row.folder / "other-llama"
+    if not folder.exists():
+        shutil.copytree(row.tiny_llama(), folder)
+        file = folder / "model.safetensors"
+        weights = bytearray(file.read_bytes())
+        weights[-1000] ^= 1
+        file.write_bytes(weights)
+    return folder
+
+
+def small_server(row: Row) -> Server:
+    """A server that answers Full once its 64 MiB are taken."""
+    server = Server(row.folder, row.env(), "small", 64 * MIB, "")
+    told = server.config.read_text().replace(
+        "  mode: file\n", "  mode: file\n  eviction: {enabled: false}\n"
+    )
+    server.config.write_text(told)
+    server.start()
+    return server
+
+
+def full_drive(row: Row, memkv: Server, engine: Process, grain: int) -> None:
+    """A drive that is full is a miss, and nothing else."""
+    fill = [target() / "release" / "memkvctl", "bench", "--server", memkv.address]
+    fill += ["--namespace", "fill", "--sizes", "64KiB", "--ops", "put", "--seconds", "3"]
+    row.call("fill", fill, 60, status=None)
+    before = memkv.counters()["memkv_full_total"]
+    row.must("the drive is full", before > 0, before)
+    story = Story(row, memkv, grain, engine.ask({"do": "generate"}, 120))
+    engine.ask({"do": "settle"}, 120)
+    refusals = lambda: memkv.counters()["memkv_full_total"] > before
+    wait_until("the server has said that it is full", 30, refusals)
+    story.again(engine, "a full drive", 0)
+    said = engine.output().count("are computed instead") + engine.output().count("is computed:")
+    row.check("a full drive: said, and not for every block", 0 < said < 5, said)
 
 
 def first_token(told: dict) -> str:

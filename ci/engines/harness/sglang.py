@@ -17,14 +17,14 @@ def launch(
     row: Row,
     memkv: Server,
     name: str,
-    model: Path | None = None,
+    folder: Path | None = None,
     layout: str = "page_first_direct",
     env: dict | None = None,
     **more: object,
 ) -> Process:
     """An engine with nothing in memory, not waited for. `more` is told to the storage backend."""
     extra = {"servers": memkv.address, "request_timeout": DEADLINE_SECONDS, **more}
-    argv = [row.python, PROGRAMS / "sglang_engine.py", model or row.tiny_llama()]
+    argv = [row.python, PROGRAMS / "sglang_engine.py", folder or row.tiny_llama()]
     argv += [json.dumps(extra), layout]
     return row.start(name, argv, environment(row, **(env or {})), answers=True)
 

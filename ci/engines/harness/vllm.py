@@ -18,18 +18,18 @@ def launch(
     row: Row,
     memkv: Server,
     name: str,
-    model: Path | None = None,
+    folder: Path | None = None,
     extra: dict | None = None,
     env: dict | None = None,
     **more: object,
 ) -> Process:
     """An engine with nothing in memory, not waited for.
 
-    `more` is told to the tier, `extra` to vLLM's offloading.
+    `folder` is its model's, `more` is told to the tier, `extra` to vLLM's offloading.
     """
     tier = {"type": "MemkvTier", "module_path": "memkv_vllm", "servers": memkv.address}
     tier |= {f"{what}_seconds": DEADLINE_SECONDS for what in ("lookup", "load", "store")}
-    argv = [row.python, PROGRAMS / "vllm_tier.py", model or row.tiny_llama()]
+    argv = [row.python, PROGRAMS / "vllm_tier.py", folder or row.tiny_llama()]
     argv += [json.dumps(tier | more), json.dumps(extra or {})]
     return row.start(name, argv, row.env(**(env or {})), answers=True)
 

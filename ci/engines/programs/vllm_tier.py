@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 
-from vllm_engine import generate, make_engine
+from vllm_engine import generate, hide_lazy_libraries
 
 STEPS = 200
 
@@ -30,6 +30,25 @@ def transfer_config(tier: dict, extra: dict) -> str:
     }
     connector = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
     return json.dumps({**connector, "kv_connector_extra_config": {**told, **extra}})
+
+
+def make_engine(model: str, transfer: str) -> object:
+    """The engine; DTYPE and HASH change what it is."""
+    hide_lazy_libraries()
+    from vllm import LLM
+    from vllm.config import KVTransferConfig
+
+    return LLM(
+        model=model,
+        dtype=os.environ.get("DTYPE", "bfloat16"),
+        prefix_caching_hash_algo=os.environ.get("HASH", "sha256"),
+        kv_transfer_config=KVTransferConfig(**json.loads(transfer)),
+        enable_prefix_caching=True,
+        block_size=32,
+        max_model_len=4096,
+        enforce_eager=True,
+        disable_log_stats=False,
+    )
 
 
 def remember_tiers() -> list:

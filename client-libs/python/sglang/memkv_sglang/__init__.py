@@ -4,6 +4,6 @@ SGLang loads `memkv_sglang.backend.MemKVHiCacheStorage` by name (`--hicache-stor
 dynamic`). This package itself imports nothing of SGLang, so that it can be looked at anywhere.
 """
 
-from .pages import HostPool, Page
+from .pages import HostPool
 
-__all__ = ["HostPool", "Page"]
+__all__ = ["HostPool"]

@@ -27,7 +27,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
 from . import deployment
 from .meter import Meter, Stage
-from .pages import HostPool
+from .pages import HostPool, Piece, length
 
 log = logging.getLogger("memkv_sglang")
 
@@ -43,7 +43,7 @@ _CLIENT = (
     "config",
 )
 #: Ours beside them.
-_OURS = ("weights", "ttl", "durable")
+_OURS = ("model", "weights", "ttl", "durable")
 #: SGLang's own.
 _THEIRS = ("backend_name", "module_path", "class_name", "interface_v1")
 #: So many pages are remembered for `clear`, the latest ones.
@@ -51,7 +51,7 @@ _KNOWN_PAGES = 1 << 18
 #: How often a failing server is told of, in seconds.
 _TELL_SECONDS = 10.0
 
-#: Keys and pieces of some pages of a pool, and how many pages.
+#: A pool, some pages by their hashes, and the slots where they are or belong.
 _Want = tuple[HostPool, Sequence[str], Any]
 
 
@@ -96,12 +96,12 @@ class MemKVHiCacheStorage(HiCacheStorage):
         memkv.metrics.watch(self._client, "sglang")
         self._introduce({**client, "namespace": self._client.namespace})
         log.info(
-            "memkv: namespace %s on %s, %s of %s, pieces of %s bytes",
+            "memkv: namespace %s on %s, %s of %s, pages of %s bytes",
             self._client.namespace,
             self._client.servers,
             self.fingerprint,
             type(mem_pool_host).__name__,
-            pool.page.pieces or "(copies)",
+            " + ".join(map(str, pool.sizes[:2])) + (" + …" if len(pool.sizes) > 2 else ""),
         )
 
     def _introduce(self, client: dict[str, Any]) -> None:
@@ -148,14 +148,14 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return self.batch_exists([key]) == 1
 
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
-        """How many leading pages are whole, by one MatchPrefix."""
+        """How many leading pages are stored, by one MatchPrefix."""
         client = self._ready()
         if not keys or client is None:
             return 0
         pool = self.pools["kv"]
         with self.meter.timed("lookup", len(keys)) as call:
             try:
-                call.hits = client.match_prefix(pool.keys(keys)) // pool.page.count
+                call.hits = client.match_prefix(pool.keys(keys))
             except memkv.Error as error:
                 self._failed("lookup", call, error)
         self._remember("kv", keys[: call.hits])
@@ -185,7 +185,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return _transfer_result(hits, sorted(restorable))
 
     def _there(self, keys: Sequence[str], pools: list[HostPool | None]) -> list[list[bool]]:
-        """For each pool which pages are whole; empty if nobody can say."""
+        """For each pool which pages are stored; empty if nobody can say."""
         client = self._ready()
         if not keys or client is None:
             return []
@@ -205,7 +205,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
                     # was never registered nothing can be there.
                     there.append([pool is not None] * len(keys))
                 else:
-                    there.append(pool.whole(results, len(keys)))
+                    there.append(results)
             call.hits = _leading(there[0])
         return there
 
@@ -253,21 +253,20 @@ class MemKVHiCacheStorage(HiCacheStorage):
         client = self._ready()
         if client is None:
             return pages
-        targets, copies = self._pieces(wanted, fresh=True)
-        names = [key for pool, keys, _ in wanted for key in pool.keys(keys)]
-        with self.meter.timed("load", sum(len(keys) for _, keys, _ in wanted)) as call:
-            came = self._get(client, names, targets, call)
-            pages = _split(wanted, came)
+        places, copies = self._places(wanted, fresh=True)
+        names = [key for pool, keys, _ in wanted if not pool.empty for key in pool.keys(keys)]
+        with self.meter.timed("load", len(names)) as call:
+            pages = _split(wanted, self._get(client, names, places, call))
             call.hits = sum(map(sum, pages))
-        for (pool, keys, indices), whole, flat in zip(wanted, pages, copies, strict=True):
+        for (pool, keys, indices), came, flat in zip(wanted, pages, copies, strict=True):
             for page, tensor in enumerate(flat):
-                if whole[page]:
+                if came[page]:
                     pool.pool.set_from_flat_data_page(int(indices[page * pool.slots]), tensor)
-            self._remember(pool.name, [key for key, came in zip(keys, whole, strict=True) if came])
+            self._remember(pool.name, [key for key, there in zip(keys, came, strict=True) if there])
         return pages
 
     def _store(self, wanted: list[_Want]) -> list[list[bool]]:
-        """Stores pages from where they are; True for those that are stored whole now."""
+        """Stores pages from where they are; True for those that are stored now."""
         mine = [want for want in wanted if self._writes(want[0])]
         stored = iter(self._store_mine(mine)) if mine else iter(())
         # What another rank writes is stored as far as this one is concerned.
@@ -282,67 +281,70 @@ class MemKVHiCacheStorage(HiCacheStorage):
         client = self._ready()
         if client is None:
             return [[False] * len(keys) for _, keys, _ in wanted]
-        sources, _copies = self._pieces(wanted, fresh=False)
-        names = [key for pool, keys, _ in wanted for key in pool.keys(keys)]
-        with self.meter.timed("store", sum(len(keys) for _, keys, _ in wanted)) as call:
-            pages = _split(wanted, self._put(client, names, sources, call))
+        places, _copies = self._places(wanted, fresh=False)
+        names = [key for pool, keys, _ in wanted if not pool.empty for key in pool.keys(keys)]
+        with self.meter.timed("store", len(names)) as call:
+            pages = _split(wanted, self._put(client, names, places, call))
             call.hits = sum(map(sum, pages))
-        for (pool, keys, _), whole in zip(wanted, pages, strict=True):
-            self._remember(pool.name, [key for key, kept in zip(keys, whole, strict=True) if kept])
+        for (pool, keys, _), kept in zip(wanted, pages, strict=True):
+            self._remember(pool.name, [key for key, there in zip(keys, kept, strict=True) if there])
         return pages
 
-    def _pieces(self, wanted: list[_Want], fresh: bool) -> tuple[list, list[list]]:
-        """Where all pieces lie, and the flat copies of pools that can only be copied: empty ones to
-        be filled if `fresh`, else of what is in the pool."""
-        pieces, copies = [], []
+    def _places(self, wanted: list[_Want], fresh: bool) -> tuple[list[list[Piece]], list[list]]:
+        """Where all pages lie, and the flat copies of pools that can only be copied: empty ones if
+        `fresh`, else of what is in the pool."""
+        places: list[list[Piece]] = []
+        copies = []
         for pool, keys, indices in wanted:
             flat: list = []
             if pool.zero_copy:
-                pieces += pool.pieces(indices)
+                places += pool.places(indices)
             elif not pool.empty:
-                for page in range(len(keys)):
-                    index = int(indices[page * pool.slots])
-                    tensor = (
-                        pool.pool.get_dummy_flat_data_page()
-                        if fresh
-                        else pool.pool.get_data_page(index, flat=True).contiguous()
-                    )
-                    flat.append(tensor)
-                    pieces.append(_piece(tensor))
+                flat = [
+                    self._flat(pool, int(indices[page * pool.slots]), fresh)
+                    for page in range(len(keys))
+                ]
+                places += [[_piece(tensor)] for tensor in flat]
             copies.append(flat)
-        return pieces, copies
+        return places, copies
+
+    @staticmethod
+    def _flat(pool: HostPool, index: int, fresh: bool) -> Any:
+        if fresh:
+            return pool.pool.get_dummy_flat_data_page()
+        return pool.pool.get_data_page(index, flat=True).contiguous()
 
     def _get(
-        self, client: memkv.Client, names: list[bytes], targets: list, call: Stage
+        self, client: memkv.Client, names: list[bytes], places: list[list[Piece]], call: Stage
     ) -> list[bool]:
         errors: list = []
         try:
-            lengths = client.get_batch_into(names, targets, errors=errors)
+            lengths = client.get_batch_into(names, places, errors=errors)
         except memkv.Error as error:
             self._failed("load", call, error)
             return [False] * len(names)
         for _, error in errors[:1]:
             self._failed("load", call, error, len(errors))
         # A value of another length is not this page, however it came about.
-        came = [length == size for length, (_, size) in zip(lengths, targets, strict=True)]
-        call.bytes = sum(size for (_, size), whole in zip(targets, came, strict=True) if whole)
+        came = [found == length(place) for found, place in zip(lengths, places, strict=True)]
+        call.bytes = sum(length(place) for place, there in zip(places, came, strict=True) if there)
         return came
 
     def _put(
-        self, client: memkv.Client, names: list[bytes], sources: list, call: Stage
+        self, client: memkv.Client, names: list[bytes], places: list[list[Piece]], call: Stage
     ) -> list[bool]:
         errors: list = []
         options = {
             name: self.settings[name] for name in ("ttl", "durable") if name in self.settings
         }
         try:
-            kept = client.put_batch(names, sources, errors=errors, **options)
+            kept = client.put_batch(names, places, errors=errors, **options)
         except memkv.Error as error:
             self._failed("store", call, error)
             return [False] * len(names)
         for _, error in errors[:1]:
             self._failed("store", call, error, len(errors))
-        call.bytes = sum(size for (_, size), stored in zip(sources, kept, strict=True) if stored)
+        call.bytes = sum(length(place) for place, there in zip(places, kept, strict=True) if there)
         return kept
 
     # ---- copies, as SGLang asks for them without interface_v1
@@ -362,7 +364,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         if client is None:
             return [None] * len(keys)
         with self.meter.timed("load", len(keys)) as call:
-            came = self._get(client, _flat_keys(keys), [_piece(to) for to in targets], call)
+            came = self._get(client, _flat_keys(keys), [[_piece(to)] for to in targets], call)
             call.hits = sum(came)
         self._remember("kv", [key for key, whole in zip(keys, came, strict=True) if whole])
         return [target if whole else None for target, whole in zip(targets, came, strict=True)]
@@ -391,7 +393,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
             return False
         flat = [value.contiguous() for value in values]
         with self.meter.timed("store", len(keys)) as call:
-            kept = self._put(client, _flat_keys(keys), [_piece(value) for value in flat], call)
+            kept = self._put(client, _flat_keys(keys), [[_piece(value)] for value in flat], call)
             call.hits = sum(kept)
         self._remember("kv", [key for key, stored in zip(keys, kept, strict=True) if stored])
         return all(kept)
@@ -459,7 +461,7 @@ def _name(name: Any) -> str:
     return str(getattr(name, "value", name))
 
 
-def _piece(tensor: Any) -> tuple[int, int]:
+def _piece(tensor: Any) -> Piece:
     return tensor.data_ptr(), tensor.numel() * tensor.element_size()
 
 
@@ -482,13 +484,11 @@ def _usable(policy: str, whole: Sequence[bool], window: int) -> set[int] | None:
 
 
 def _split(wanted: list[_Want], results: Sequence[bool]) -> list[list[bool]]:
-    """Results of all pieces as results of pages, pool by pool."""
+    """Results of all pages, pool by pool. Nothing of an anchor is missing, for nothing is kept."""
     pages, start = [], 0
     for pool, keys, _ in wanted:
-        end = start + (0 if pool.empty else len(keys) * pool.page.count)
-        pages.append(
-            [True] * len(keys) if pool.empty else pool.whole(results[start:end], len(keys))
-        )
+        end = start + (0 if pool.empty else len(keys))
+        pages.append([True] * len(keys) if pool.empty else list(results[start:end]))
         start = end
     assert start == len(results), (start, len(results))
     return pages

@@ -70,7 +70,7 @@ def fingerprint(config: Any, pool: Any, settings: dict[str, Any]) -> Fingerprint
     shared: dict[str, Any] = {
         "engine": "sglang",
         "kv_layout_version": KV_LAYOUT_VERSION,
-        "model": model,
+        "model": settings.get("model") or model,
         "weights": settings.get("weights") or _weights(path or model, arguments),
         "dtype": str(getattr(pool, "dtype", None)),
         "page_size": int(getattr(pool, "page_size", 0)),

@@ -3,23 +3,19 @@
 SGLang names a page by a hash of all tokens up to its end. In host memory a page is one piece or
 several, as the pool's layout has it: K and V apart (`page_first`, `page_first_direct`), K and V of
 each layer (`layer_first`), one latent piece (MLA), one piece a state (Mamba). Nothing here copies:
-every piece is stored as a value of its own, from where it lies, and a page is stored when all of
-its pieces are:
+a page is stored as one value, gathered from its pieces and scattered to them again, so that it is
+there or it is not. There is no page whose keys are stored and whose values are not.
 
-    kv/<page hash>/0   K        mamba-5e884898/<page hash>/0   temporal state
-    kv/<page hash>/1   V        mamba-5e884898/<page hash>/1   first convolution state
-
-Pieces of one page are neighbours in a batch, so the number of leading keys that are stored, divided
-by the pieces of a page, is the number of whole leading pages: a page whose K is there and whose V
-is not does not count.
+    kv/<page hash>               K, V; or K, V of layer 0, K, V of layer 1, …
+    mamba-5e884898/<page hash>   temporal state, convolution states; the digest says of which shape
 
 A pool that cannot say where its pages lie (or SGLang, which asks for copies when `interface_v1` is
-not set) has whole pages instead, in the order of the pool's flat copy: `kv/<page hash>/w`.
+not set) has its pages stored in the order of their flat copies: `kv/<page hash>/flat`.
 """
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import memkv
 from memkv.identity import fit_key
@@ -27,15 +23,8 @@ from memkv.identity import fit_key
 #: What a fingerprint puts before every key.
 _PREFIX = bytes(17)
 
-
-class Page(NamedTuple):
-    """The length of each piece of a page in bytes; of pages that are copied, none."""
-
-    pieces: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.pieces) or 1
+#: Address and length in bytes.
+Piece = tuple[int, int]
 
 
 class HostPool:
@@ -52,20 +41,20 @@ class HostPool:
         self.slots = int(
             getattr(pool, "logical_page_size", 0) or getattr(pool, "page_size", 1) or 1
         )
-        #: Whether there are pages at all: an anchor of other pools has none of its own.
+        #: Whether there are no pages at all: an anchor of other pools has none of its own.
         self.empty = getattr(pool, "kv_buffer", self) is None and name == "kv"
-        self.page = Page(() if copied or self.empty else self._measured())
+        #: Bytes of each piece of a page; nothing where pages are copied.
+        self.sizes = () if copied or self.empty else self._measured()
         shape = f"-{self.shape()}" if name != "kv" else ""
         self._stem = f"{name}{shape}{f'.{tag}' if tag else ''}"
-        self._tails = [f"/{piece}" for piece in range(len(self.page.pieces))] or ["/w"]
+        self._tail = "" if self.zero_copy else "/flat"
 
     def _measured(self) -> tuple[int, ...]:
         import torch
 
+        page = torch.zeros(self.slots, dtype=torch.int64)
         try:
-            pointers, sizes = self.pool.get_page_buffer_meta(
-                torch.zeros(self.slots, dtype=torch.int64)
-            )
+            pointers, sizes = self.pool.get_page_buffer_meta(page)
         except (AttributeError, NotImplementedError, ValueError):
             return ()  # this pool, or this layout of it, can only be copied
         assert len(pointers) == len(sizes), (self.name, len(pointers), len(sizes))
@@ -85,31 +74,33 @@ class HostPool:
 
     @property
     def zero_copy(self) -> bool:
-        return bool(self.page.pieces)
+        return bool(self.sizes)
 
     def shape(self) -> str:
         """A short digest of what pages of this pool look like."""
         pool = self.pool
-        told = [type(pool).__name__, self.slots, self.page.pieces]
+        told = [type(pool).__name__, self.slots, self.sizes]
         told += [
             str(getattr(pool, name, None)) for name in ("dtype", "layout", "layer_num", "head_num")
         ]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
     def keys(self, pages: Sequence[str]) -> list[bytes]:
-        """The keys of all pieces of `pages`, page by page."""
-        return [self._key(page, tail) for page in pages for tail in self._tails]
+        """The keys of `pages`."""
+        return [self._key(page) for page in pages]
 
-    def _key(self, page: str, tail: str) -> bytes:
-        return fit_key(_PREFIX, f"{self._stem}/{page}{tail}")[len(_PREFIX) :]
+    def _key(self, page: str) -> bytes:
+        return fit_key(_PREFIX, f"{self._stem}/{page}{self._tail}")[len(_PREFIX) :]
 
-    def pieces(self, indices: Any) -> list[tuple[int, int]]:
-        """Address and length of all pieces of the pages at `indices`, page by page."""
+    def places(self, indices: Any) -> list[list[Piece]]:
+        """For each of the pages at `indices`, where its pieces are."""
         pointers, sizes = self.pool.get_page_buffer_meta(indices)
-        return [(int(pointer), int(size)) for pointer, size in zip(pointers, sizes, strict=True)]
+        pieces = [(int(at), int(size)) for at, size in zip(pointers, sizes, strict=True)]
+        count = len(self.sizes)
+        assert len(pieces) % count == 0, (self.name, len(pieces), count)
+        return [pieces[start : start + count] for start in range(0, len(pieces), count)]
 
-    def whole(self, results: Sequence[bool], pages: int) -> list[bool]:
-        """Which pages are whole, of the results of their pieces."""
-        count = self.page.count
-        assert len(results) == pages * count, (self.name, len(results), pages, count)
-        return [all(results[page * count : (page + 1) * count]) for page in range(pages)]
+
+def length(pieces: Sequence[Piece]) -> int:
+    """Bytes of a value."""
+    return sum(size for _, size in pieces)

@@ -14,7 +14,7 @@ PAGE, LAYERS, HEADS, DIM = 16, 3, 2, 8
 class FakeClient:
     """What the back end asks of `memkv.Client`. `calls` is what a server would have been asked.
 
-    `away` makes it one that is gone, `full` one that takes the pieces before that one of a batch.
+    `away` makes it one that is gone, `full` one that takes the values before that one of a batch.
     """
 
     away = full = False
@@ -42,23 +42,26 @@ class FakeClient:
     def get_batch_into(self, keys, buffers, *, errors=None):
         self._called("get", keys)
         lengths = []
-        for key, (address, length) in zip(keys, buffers, strict=True):
+        for key, pieces in zip(keys, buffers, strict=True):
             value = self.values.get(key)
-            if value is not None:
-                ctypes.memmove(address, value, min(length, len(value)))
             lengths.append(None if value is None else len(value))
+            rest = value or b""
+            for address, length in pieces:
+                ctypes.memmove(address, rest, min(length, len(rest)))
+                rest = rest[length:]
         return lengths
 
     def put_batch(self, keys, values, *, errors=None, **options):
         self._called("put", keys)
         self.options = options
         kept = []
-        for index, (key, (address, length)) in enumerate(zip(keys, values, strict=True)):
+        for index, (key, pieces) in enumerate(zip(keys, values, strict=True)):
             if self.full and index >= self.full - 1:
                 errors.append((index, memkv.Full("no room")))
                 kept.append(False)
                 continue
-            self.values.setdefault(key, ctypes.string_at(address, length))
+            value = b"".join(ctypes.string_at(address, length) for address, length in pieces)
+            self.values.setdefault(key, value)
             kept.append(True)
         return kept
 
