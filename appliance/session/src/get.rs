@@ -47,6 +47,10 @@ impl Session {
         let last = items.len().saturating_sub(1);
         let mut since = self.context.local.turn_began();
         for (index, item) in items.iter().enumerate() {
+            if self.outbox.is_full() {
+                self.outbox.has_few().await;
+                since = self.context.local.now();
+            }
             let mut reply = self.get_one(header, index as u32, item, since).await;
             if index != last {
                 reply.header = reply.header.with_more();

@@ -26,6 +26,9 @@ use crate::reads::Reading;
 /// Sealed bytes of small replies that share one send, at most.
 const COALESCE: usize = 64 * 1024;
 
+/// Replies that wait to be sent before requests of many items make no more.
+const REPLIES: usize = 4096;
+
 /// One reply.
 pub struct Reply {
     pub header: Header,
@@ -45,7 +48,7 @@ pub struct Outbox {
     bulk: RefCell<VecDeque<Reply>>,
     /// Requests whose last reply is in one of the queues.
     answered: Cell<usize>,
-    /// The reader waits for that to become less.
+    /// Somebody waits for replies to be sent.
     awaited: Cell<bool>,
     /// The frame that ends the connection; sent when nothing else is left.
     last: RefCell<Option<Reply>>,
@@ -86,7 +89,22 @@ impl Outbox {
     /// Resolves when fewer than `most` requests are answered and wait for their replies to be sent, or the
     /// connection is gone: a peer that does not read gets no more answers, which would be kept for it.
     pub async fn has_room(&self, most: usize) {
-        while !self.closed.get() && self.answered.get() >= most {
+        self.until(|| self.answered.get() < most).await;
+    }
+
+    /// Whether so many replies wait to be sent that a request which is answered by a reply for each of its
+    /// items is to [wait](Self::has_few) for that.
+    pub fn is_full(&self) -> bool {
+        self.small.borrow().len() >= REPLIES
+    }
+
+    /// Resolves when it is not full, or the connection is gone.
+    pub async fn has_few(&self) {
+        self.until(|| !self.is_full()).await;
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
+        while !self.closed.get() && !is_so() {
             self.awaited.set(true);
             self.changed.listen().await;
         }

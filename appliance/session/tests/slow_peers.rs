@@ -11,7 +11,7 @@ use memkv_session::{NamespaceLimits, SessionLimits};
 use memkv_sim::Fate;
 use memkv_wire::{
     Advice, CrcList, DeleteItem, DeleteItems, GetItem, GetItems, HintList, ItemReplies, KeyList,
-    LeaseList, MissReason, Opcode, PutItems, Status, TO_THE_END,
+    LeaseList, MAX_ITEMS, MissReason, Opcode, PutItems, Status, TO_THE_END,
 };
 
 /// No request lives longer than six times its deadline.
@@ -102,6 +102,35 @@ fn a_peer_that_asks_and_does_not_read_is_not_answered_without_end() {
         let answered = machine.contexts[reactor].counters().requests.get();
         assert!(answered < 3 * most, "{opcode:?}: {answered} when it was cut off");
         machine.assert_at_rest();
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_read_has_no_more_than_so_many_replies_made_for_it() {
+    let items = vec![GetItem { key: b"absent", offset: 0, length: TO_THE_END }; MAX_ITEMS];
+    let mut meta = Vec::new();
+    GetItems { items }.encode(&mut meta);
+    for reactor in 0..2 {
+        let mut machine = Machine::new(Options::default());
+        let mut deaf = machine.deaf_client(reactor);
+        for _ in 0..20 {
+            let header = deaf.request(Opcode::Get);
+            deaf.send(header, &meta, &[]);
+        }
+        machine.pass(Duration::from_secs(1));
+        let made = machine.contexts[reactor].counters().requests.get();
+        assert!((4096..3 * 4096).contains(&made), "{made} replies");
+        machine.pass(LONGEST * 2);
+        assert_ne!(deaf.end.fate(), Fate::Open);
+        machine.assert_at_rest();
+        // Who reads gets them all.
+        let mut client = machine.client(reactor);
+        let header = client.request(Opcode::Get);
+        client.send(header, &meta, &[]);
+        for number in 1..=MAX_ITEMS {
+            let frame = client.receive(&mut machine).expect("a reply for each");
+            assert_eq!(frame.header.has_more(), number < MAX_ITEMS);
+        }
     }
 }
 
