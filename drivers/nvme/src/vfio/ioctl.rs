@@ -49,9 +49,14 @@ pub(super) const REQUEST: u32 = 4;
 #[repr(C)]
 pub(super) struct GroupStatus {
     pub argsz: u32,
-    /// Bit 0: all devices of the group are bound to VFIO or to nobody.
+    /// The bits below.
     pub flags: u32,
 }
+
+/// All devices of the group are bound to VFIO or to nobody.
+pub(super) const GROUP_VIABLE: u32 = 1 << 0;
+/// It is in a container.
+pub(super) const GROUP_IN_CONTAINER: u32 = 1 << 1;
 
 #[repr(C)]
 pub(super) struct RegionInfo {

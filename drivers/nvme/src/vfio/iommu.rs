@@ -108,7 +108,10 @@ impl Iommu {
             // The IOMMU cannot keep them apart.
             return false;
         }
-        if let Err(error) = ioctl::GROUP_UNSET_CONTAINER.ask(&*inside.groups[at].group, 0) {
+        let group = &*inside.groups[at].group;
+        if let Err(error) = ioctl::GROUP_UNSET_CONTAINER.ask(group, 0)
+            && !is_out(&error, || status_of(group))
+        {
             tracing::error!(group = number, %error, "the group cannot be taken out of its container");
             return false;
         }
@@ -205,14 +208,31 @@ fn open_group(number: u32) -> Result<OwnedFd, VfioError> {
         Some(libc::EBUSY) => VfioError::InUse { group: number },
         _ => failed("open the IOMMU group")(source),
     })?);
-    let mut status = GroupStatus { argsz: size_of::<GroupStatus>(), flags: 0 };
-    ioctl::GROUP_GET_STATUS
-        .ask(&group, &mut status)
-        .map_err(failed("ask for the state of the IOMMU group"))?;
-    if status.flags & 1 == 0 {
+    let status = status_of(&group).map_err(failed("ask for the state of the IOMMU group"))?;
+    if status & ioctl::GROUP_VIABLE == 0 {
         return Err(VfioError::NotViable { group: number });
     }
     Ok(group)
+}
+
+/// The flags of a group.
+fn status_of(group: &OwnedFd) -> io::Result<u32> {
+    let mut status = GroupStatus { argsz: size_of::<GroupStatus>(), flags: 0 };
+    ioctl::GROUP_GET_STATUS.ask(group, &mut status)?;
+    Ok(status.flags)
+}
+
+/// Whether a group that could not be taken out of its container is in none. The kernel takes it out itself
+/// when its last device leaves the bus, which it may as soon as that was closed: before it is asked to.
+/// Then it says that there is nothing to take out, and of the state of the group that it has no devices.
+fn is_out(error: &io::Error, status: impl FnOnce() -> io::Result<u32>) -> bool {
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return false;
+    }
+    match status() {
+        Ok(flags) => flags & ioctl::GROUP_IN_CONTAINER == 0,
+        Err(error) => error.raw_os_error() == Some(libc::ENODEV),
+    }
 }
 
 /// Puts a group into a container; by the first one it gets its IOMMU.
@@ -255,6 +275,17 @@ mod tests {
         inside.mappings.remove(1);
         assert_eq!(inside.free_iova(1 << 20), queues);
         assert!(inside.free_iova(2 << 30) > others, "it does not fit between");
+    }
+
+    #[test]
+    fn a_group_is_out_of_its_container_when_the_kernel_has_taken_it_out_first() {
+        let error = io::Error::from_raw_os_error;
+        let is_out = |why, status: Result<u32, i32>| is_out(&error(why), || status.map_err(error));
+        assert!(is_out(libc::EINVAL, Err(libc::ENODEV)), "its device has left the bus");
+        assert!(is_out(libc::EINVAL, Ok(ioctl::GROUP_VIABLE)));
+        assert!(!is_out(libc::EINVAL, Ok(ioctl::GROUP_VIABLE | ioctl::GROUP_IN_CONTAINER)));
+        assert!(!is_out(libc::EINVAL, Err(libc::EIO)), "nobody knows");
+        assert!(!is_out(libc::EBUSY, Err(libc::ENODEV)), "a device of it is open");
     }
 
     #[test]
