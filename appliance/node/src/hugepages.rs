@@ -1,6 +1,7 @@
 //! Reserved hugepages: how many are free, how many a pool takes, and what to set when they are short.
 
 use std::path::Path;
+use std::time::Duration;
 
 use memkv_admin_api::size::short_size;
 
@@ -8,6 +9,10 @@ use memkv_admin_api::size::short_size;
 const PAGE: u64 = 2 << 20;
 /// The pool is rounded up to its largest buffer.
 const GRAIN: u64 = 4 << 20;
+
+/// How often, and with what pauses, a server that starts looks for what one before it has had: 10 s.
+const LOOKS: u32 = 500;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The hugepages of 2 MiB of a system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,48 @@ impl Reserved {
             return Ok(());
         }
         Err(TooFew { bytes, wanted, reserved: self })
+    }
+}
+
+/// Waits until a pool of `bytes` fits, for 10 s at most, and not at all where no waiting can help:
+/// where fewer are reserved than it takes, or where the system has no such pages or does not tell.
+///
+/// A server that was killed is gone before its memory is: what io_uring had registered, the kernel lets go
+/// of when it takes the ring apart, some time after whoever waited for the process was told of its end. Nobody
+/// can be asked for when that is, so it is looked for.
+///
+/// # Errors
+/// [`TooFew`] says what to set.
+pub fn wait_for(bytes: u64) -> Result<(), TooFew> {
+    let mut looks = 0;
+    wait_with(bytes, Reserved::of_this_system, |short| {
+        looks += 1;
+        if looks == 1 {
+            let TooFew { wanted, reserved: Reserved { free, total }, .. } = short;
+            tracing::warn!(
+                wanted,
+                free,
+                total,
+                "waiting for hugepages that somebody else still has"
+            );
+        }
+        std::thread::sleep(PAUSE);
+        looks < LOOKS
+    })
+}
+
+/// The same; `pause` lets time pass, and tells whether to look again.
+fn wait_with(
+    bytes: u64,
+    look: impl Fn() -> Option<Reserved>,
+    mut pause: impl FnMut(TooFew) -> bool,
+) -> Result<(), TooFew> {
+    loop {
+        let Some(reserved) = look() else { return Ok(()) };
+        match reserved.suffice(bytes) {
+            Err(short) if short.wanted <= reserved.total && pause(short) => {}
+            outcome => return outcome,
+        }
     }
 }
 
@@ -87,6 +134,30 @@ mod tests {
         let odd = reserved.suffice(199 << 20);
         assert_eq!(odd, Ok(()), "199 MiB are rounded up to 200");
         assert_eq!(reserved.suffice(201 << 20).expect_err("one more").wanted, 102);
+    }
+
+    #[test]
+    fn pages_that_somebody_still_has_are_waited_for_and_others_are_not() {
+        let free = std::cell::Cell::new(80);
+        let look = || Some(Reserved { total: 128, free: free.get() });
+        let mut pauses = 0;
+        let outcome = wait_with(200 << 20, look, |short| {
+            pauses += 1;
+            assert_eq!((short.wanted, short.reserved.free), (100, free.get()));
+            free.set(free.get() + 10);
+            true
+        });
+        assert_eq!((outcome, pauses), (Ok(()), 2), "80, 90, 100");
+        free.set(80);
+        let mut left = 3;
+        let outcome = wait_with(200 << 20, look, |_| {
+            left -= 1;
+            left > 0
+        });
+        assert_eq!((outcome.expect_err("nobody gives any back").reserved.free, left), (80, 0));
+        let never = |_| panic!("there will never be so many");
+        assert!(wait_with(300 << 20, look, never).is_err());
+        assert_eq!(wait_with(300 << 20, || None, never), Ok(()), "the mapping itself is to tell");
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::attend::Attendant;
 use crate::bypass::Bypass;
 use crate::config::{Config, HugepageUse, StorageMode};
 use crate::drives::{self, DrivesError, OpenStore};
-use crate::hugepages::{Reserved, TooFew};
+use crate::hugepages::{self, TooFew};
 use crate::joins::{self, Joined};
 use crate::listing::ListPiece;
 use crate::reload::Source;
@@ -178,10 +178,8 @@ impl Node {
         config: Config,
         open: impl FnOnce(&Config, &Pool, &Bypass) -> Result<Devices, DrivesError>,
     ) -> Result<Self, StartError> {
-        if config.memory.hugepages == HugepageUse::Require
-            && let Some(reserved) = Reserved::of_this_system()
-        {
-            reserved.suffice(config.memory.max_size)?;
+        if config.memory.hugepages == HugepageUse::Require {
+            hugepages::wait_for(config.memory.max_size)?;
         }
         let pool = Pool::new(PoolConfig {
             size: config.memory.max_size,
