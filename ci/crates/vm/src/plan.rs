@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::{conformance, count, driver, node, speed};
+use crate::guest::{conformance, count, driver, gets, node, speed, whole};
 
 /// Bytes of a drive that the tests of conformance are made for.
 pub const SMALL: u64 = memory(32);
@@ -35,6 +35,8 @@ pub enum Kind {
     Faulty,
     /// It can be made so slow that it seems to have died.
     Slow,
+    /// It can be put where it was pulled from: its namespace is that of a subsystem, which stays.
+    Returning,
 }
 
 /// A drive of a guest.
@@ -129,7 +131,7 @@ const COUNTED_DRIVES: &[Drive] = &[
 ];
 
 const NODE_DRIVES: &[Drive] =
-    &[Drive::new("one", LARGE, 4096, Kind::Plain), Drive::new("two", LARGE, 512, Kind::Plain)];
+    &[Drive::new("one", LARGE, 4096, Kind::Plain), Drive::new("two", LARGE, 512, Kind::Returning)];
 
 /// Every boot, in the order in which they are made.
 pub const PLANS: &[Plan] = &[
@@ -153,7 +155,7 @@ pub const PLANS: &[Plan] = &[
         what: "what a command costs, in instructions",
         drives: COUNTED_DRIVES,
         processors: Processors::Counting,
-        checks: &[count::CHECKS],
+        checks: &[count::CHECKS, gets::CHECKS],
         images_of: None,
         after: After::Nothing,
     },
@@ -162,7 +164,7 @@ pub const PLANS: &[Plan] = &[
         what: "a server on drives past the kernel, until its power is cut",
         drives: NODE_DRIVES,
         processors: Processors::Fast,
-        checks: &[node::CHECKS],
+        checks: &[node::CHECKS, whole::CHECKS, node::LAST_CHECKS],
         images_of: None,
         after: After::Nothing,
     },
@@ -208,6 +210,8 @@ pub enum Word {
     Throttle(u32),
     /// Pulls a drive; answered when QEMU has been told, which is before it is gone.
     Pull(String),
+    /// Puts a drive that was pulled, and is gone, where it was; answered when QEMU has it.
+    Plug(String),
     /// The power is cut at once, by which the check of this name holds; there is no answer.
     CutPower(String),
     /// All is done.

@@ -3,12 +3,17 @@
 pub mod conformance;
 pub mod count;
 pub mod driver;
+pub mod gets;
 pub mod node;
 mod pci;
 mod rig;
+mod samples;
+mod server;
 pub mod speed;
+mod symbols;
 mod syscalls;
 mod talk;
+pub mod whole;
 
 use std::fs;
 use std::io;

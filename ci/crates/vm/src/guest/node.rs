@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::pci::{self, Driver};
+use super::server::run;
 use super::{rig, talk};
 use crate::plan::{Check, Word};
 
@@ -21,12 +22,14 @@ const LEDGER_BYTES: u64 = 6_000;
 /// The check that ends with the power.
 const LOAD: &str = "a server on drives past the kernel is loaded until the power is cut";
 
-/// Before the power is cut.
+/// What comes first.
 pub const CHECKS: &[Check] = &[
     Check { name: "drives are bound and formatted by their PCI addresses", run: bind_and_format },
     Check { name: "a server on drives past the kernel keeps its promise when killed", run: kills },
-    Check { name: LOAD, run: load },
 ];
+
+/// Until the power is cut.
+pub const LAST_CHECKS: &[Check] = &[Check { name: LOAD, run: load }];
 
 /// After it.
 pub const AFTER_CHECKS: &[Check] = &[
@@ -38,16 +41,6 @@ pub const AFTER_CHECKS: &[Check] = &[
 /// Addresses of both drives; the kernel may have them or not.
 fn drives() -> [String; 2] {
     ["one", "two"].map(rig::known_address)
-}
-
-/// Runs a command to its end and gives back what it said; it must succeed.
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {}\n{said}{errors}", output.status);
-    said
 }
 
 fn memkv(arguments: &[&str]) -> String {

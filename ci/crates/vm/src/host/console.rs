@@ -1,5 +1,9 @@
 //! What the guest's kernel said that it must not say.
 
+use std::fs;
+
+use super::machine::Places;
+
 /// How a check of the log is called, and whether a line of the log is one that there may not be.
 pub type LogCheck = (&'static str, fn(&str) -> bool);
 
@@ -8,6 +12,16 @@ pub const CHECKS: [LogCheck; 2] = [
     ("the IOMMU saw no fault", is_fault),
     ("the guest's kernel had nothing to complain about", is_complaint),
 ];
+
+/// Whether a processor of the guest had no more interrupts of its timer, which are QEMU's to give.
+pub fn lost_its_timer(places: &Places) -> bool {
+    let log = fs::read(places.console()).unwrap_or_default();
+    String::from_utf8_lossy(&log).lines().any(is_lost_timer)
+}
+
+fn is_lost_timer(line: &str) -> bool {
+    line.contains("rcu: ") && line.contains("Possible timer handling issue")
+}
 
 /// A device reached for memory that nobody had mapped for it. QEMU's controllers answer such a command
 /// as if it were done, so only the log tells.
@@ -36,6 +50,14 @@ mod tests {
         let others =
             ["DMAR: IOMMU enabled", "DMAR: Intel(R) Virtualization Technology", "a fault of ours"];
         assert!(!others.iter().any(|line| is_fault(line)));
+    }
+
+    #[test]
+    fn a_lost_timer_is_told_from_other_stalls() {
+        assert!(is_lost_timer(
+            "[ 82.8] rcu: \tPossible timer handling issue on cpu=1 timer-softirq=2"
+        ));
+        assert!(!is_lost_timer("[ 82.8] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"));
     }
 
     #[test]

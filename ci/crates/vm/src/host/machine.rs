@@ -154,6 +154,21 @@ impl Machine {
         Ok(())
     }
 
+    /// Puts a drive back where it was pulled from.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    ///
+    /// # Panics
+    /// When the plan has no such drive.
+    pub fn plug(&mut self, plan: &Plan, name: &str) -> Result<(), MachineError> {
+        let number = plan.drives.iter().position(|drive| drive.name == name);
+        let number = number.unwrap_or_else(|| panic!("there is no drive {name}"));
+        let controller = controller_again(number, &plan.drives[number]);
+        self.monitor.command("device_add", &controller)?;
+        Ok(())
+    }
+
     /// Waits until the guest has switched itself off.
     ///
     /// # Errors
@@ -297,7 +312,7 @@ fn block_devices(drive: &Drive, image: &Path) -> Vec<Value> {
     };
     let refusal = |command: &str, at: u64| json!({ "event": "none", "iotype": command, "sector": at / 512, "errno": 5 });
     match drive.kind {
-        Kind::Plain | Kind::Metadata(_) | Kind::Narrow => vec![file(name)],
+        Kind::Plain | Kind::Metadata(_) | Kind::Narrow | Kind::Returning => vec![file(name)],
         Kind::Slow => vec![
             file(&below),
             json!({
@@ -320,7 +335,7 @@ fn block_devices(drive: &Drive, image: &Path) -> Vec<Value> {
 }
 
 /// A controller, behind a port from which it can be pulled, and its namespace.
-fn devices(number: usize, drive: &Drive) -> [Value; 3] {
+fn devices(number: usize, drive: &Drive) -> Vec<Value> {
     let (name, port) = (drive.name, format!("port{number}"));
     let root = json!({
         "driver": "pcie-root-port", "id": port, "chassis": number + 1, "slot": number + 1,
@@ -330,6 +345,7 @@ fn devices(number: usize, drive: &Drive) -> [Value; 3] {
         "driver": "nvme-ns", "bus": name, "drive": name,
         "logical_block_size": drive.block, "physical_block_size": drive.block.max(4096),
     });
+    let mut subsystem = None;
     match drive.kind {
         Kind::Metadata(bytes) => namespace["ms"] = bytes.into(),
         // Queues of eight entries, commands of 16 KiB.
@@ -337,7 +353,18 @@ fn devices(number: usize, drive: &Drive) -> [Value; 3] {
             controller["mqes"] = 7.into();
             controller["mdts"] = 2.into();
         }
+        Kind::Returning => {
+            controller["subsys"] = format!("{name}-subsystem").into();
+            subsystem = Some(json!({ "driver": "nvme-subsys", "id": controller["subsys"] }));
+        }
         Kind::Plain | Kind::Faulty | Kind::Slow => {}
     }
-    [root, controller, namespace]
+    subsystem.into_iter().chain([root, controller, namespace]).collect()
+}
+
+/// The controller of a drive that was pulled, again: its namespace has stayed.
+fn controller_again(number: usize, drive: &Drive) -> Value {
+    assert_eq!(drive.kind, Kind::Returning, "{} does not come back", drive.name);
+    let is_controller = |device: &Value| device["id"] == drive.name;
+    devices(number, drive).into_iter().find(is_controller).expect("every drive has one")
 }
