@@ -82,7 +82,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 from memkv import metrics
 stages = metrics.Stages("script")
 stages.count("hits", 7)
-sys.stdout.flush()
+print("counted", flush=True)
 sys.stdin.read()
 """
 
@@ -102,6 +102,7 @@ def test_prometheus_is_served_where_it_is_asked_for_and_two_processes_do_not_cla
     processes = [run(MEMKV_PROMETHEUS_BIND=f"127.0.0.1:{port}") for _ in range(2)]
     try:
         addresses = [process.stdout.readline().split()[-1] for process in processes]
+        assert [process.stdout.readline() for process in processes] == ["counted\n"] * 2
         assert len(set(addresses)) == 2
         for address in addresses:
             with urllib.request.urlopen(address, timeout=10) as answer:
