@@ -15,11 +15,11 @@
 //! # How a call runs
 //!
 //! A call blocks, and does all of its work on the thread of its caller; the engine has no thread of its
-//! own, until a [`Queue`] is used: its workers make the same calls for callers that cannot wait. Its keys are dealt out to their servers by rendezvous hashing (`route`); per server it checks a
-//! connection out of that server's pool (`server`), and what it has to say there is an exchange
-//! (`exchange`), of which there are three kinds: `put`, `get`, and `ask` for requests without payload. An
-//! exchange speaks frames over a link (`link`): sealed and opened by `memkv-wire`, payload straight from
-//! and into the caller's memory.
+//! own, until a [`Queue`] is used: its workers make the same calls for callers that cannot wait. Its keys
+//! are dealt out to their servers by rendezvous hashing (`route`); per server it checks a connection out of
+//! that server's pool (`server`), and what it has to say there is an exchange (`exchange`), of which there
+//! are three kinds: `put`, `get`, and `ask` for requests without payload. An exchange speaks frames over a
+//! link (`link`): sealed and opened by `memkv-wire`, payload straight from and into the caller's memory.
 //!
 //! # What it promises
 //!

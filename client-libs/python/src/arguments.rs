@@ -26,23 +26,7 @@ pub fn config(
         Some(arguments) => Ok(arguments.get_item(name)?.filter(|value| !value.is_none())),
         None => PyResult::Ok(None),
     };
-    const NAMES: [&str; 8] = [
-        "namespace",
-        "auth_key",
-        "key_id",
-        "num_connections",
-        "connect_timeout",
-        "request_timeout",
-        "config",
-        "transport",
-    ];
-    for key in arguments.into_iter().flat_map(|arguments| arguments.keys()) {
-        let key: String = key.extract()?;
-        if !NAMES.contains(&key.as_str()) {
-            let known = NAMES.join(", ");
-            return Err(PyTypeError::new_err(format!("no argument `{key}`; there are {known}")));
-        }
-    }
+    known(arguments)?;
     let loaded = match argument("config")? {
         Some(path) => {
             let path: std::path::PathBuf = path.extract()?;
@@ -90,6 +74,28 @@ pub fn config(
         };
     }
     Ok(config)
+}
+
+/// Refuses arguments that there are not.
+fn known(arguments: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+    const NAMES: [&str; 8] = [
+        "namespace",
+        "auth_key",
+        "key_id",
+        "num_connections",
+        "connect_timeout",
+        "request_timeout",
+        "config",
+        "transport",
+    ];
+    for key in arguments.into_iter().flat_map(|arguments| arguments.keys()) {
+        let key: String = key.extract()?;
+        if !NAMES.contains(&key.as_str()) {
+            let known = NAMES.join(", ");
+            return Err(PyTypeError::new_err(format!("no argument `{key}`; there are {known}")));
+        }
+    }
+    Ok(())
 }
 
 fn from_file(path: &Path) -> PyResult<Config> {

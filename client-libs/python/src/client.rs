@@ -250,7 +250,8 @@ impl PyClient {
     /// Stores many values, in the order of their chain. Per key, whether a value of it is stored now, by this
     /// call or an earlier one; ``errors``, a list, gets ``(index, Error)`` of the others.
     ///
-    /// A value that lies in several places is given as a list of its pieces. ``together``: all of them or none. When one cannot be stored, those that this call has stored are
+    /// A value that lies in several places is given as a list of its pieces. ``together``: all of them or
+    /// none. When one cannot be stored, those that this call has stored are
     /// removed again.
     #[pyo3(signature = (keys, values, *, replace=false, ttl=None, durable=false, pin=None, timeout=None,
                         together=false, errors=None))]
