@@ -71,6 +71,8 @@ class Lane:
         self._next = 0
         self._tasks: dict[int, tuple[L2TaskId, Task]] = {}
         self._failed: list[tuple[L2TaskId, Task]] = []
+        self._results: dict[L2TaskId, Bitmap] = {}
+        self._fresh: set[L2TaskId] = set()
 
     def begin(self) -> L2TaskId:
         """The id of a task to come."""
@@ -88,14 +90,14 @@ class Lane:
             except memkv.Error as error:
                 self.last_error = str(error)
                 self._failed.append((number, task))
-        os.write(self.fd, (1).to_bytes(8, "little"))
+        self._ring()
 
     def fail(self, number: L2TaskId, task: Task, why: object) -> None:
         """Makes a task done without anything."""
         with self._lock:
             self.last_error = str(why)
             self._failed.append((number, task))
-        os.write(self.fd, (1).to_bytes(8, "little"))
+        self._ring()
 
     def drain(self) -> list[tuple[L2TaskId, Task, memkv.Completion | None]]:
         """The tasks that are done since the last call."""
@@ -111,9 +113,33 @@ class Lane:
             self._stages.count("errors", len(failed))
         return [*done, *((number, task, None) for number, task in failed)]
 
+    def keep(self, number: L2TaskId, result: Bitmap) -> None:
+        """Keeps the result of a task until it is asked for."""
+        with self._lock:
+            self._results[number] = result
+            self._fresh.add(number)
+
+    def take(self, number: L2TaskId) -> Bitmap | None:
+        """The result of a task, once.
+
+        Whoever waits for several tasks asks for each of them when the descriptor is readable, and
+        may have asked for one in vain just before it was drained on behalf of another. So results
+        that came meanwhile make the descriptor readable again; once, for nobody need want them.
+        """
+        with self._lock:
+            found = self._results.pop(number, None)
+            self._fresh.discard(number)
+            others, self._fresh = bool(self._fresh), set()
+        if others:
+            self._ring()
+        return found
+
     def close(self) -> None:
         """Waits for what is under way."""
         self.queue.close()
+
+    def _ring(self) -> None:
+        os.write(self.fd, (1).to_bytes(8, "little"))
 
 
 class MemKVL2Adapter(L2AdapterInterface):
@@ -145,8 +171,6 @@ class MemKVL2Adapter(L2AdapterInterface):
             Lane(self._link.client, workers, stage, self._stages)
             for stage in ("store", "lookup", "load")
         )
-        self._results: dict[L2TaskId, Bitmap] = {}
-        self._loaded: dict[L2TaskId, Bitmap] = {}
         self._lock = threading.Lock()
         self._learner = ThreadPoolExecutor(1, "memkv-models")
         self._check_hash(str(told.get("hash_algorithm") or "blake3"))
@@ -204,10 +228,8 @@ class MemKVL2Adapter(L2AdapterInterface):
             found = completion.results if completion else []
             self._stages.count("hits", sum(found))
             self._stages.count("misses", len(task.keys) - sum(found))
-            with self._lock:
-                self._results[number] = _bitmap(len(task.keys), found)
-        with self._lock:
-            return self._results.pop(task_id, None)
+            self._lookups.keep(number, _bitmap(len(task.keys), found))
+        return self._lookups.take(task_id)
 
     def submit_unlock(self, keys: list[ObjectKey]) -> None:
         """Nothing was locked."""
@@ -232,13 +254,11 @@ class MemKVL2Adapter(L2AdapterInterface):
                 for length, size in zip(lengths, task.sizes)
             ]
             self._stages.count("bytes", completion.bytes if completion else 0)
-            with self._lock:
-                self._loaded[number] = _bitmap(len(task.keys), loaded)
+            self._loads.keep(number, _bitmap(len(task.keys), loaded))
             hits = [key for key, hit in zip(task.keys, loaded) if hit]
             if hits:
                 self._notify_keys_accessed(hits)
-        with self._lock:
-            return self._loaded.pop(task_id, None)
+        return self._loads.take(task_id)
 
     # ---- eviction by LMCache, state, end ---------------------------------------------------
 

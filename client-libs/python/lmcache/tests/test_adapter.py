@@ -1,6 +1,7 @@
 """MemKVL2Adapter against a real server, driven as LMCache's controllers drive it."""
 
 import json
+import os
 import select
 import time
 import urllib.request
@@ -32,10 +33,14 @@ def adapter(server):
         one.close()
 
 
-def wait(fd: int) -> None:
+def readable(fd: int, seconds: float = 0) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    assert poller.poll(PATIENCE * 1000), "nothing was done in time"
+    return bool(poller.poll(seconds * 1000))
+
+
+def wait(fd: int) -> None:
+    assert readable(fd, PATIENCE), "nothing was done in time"
 
 
 def store(adapter, keys, values):
@@ -85,6 +90,35 @@ def test_what_is_stored_is_found_and_loaded(adapter):
     assert all(torch.equal(a.raw_data, b.raw_data) for a, b in zip(values, got))
     one.delete(keys[1:2])
     assert lookup(one, keys) == [True, False, True, True, False]
+
+
+def test_what_was_drained_for_another_task_is_told_again(adapter):
+    one = adapter()
+    fd = one.get_lookup_and_lock_event_fd()
+
+    def answered(numbers):
+        # As LMCache waits: the descriptor is read before tasks are asked for.
+        wait(fd)
+        os.eventfd_read(fd)
+        return {each for each in numbers if one.query_lookup_and_lock_result(each) is not None}
+
+    for _ in range(30):
+        first = one.submit_lookup_and_lock_task([key(1)], layouts())
+        second = one.submit_lookup_and_lock_task([key(2)], layouts())
+        # The first one was asked for in vain just before both were done.
+        pending = {first, second} - answered([second])
+        while pending:
+            pending -= answered(pending)
+    # A result that nobody asks for is told once, and not again and again.
+    lost = one.submit_lookup_and_lock_task([key(1)], layouts())
+    last = {one.submit_lookup_and_lock_task([key(2)], layouts())}
+    while last - answered(last):
+        pass
+    for _ in range(20):
+        if readable(fd, 0.01):
+            answered(last)
+    assert not readable(fd)
+    assert one.query_lookup_and_lock_result(lost) is not None
 
 
 class Spy:
