@@ -51,7 +51,7 @@ class Task:
     keys: list[ObjectKey]
     sizes: list[int]
     # Values fill their memory; those that come transformed need not.
-    exact: bool = True
+    transformed: bool = False
     begun: float = dataclasses.field(default_factory=time.perf_counter)
 
 
@@ -190,12 +190,11 @@ class MemKVL2Adapter(L2AdapterInterface):
 
     def submit_store_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> L2TaskId:
         task = Task(list(keys), [value.get_size() for value in objects])
-        # A transformed value need not have the length of the one that is there.
-        replace = any(map(self._models.is_transformed, keys, objects))
 
         def submit() -> int:
-            names = self._names(keys, objects)
-            places = _places(objects)
+            # A transformed value need not have the length of the one that is there.
+            names, replace = self._names(keys, objects)
+            places = _places(objects, task.sizes)
             return self._stores.queue.submit_put(names, places, replace=replace, **self._extra)
 
         return self._start(self._stores, task, submit)
@@ -219,7 +218,7 @@ class MemKVL2Adapter(L2AdapterInterface):
         task = Task(list(keys), [])
 
         def submit() -> int:
-            return self._lookups.queue.submit_exists(self._names(keys, [None] * len(keys)))
+            return self._lookups.queue.submit_exists(self._names(keys)[0])
 
         return self._start(self._lookups, task, submit)
 
@@ -237,12 +236,11 @@ class MemKVL2Adapter(L2AdapterInterface):
     # ---- load ------------------------------------------------------------------------------
 
     def submit_load_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> L2TaskId:
-        exact = not any(map(self._models.is_transformed, keys, objects))
-        task = Task(list(keys), [value.get_size() for value in objects], exact)
+        task = Task(list(keys), [value.get_size() for value in objects])
 
         def submit() -> int:
-            places = _places(objects)
-            return self._loads.queue.submit_get(self._names(keys, objects), places)
+            names, task.transformed = self._names(keys, objects)
+            return self._loads.queue.submit_get(names, _places(objects, task.sizes))
 
         return self._start(self._loads, task, submit)
 
@@ -250,7 +248,7 @@ class MemKVL2Adapter(L2AdapterInterface):
         for number, task, completion in self._loads.drain():
             lengths = completion.results if completion else []
             loaded = [
-                length is not None and (length == size or not task.exact and length < size)
+                length is not None and (length == size or task.transformed and length < size)
                 for length, size in zip(lengths, task.sizes)
             ]
             self._stages.count("bytes", completion.bytes if completion else 0)
@@ -267,7 +265,7 @@ class MemKVL2Adapter(L2AdapterInterface):
             return
         self._models.learn(keys)
         try:
-            gone = self._link.client.delete(self._names(keys, [None] * len(keys)))
+            gone = self._link.client.delete(self._names(keys)[0])
         except memkv.Error as error:
             log.warning("%d keys could not be deleted: %s", len(keys), error)
             return
@@ -322,8 +320,11 @@ class MemKVL2Adapter(L2AdapterInterface):
             log.exception("a batch of %d keys cannot be submitted", len(task.keys))
             lane.fail(number, task, error)
 
-    def _names(self, keys: list[ObjectKey], values: list[MemoryObj | None]) -> list[str | bytes]:
-        return [self._link.key(self._models.key(key, value)) for key, value in zip(keys, values)]
+    def _names(
+        self, keys: list[ObjectKey], values: list[MemoryObj] | None = None
+    ) -> tuple[list[str | bytes], bool]:
+        names, transformed = self._models.names(keys, values)
+        return list(map(self._link.key, names)), transformed
 
     def _count_stored(self, task: Task, stored: list[bool]) -> None:
         """Tells LMCache what it may evict, where it is the one to evict."""
@@ -376,6 +377,6 @@ def _bitmap(count: int, found: list[bool]) -> Bitmap:
     return bitmap
 
 
-def _places(values: list[MemoryObj]) -> list[tuple[int, int]]:
+def _places(values: list[MemoryObj], sizes: list[int]) -> list[tuple[int, int]]:
     """Where values lie: addresses and lengths."""
-    return [(value.data_ptr, value.get_size()) for value in values]
+    return [(value.data_ptr, size) for value, size in zip(values, sizes)]

@@ -6,9 +6,9 @@ unequal bytes. So a tag goes before each key here: a hash of the weights' identi
 """
 
 import hashlib
+import itertools
 import json
 import os
-from pathlib import Path
 
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
 from lmcache.v1.memory_management import MemoryObj
@@ -21,29 +21,22 @@ Layout = tuple[tuple[tuple[int, ...], str], ...]
 Group = tuple[str, int, int]
 
 
-def layout_of(shapes: list, dtypes: list) -> Layout:
-    """A layout as something to compare: the shape and data type of each tensor."""
-    return tuple((tuple(shape), str(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True))
-
-
-def layout_of_object(value: MemoryObj) -> Layout:
-    """The layout of a value in memory."""
-    meta = value.metadata
-    if meta.shapes is not None and meta.dtypes is not None:
-        return layout_of(meta.shapes, meta.dtypes)
-    return layout_of([meta.shape], [meta.dtype])
-
-
 def group_of(key: ObjectKey) -> Group:
     """What all keys of one layout have in common."""
     return key.model_name, ObjectKey.WorldSizeFromKVRank(key.kv_rank), key.object_group_id
 
 
-def key_string(key: ObjectKey) -> str:
-    """A key in the words that LMCache's own adapters use, so that people and tools can read it."""
-    salt = f"@{key.cache_salt}" if key.cache_salt else ""
-    rank = f"{key.kv_rank:08x}@{key.object_group_id:x}"
-    return f"{key.model_name}@{rank}@{key.chunk_hash.hex()}{salt}"
+def layout_of(shapes: list, dtypes: list) -> Layout:
+    """A layout as something to compare: the shape and data type of each tensor."""
+    return tuple((tuple(shape), str(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True))
+
+
+def _tensors(value: MemoryObj) -> tuple[list, list]:
+    """Shapes and data types of a value."""
+    meta = value.meta
+    if meta.shapes is not None and meta.dtypes is not None:
+        return meta.shapes, meta.dtypes
+    return [meta.shape], [meta.dtype]
 
 
 class Models:
@@ -94,24 +87,43 @@ class Models:
                 rest = [other for other in seen if other != layout]
                 self._layouts[group] = [layout, *rest]
 
-    def is_transformed(self, key: ObjectKey, value: MemoryObj) -> bool:
-        """Whether a value has another layout than lookups of its group expect.
+    def names(
+        self, keys: list[ObjectKey], values: list[MemoryObj] | None = None
+    ) -> tuple[list[str], bool]:
+        """Keys as strings, each behind its tag; and whether any value comes transformed.
 
-        It has when LMCache transforms values on their way (its option `serde`): then it comes as
-        mere bytes, of a length that need not be that of its memory.
+        It does when LMCache transforms values on their way (its option `serde`): as mere bytes, of a
+        length that need not be that of their memory, and not in the layout that lookups of their
+        group expect. They, and keys without values, have the tag of the layout that was asked for last.
+
+        This is called for each batch, with Python's lock held; so what neighbours have in common, as
+        a rule everything but the hash, is worked out once.
         """
-        asked = self._layouts.get(group_of(key))
-        return asked is not None and layout_of_object(value) not in asked
+        names, transformed = [], False
+        last = head = None
+        tensors = map(_tensors, values) if values is not None else itertools.repeat(None)
+        for key, found in zip(keys, tensors):
+            model, rank, group = key.model_name, key.kv_rank, key.object_group_id
+            if (model, rank, group, found) != last:
+                last = model, rank, group, found
+                layout, is_transformed = self._layout(key, found)
+                transformed = transformed or is_transformed
+                # The words of LMCache's own adapters, so that people and tools can read them.
+                head = f"{self._tag(model, layout)}@{model}@{rank:08x}@{group:x}@"
+            salt = f"@{key.cache_salt}" if key.cache_salt else ""
+            names.append(f"{head}{key.chunk_hash.hex()}{salt}")
+        return names, transformed
 
-    def key(self, key: ObjectKey, value: MemoryObj | None) -> str:
-        """The key with its tag. Without a value, that of the layout that was asked for last."""
+    def _layout(self, key: ObjectKey, tensors: tuple | None) -> tuple[Layout | None, bool]:
+        """The layout that a key stands for, and whether its value comes transformed."""
         group = group_of(key)
         asked = self._layouts.get(group)
-        if value is not None and not self.is_transformed(key, value):
-            layout = self._stored[group] = layout_of_object(value)
-        else:
-            layout = asked[0] if asked else self._stored.get(group)
-        return f"{self._tag(key.model_name, layout)}@{key_string(key)}"
+        layout = layout_of(*tensors) if tensors is not None else None
+        is_transformed = layout is not None and asked is not None and layout not in asked
+        if layout is not None and not is_transformed:
+            self._stored[group] = layout
+            return layout, False
+        return (asked[0] if asked else self._stored.get(group)), is_transformed
 
     def _tag(self, name: str, layout: Layout | None) -> str:
         weights = self._named if self._named is not None else self._weights[name][1]
@@ -126,9 +138,9 @@ class Models:
 def _stamp(name: str) -> object:
     """Changes when the files of a model do."""
     found = []
-    for path in (Path(name), Path(name) / "config.json"):
+    for path in (name, os.path.join(name, "config.json")):
         try:
             found.append(os.stat(path).st_mtime_ns)
-        except OSError:
+        except (OSError, ValueError):
             found.append(None)
     return found
