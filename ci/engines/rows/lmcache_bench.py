@@ -19,12 +19,15 @@ TURNS = 3
 
 def run(row):
     """All adapters in turns, so that a busy moment of the machine meets each of them."""
-    memkv = row.server(mode="memory", size=1536 * MIB)
+    memkv = row.server(mode="memory", size=2048 * MIB)
     adapters = contestants(row, memkv)
     rates = {}
     for size in SIZES:
         for turn in range(TURNS):
             for name, adapter in adapters.items():
+                if "adapter_params" in adapter:
+                    # What is there already is not sent again, and would count as stored in no time.
+                    adapter["adapter_params"]["namespace"] = f"{name}-{size[0]}-{turn}"
                 told = bench(row, f"{name}-{size[0]}-{turn}", adapter, size)
                 for work, rate in told.items():
                     rates.setdefault((size[0], work, name), []).append(rate)
@@ -75,13 +78,14 @@ def bench(row, name, adapter, size):
     out = row.folder / f"{name}.json"
     env = row.env(LMCACHE_TRACK_USAGE="false", LMCACHE_LOG_LEVEL="WARNING")
     row.call(name, [*argv, "--output", out], 200, env)
-    operations = json.loads(out.read_text())["metrics"].values()
+    metrics = json.loads(out.read_text())["metrics"]
+    operations = [told for name, told in metrics.items() if name.startswith("op_")]
     rates = {}
     for told in operations:
         if told["operation"] in ("Store", "Load"):
             if told["total_success"] != told["total_keys"] or told["rounds_timed_out"]:
                 raise Failed(f"{name}: {told}")
-            rates[told["operation"]] = told["throughput_max_mbps"]
+            rates[told["operation"]] = told["throughput_avg_mbps"]
     return rates
 
 
