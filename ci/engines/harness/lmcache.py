@@ -98,8 +98,9 @@ def start_engine(row: Row, lmcache: LMCacheServer | None, name: str) -> Process:
 def start_pair(row: Row, lmcache: LMCacheServer, name: str) -> Process:
     """LMCache's server and an engine, both with nothing in memory."""
     lmcache.launch()
-    lmcache.wait_ready()
+    # The engine imports for so long that the server is there when it is asked for; if not, it waits.
     engine = start_engine(row, lmcache, name)
+    lmcache.wait_ready()
     engine.next_result(240)
     return engine
 

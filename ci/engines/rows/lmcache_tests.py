@@ -3,7 +3,7 @@
 import re
 import shutil
 
-from harness import environments
+from harness import environments, pytests
 
 TITLE = "Tests of memkv-lmcache; LMCache's own, with memkv in their fixtures"
 ENVIRONMENT = "vcpu"
@@ -23,11 +23,7 @@ OF_THE_CLIENT = "not TestPadBuffersToAlignment"
 
 def run(row):
     """Ours; then theirs, once as a client below their adapter and once as an adapter of its own."""
-    ours = environments.ROOT / "client-libs" / "python" / "lmcache"
-    env = row.env(MEMKV_BIN=str(environments.target() / "release" / "memkv"))
-    passed = pytest(row, "ours", ours, env, [ours / "tests"])
-    row.check("our own tests pass", passed >= 35, passed)
-
+    pytests.run(row, pytests.PACKAGES / "lmcache" / "tests", 35)
     here = row.folder / "lmcache"
     source = environments.sources("lmcache", VERSION, ENVIRONMENT)
     shutil.copytree(source / "tests", here / "tests")
