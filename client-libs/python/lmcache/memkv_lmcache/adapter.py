@@ -72,7 +72,8 @@ class Lane:
         self._tasks: dict[int, tuple[L2TaskId, Task]] = {}
         self._failed: list[tuple[L2TaskId, Task]] = []
         self._results: dict[L2TaskId, Bitmap] = {}
-        self._fresh: set[L2TaskId] = set()
+        # Results that nobody has asked for yet, and for which tasks they did since.
+        self._untold: dict[L2TaskId, set[L2TaskId]] = {}
 
     def begin(self) -> L2TaskId:
         """The id of a task to come."""
@@ -117,21 +118,26 @@ class Lane:
         """Keeps the result of a task until it is asked for."""
         with self._lock:
             self._results[number] = result
-            self._fresh.add(number)
+            self._untold[number] = set()
 
     def take(self, number: L2TaskId) -> Bitmap | None:
         """The result of a task, once.
 
-        Whoever waits for several tasks asks for each of them when the descriptor is readable, and
-        may have asked for one in vain just before it was drained on behalf of another. So results
-        that came meanwhile make the descriptor readable again; once, for nobody need want them.
+        Whoever waits for several tasks asks for each of them, in a round, when the descriptor is
+        readable. A task that was asked for in vain may be done, and drained on behalf of a later one,
+        within one round; so the descriptor is made readable again, and again by each later question
+        of that round, whose draining has silenced it. Who asks for a task a second time has begun
+        another round, in which the first one's turn comes if anybody wants it.
         """
         with self._lock:
             found = self._results.pop(number, None)
-            self._fresh.discard(number)
-            others, self._fresh = bool(self._fresh), set()
-        if others:
-            self._ring()
+            self._untold.pop(number, None)
+            for other, asked in list(self._untold.items()):
+                if number in asked:
+                    del self._untold[other]
+                asked.add(number)
+            if self._untold:
+                self._ring()
         return found
 
     def close(self) -> None:

@@ -102,23 +102,37 @@ def test_what_was_drained_for_another_task_is_told_again(adapter):
         os.eventfd_read(fd)
         return {each for each in numbers if one.query_lookup_and_lock_result(each) is not None}
 
+    def submit():
+        return one.submit_lookup_and_lock_task([key(1)], layouts())
+
     for _ in range(30):
-        first = one.submit_lookup_and_lock_task([key(1)], layouts())
-        second = one.submit_lookup_and_lock_task([key(2)], layouts())
-        # The first one was asked for in vain just before both were done.
-        pending = {first, second} - answered([second])
+        numbers = [submit() for _ in range(4)]
+        # The first one was asked for in vain just before all were done.
+        pending = set(numbers) - answered(numbers[1:])
         while pending:
-            pending -= answered(pending)
+            pending -= answered(sorted(pending))
     # A result that nobody asks for is told once, and not again and again.
-    lost = one.submit_lookup_and_lock_task([key(1)], layouts())
-    last = {one.submit_lookup_and_lock_task([key(2)], layouts())}
-    while last - answered(last):
-        pass
+    lost, others = submit(), {submit(), submit()}
+    while others:
+        others -= answered(others)
     for _ in range(20):
         if readable(fd, 0.01):
-            answered(last)
+            os.eventfd_read(fd)
+            one.query_lookup_and_lock_result(0)
     assert not readable(fd)
     assert one.query_lookup_and_lock_result(lost) is not None
+
+
+def test_many_tasks_at_a_time_are_all_told(adapter):
+    one = adapter(workers=2)
+    fd = one.get_lookup_and_lock_event_fd()
+    for _ in range(200):
+        pending = [one.submit_lookup_and_lock_task([key(1)], layouts()) for _ in range(8)]
+        while pending:
+            wait(fd)
+            os.eventfd_read(fd)
+            done = [each for each in pending if one.query_lookup_and_lock_result(each) is not None]
+            pending = [each for each in pending if each not in done]
 
 
 class Spy:
