@@ -26,6 +26,8 @@ RECOMPUTE_SECONDS = 30.0
 # Longest that a client may take to come back to a server that is there again.
 RETURN_SECONDS = 60.0
 START_SECONDS = 400
+# Longest that an engine may hold on to what it could not store.
+FORGET_SECONDS = 30.0
 
 
 @dataclasses.dataclass
@@ -81,12 +83,16 @@ class Story:
         row.note(f"first token: {first_token(self.first)} computed, {first_token(told)} from memkv")
 
     def forget(self, engine: Process) -> None:
-        """Empties the engine's caches, in the accelerator's and in host memory."""
-        if not engine.ask({"do": "forget"}, 60)["forgotten"]:
-            raise Failed(f"{engine.name} does not clear its caches")
+        """Empties the engine's caches, in the accelerator's and in host memory.
+
+        An engine may refuse while something of them is still on its way to a server.
+        """
+        forgotten = lambda: engine.ask({"do": "forget"}, 60)["forgotten"]
+        wait_until(f"{engine.name} clears its caches", FORGET_SECONDS, forgotten)
 
     def again(self, engine: Process, what: str, cached: int) -> dict:
         """One more answer, from nothing in memory: the same tokens, in time, so many cached."""
+        self.forget(engine)
         begun = time.monotonic()
         told = self.same(engine)
         took = time.monotonic() - begun
@@ -96,8 +102,7 @@ class Story:
         return told
 
     def same(self, engine: Process) -> dict:
-        """One more answer, from nothing in memory. Other tokens than at first end the row."""
-        self.forget(engine)
+        """One more answer. Other tokens than at first end the row."""
         told = engine.ask({"do": "generate"}, 120)
         if told["tokens"] != self.first["tokens"]:
             raise Failed(f"other tokens: {told} after {self.first}")
@@ -125,6 +130,7 @@ class Story:
         self.memkv.start()
 
         def came_back() -> bool:
+            self.forget(engine)
             return self.same(engine)["cached"] == self.whole
 
         wait_until("the prefix comes from a server that is back", RETURN_SECONDS, came_back)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 
 import pytest
 from memkv import ConfigError, Conflict, Unavailable, identity
@@ -231,6 +232,23 @@ def test_an_engine_starts_without_its_server_and_binds_later(server, caplog):
     assert not patient.ready()
     server.away = False
     assert patient.ready() and patient.bound
+
+
+def test_who_must_not_wait_has_another_thread_bind(server):
+    server.away = True
+    binding = Binding(Fingerprint(SHARED), server.open, retry_seconds=0)
+
+    def attempt():
+        answer = binding.ready_soon()
+        for thread in threading.enumerate():
+            if thread.name == "memkv-bind":
+                thread.join(10)
+        return answer
+
+    assert not attempt() and not binding.bound
+    server.away = False
+    attempt()
+    assert binding.ready_soon() and binding.bound
 
 
 def test_a_late_refusal_is_for_good(server, caplog):

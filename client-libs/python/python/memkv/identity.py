@@ -118,7 +118,7 @@ class Fingerprint:
         return hash(self.prefix)
 
     def __repr__(self) -> str:
-        return f"Fingerprint({self.digest[:12]}, rank={self.rank})"
+        return f"Fingerprint({self.digest[:12]}, {self.prefix.decode()})"
 
     def document(self) -> str:
         """`shared` for people: JSON, a field a line."""
