@@ -8,6 +8,7 @@ up.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -19,17 +20,31 @@ from memkv.identity import Fingerprint, weights_identity
 KV_LAYOUT_VERSION = 1
 #: What is hashed to compare processes.
 _SAMPLE = tuple(range(3, 67))
+#: How far up the connector is looked for.
+_FRAMES = 32
 #: Algorithms that vLLM starts from a random value in each process, unless PYTHONHASHSEED is set.
 _SEEDED = ("xxhash", "builtin")
 
 
 def engine_config() -> Any | None:
-    """The configuration of the engine that is being set up by this thread, if vLLM tells."""
+    """The configuration of the engine that is being set up by this thread, if it can be found.
+
+    vLLM hands it to the connector that makes the tiers and not on to them, so unless vLLM says
+    which is in force, it is looked for where the connector has it: in a frame above this one.
+    """
     try:
         from vllm.config import get_current_vllm_config_or_none as ask
     except ImportError:
-        return None
-    return ask()
+        config = None
+    else:
+        config = ask()
+    frame = inspect.currentframe()
+    for _ in range(_FRAMES):
+        if config is not None or frame is None:
+            break
+        config = frame.f_locals.get("vllm_config")
+        frame = frame.f_back
+    return config if hasattr(config, "model_config") else None
 
 
 def fingerprint(spec: Any, chunk_bytes: int, settings: Mapping[str, Any]) -> Fingerprint:

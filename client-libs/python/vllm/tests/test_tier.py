@@ -408,6 +408,21 @@ def test_each_part_of_the_fingerprint_alone_gives_another(opened, monkeypatch, c
     assert (ours.digest == other.digest) == (changed == "rank")
 
 
+def test_the_engines_configuration_is_found_above(opened):
+    def connector(vllm_config):
+        return tier().fingerprint.shared
+
+    model = SimpleNamespace(revision=None, quantization="fp8", hf_overrides={})
+    cache = SimpleNamespace(prefix_caching_hash_algo="sha256_cbor")
+    told = connector(SimpleNamespace(model_config=model, cache_config=cache))
+    assert (told["hash"], told["quantization"], told["hf_overrides"]) == (
+        "sha256_cbor",
+        "fp8",
+        None,
+    )
+    assert tier().fingerprint.shared["hash"] == "unknown"
+
+
 def test_a_sample_is_the_same_in_every_process_unless_seeds_differ(monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     sample, seeded = deployment.sample_hash("sha256")
