@@ -143,12 +143,16 @@ class Story:
         self.returned(engine)
 
 
-def refused(row: Row, what: str, field: str, engine: Process) -> None:
-    """An engine that differs in one thing does not start in another's namespace, and says why."""
+def refused(row: Row, what: str, fields: str, engine: Process) -> None:
+    """An engine that differs in one thing does not start in another's namespace, and says why.
+
+    `fields` are those that are named for it, with commas between several.
+    """
     status = engine.wait(START_SECONDS)
     said = engine.output()
     row.check(f"another {what} is refused", status != 0 and "FingerprintMismatch" in said, status)
-    both = f"they differ in {field}." in said and said.count(f'"{field}":') >= 2
+    both = all(said.count(f'"{name}":') >= 2 for name in fields.split(", "))
+    both = both and f"they differ in {fields}." in said
     row.check(f"another {what} is named, and both are printed", both, said[-3000:])
 
 
