@@ -57,6 +57,7 @@ const ROOMS: &[Row] = &[
     ("memkv-client", &["memkv-wire", "memkv-net", "memkv-dma", "memkv-poller"]),
     ("memkv-workload", &["memkv-client", "memkv-wire"]),
     ("memkv-python", &["memkv-client"]),
+    ("memkv-capi", &["memkv-client"]),
     ("memkv-ctl", &["memkv-admin-api", "memkv-workload", "memkv-client", "memkv-wire"]),
 ];
 
