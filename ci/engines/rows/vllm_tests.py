@@ -1,8 +1,8 @@
-"""What memkv-vllm asks of a client, and what it makes of the answers; whose keys those are."""
+"""What memkv-vllm asks of a client, and what it makes of the answers."""
 
 from harness import units
 
-TITLE = "Tests of memkv-vllm, and of fingerprints"
+TITLE = "Tests of memkv-vllm"
 ENVIRONMENT = "vcpu"
 SECONDS = 300
 
@@ -10,4 +10,3 @@ SECONDS = 300
 def run(row):
     """All of them."""
     units.run(row, "memkv-vllm", units.PACKAGES / "vllm" / "tests", 40)
-    units.run(row, "fingerprints", units.PACKAGES / "tests" / "test_identity.py", 40)
