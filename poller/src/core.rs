@@ -15,7 +15,7 @@ use crate::poller::Poller;
 use crate::reactor::TaskOrder;
 use crate::remote::Shared;
 use crate::rng::Rng;
-use crate::stats::{self, LONG_TURN};
+use crate::stats::{self, LONG_TURN, NOTED};
 use crate::task::{Task, TaskKey, TaskTable, frame};
 use crate::time::{Clock, Instant};
 use crate::timer::TimerHeap;
@@ -27,8 +27,13 @@ thread_local! {
 }
 
 /// How long the thread has waited for a core is looked up this often at most, but for long turns: it costs
-/// a system call.
+/// a system call. And only when it may have waited at all: a thread that waits cannot read the clock, so
+/// there is a gap between two readings then. A reactor that polls, and has none, makes no system call.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// A gap between two readings of the clock in which the thread may have waited for a core. What it waited
+/// in shorter ones is not told from work.
+const GAP: Duration = NOTED;
 
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
@@ -41,6 +46,8 @@ pub(crate) struct Core {
     turn_ended: Cell<Instant>,
     /// How long the thread had waited for a core when that was last looked up, and when.
     waited: Cell<(Duration, Instant)>,
+    /// There was a gap since that was looked up.
+    may_have_waited: Cell<bool>,
     /// The reactor is new, or was away from its wheel: how long the thread waited meanwhile is no part of
     /// any turn.
     was_away: Cell<bool>,
@@ -82,6 +89,7 @@ impl Core {
             pass_began: Cell::new(now),
             turn_ended: Cell::new(now),
             waited: Cell::default(),
+            may_have_waited: Cell::new(false),
             was_away: Cell::new(true),
             ready: RefCell::default(),
             yielded: RefCell::default(),
@@ -95,9 +103,11 @@ impl Core {
     /// A pass begins.
     pub(crate) fn begin_pass(&self, now: Instant) {
         self.pass_began.set(now);
-        self.turn_ended.set(now);
+        self.note_gap(now.saturating_duration_since(self.turn_ended.replace(now)));
         let (_, looked) = self.waited.get();
-        if self.was_away.take() || now.saturating_duration_since(looked) >= LOOK_EVERY {
+        let is_due =
+            self.may_have_waited.get() && now.saturating_duration_since(looked) >= LOOK_EVERY;
+        if is_due || self.was_away.take() {
             self.look_waited(now);
         }
     }
@@ -110,10 +120,18 @@ impl Core {
         self.was_away.set(true);
     }
 
+    /// So much time has passed between two readings of the clock.
+    fn note_gap(&self, gap: Duration) {
+        if gap > GAP {
+            self.may_have_waited.set(true);
+        }
+    }
+
     /// What ran since the last turn ended was a turn of `who`.
     pub(crate) fn end_turn(&self, who: &'static str) {
         let now = self.clock.now();
         let took = now.saturating_duration_since(self.turn_ended.replace(now));
+        self.note_gap(took);
         let waited = if took > LONG_TURN { self.look_waited(now) } else { Duration::ZERO };
         self.shared.stats.turn_took(who, took, waited);
     }
@@ -126,6 +144,7 @@ impl Core {
     /// How long the thread has waited for a core since this was last looked up: at most
     /// [`LOOK_EVERY`] before the turn that asks.
     fn look_waited(&self, now: Instant) -> Duration {
+        self.may_have_waited.set(false);
         let Some(waited) = self.clock.waited() else { return Duration::ZERO };
         let (before, _) = self.waited.replace((waited, now));
         waited.saturating_sub(before)

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// A turn that takes no longer is not worth a note: 50 µs.
-const NOTED: Duration = Duration::from_micros(50);
+pub(crate) const NOTED: Duration = Duration::from_micros(50);
 
 /// A turn that takes longer keeps everybody else on the reactor waiting: 200 µs.
 pub const LONG_TURN: Duration = Duration::from_micros(200);

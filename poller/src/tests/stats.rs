@@ -138,3 +138,30 @@ fn how_long_the_thread_waited_is_looked_up_once_a_millisecond() {
     assert_eq!(turns.own, Long { count: 0, longest: Duration::from_micros(100) });
     assert!((18..=22).contains(&clock.looks.get()), "{} times", clock.looks.get());
 }
+
+#[test]
+fn a_reactor_that_never_misses_its_core_does_not_ask_whether_it_waited() {
+    let clock = Shared::default();
+    let shared = Rc::new(clock.clone());
+    let mut reactor = Reactor::new(ReactorConfig::default(), shared, Rng::seeded(0));
+    reactor.step();
+    assert_eq!(clock.looks.get(), 1, "it is new");
+    let passes = |reactor: &mut Reactor, micros: u64| {
+        for _ in 0..1000 {
+            let local = reactor.local();
+            let turn = clock.clone();
+            local.spawn(async move { turn.pass(micros, 0) });
+            reactor.step();
+            clock.pass(micros, 0);
+            assert!(!reactor.step().is_busy());
+        }
+    };
+    passes(&mut reactor, 50);
+    assert_eq!(clock.looks.get(), 1, "100 ms, of which none was missed");
+    // One gap, between two passes that find nothing: one look, and no more.
+    clock.pass(0, 3000);
+    passes(&mut reactor, 50);
+    assert_eq!(clock.looks.get(), 2);
+    passes(&mut reactor, 51);
+    assert!((90..=104).contains(&clock.looks.get()), "{} times in 102 ms", clock.looks.get());
+}
