@@ -23,7 +23,8 @@ def launch(
     **more: object,
 ) -> Process:
     """An engine with nothing in memory, not waited for. `more` is told to the storage backend."""
-    extra = {"servers": memkv.address, "request_timeout": DEADLINE_SECONDS, **more}
+    deadlines = {f"{what}_seconds": DEADLINE_SECONDS for what in ("lookup", "load", "store")}
+    extra = {"servers": memkv.address, **deadlines, **more}
     argv = [row.python, PROGRAMS / "sglang_engine.py", folder or row.tiny_llama()]
     argv += [json.dumps(extra), layout]
     return row.start(name, argv, environment(row, **(env or {})), answers=True)

@@ -43,7 +43,9 @@ _CLIENT = (
     "config",
 )
 #: Ours beside them.
-_OURS = ("model", "weights", "ttl", "durable")
+_OURS = ("model", "weights", "ttl", "durable", "lookup_seconds", "load_seconds", "store_seconds")
+#: By when a call is over, unless the extra config says otherwise; a batch is 128 pages.
+_SECONDS = {"lookup": 2.0, "load": 10.0, "store": 30.0}
 #: SGLang's own.
 _THEIRS = ("backend_name", "module_path", "class_name", "interface_v1")
 #: So many pages are remembered for `clear`, the latest ones.
@@ -70,6 +72,10 @@ class MemKVHiCacheStorage(HiCacheStorage):
         if unknown:
             log.warning("memkv does not know %s in the extra config", ", ".join(sorted(unknown)))
         self.copied = not self.settings.get("interface_v1")
+        self.seconds = {
+            what: _time(self.settings, f"{what}_seconds", default)
+            for what, default in _SECONDS.items()
+        }
         self.writer = deployment.is_writer(storage_config)
         self.meter = Meter()
         self.fingerprint: identity.Fingerprint | None = None
@@ -113,7 +119,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
             # SGLang's page hashes are SHA-256 of tokens: no seed has a part in them.
             identity.check_hash_seed(plain, *deployment.sample_hash(), seeded=False)
         try:
-            ours.match_prefix([b"warm-up"])
+            ours.match_prefix([b"warm-up"], timeout=self.seconds["lookup"])
         except memkv.Error as error:
             self._tell("warm-up", error)
 
@@ -155,7 +161,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         pool = self.pools["kv"]
         with self.meter.timed("lookup", len(keys)) as call:
             try:
-                call.hits = client.match_prefix(pool.keys(keys))
+                call.hits = client.match_prefix(pool.keys(keys), timeout=self.seconds["lookup"])
             except memkv.Error as error:
                 self._failed("lookup", call, error)
         self._remember("kv", keys[: call.hits])
@@ -192,7 +198,8 @@ class MemKVHiCacheStorage(HiCacheStorage):
         asked = [pool.keys(keys) if pool and not pool.empty else [] for pool in pools]
         with self.meter.timed("lookup", len(keys)) as call:
             try:
-                found = client.exists([key for names in asked for key in names])
+                names = [key for names in asked for key in names]
+                found = client.exists(names, timeout=self.seconds["lookup"])
             except memkv.Error as error:
                 self._failed("lookup", call, error)
                 return []
@@ -319,7 +326,8 @@ class MemKVHiCacheStorage(HiCacheStorage):
     ) -> list[bool]:
         errors: list = []
         try:
-            lengths = client.get_batch_into(names, places, errors=errors)
+            timeout = self.seconds["load"]
+            lengths = client.get_batch_into(names, places, errors=errors, timeout=timeout)
         except memkv.Error as error:
             self._failed("load", call, error)
             return [False] * len(names)
@@ -338,7 +346,8 @@ class MemKVHiCacheStorage(HiCacheStorage):
             name: self.settings[name] for name in ("ttl", "durable") if name in self.settings
         }
         try:
-            kept = client.put_batch(names, places, errors=errors, **options)
+            timeout = self.seconds["store"]
+            kept = client.put_batch(names, places, errors=errors, timeout=timeout, **options)
         except memkv.Error as error:
             self._failed("store", call, error)
             return [False] * len(names)
@@ -410,7 +419,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         names = [key for name, page in known for key in self.pools[name].keys([page])]
         with self.meter.timed("clear", len(known)) as call:
             try:
-                call.hits = sum(client.delete(names))
+                call.hits = sum(client.delete(names, timeout=self.seconds["store"]))
             except memkv.Error as error:
                 self._failed("clear", call, error)
 
@@ -454,6 +463,13 @@ class MemKVHiCacheStorage(HiCacheStorage):
         if now - self._told >= _TELL_SECONDS:
             self._told = now
             log.warning("memkv: %s failed, pages are computed instead: %s", what, error)
+
+
+def _time(settings: dict[str, Any], name: str, default: float) -> float:
+    value = settings.get(name, default)
+    if not (isinstance(value, (int, float)) and value > 0):
+        raise memkv.ConfigError(f"{name} is {value!r}: a time in seconds, above 0")
+    return float(value)
 
 
 def _name(name: Any) -> str:

@@ -22,25 +22,26 @@ class FakeClient:
     def __init__(self, values=None):
         self.values = {} if values is None else values
         self.namespace, self.servers, self.prefix = "fake", ["fake:1"], b""
-        self.calls, self.closed = [], False
+        self.calls, self.timeouts, self.closed = [], {}, False
 
-    def _called(self, operation, keys):
+    def _called(self, operation, keys, timeout):
         assert not self.closed, "a closed client was used"
+        self.timeouts[operation] = timeout
         assert len(set(keys)) == len(keys), "a key twice in one batch"
         self.calls.append((operation, len(keys)))
         if self.away:
             raise memkv.Unavailable("nobody there")
 
-    def match_prefix(self, keys):
-        self._called("match_prefix", keys)
+    def match_prefix(self, keys, *, timeout):
+        self._called("match_prefix", keys, timeout)
         return next((i for i, key in enumerate(keys) if key not in self.values), len(keys))
 
-    def exists(self, keys):
-        self._called("exists", keys)
+    def exists(self, keys, *, timeout):
+        self._called("exists", keys, timeout)
         return [key in self.values for key in keys]
 
-    def get_batch_into(self, keys, buffers, *, errors=None):
-        self._called("get", keys)
+    def get_batch_into(self, keys, buffers, *, timeout, errors=None):
+        self._called("get", keys, timeout)
         lengths = []
         for key, pieces in zip(keys, buffers, strict=True):
             value = self.values.get(key)
@@ -51,8 +52,8 @@ class FakeClient:
                 rest = rest[length:]
         return lengths
 
-    def put_batch(self, keys, values, *, errors=None, **options):
-        self._called("put", keys)
+    def put_batch(self, keys, values, *, timeout, errors=None, **options):
+        self._called("put", keys, timeout)
         self.options = options
         kept = []
         for index, (key, pieces) in enumerate(zip(keys, values, strict=True)):
@@ -65,8 +66,8 @@ class FakeClient:
             kept.append(True)
         return kept
 
-    def delete(self, keys):
-        self._called("delete", keys)
+    def delete(self, keys, *, timeout):
+        self._called("delete", keys, timeout)
         return [self.values.pop(key, None) is not None for key in keys]
 
     def stats(self):

@@ -8,16 +8,15 @@ import memkv
 import pytest
 import torch
 from conftest import PAGE, mha_pool
+from memkv_sglang import deployment
+from memkv_sglang.backend import MemKVHiCacheStorage
+from memkv_sglang.pages import HostPool
 from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorageConfig,
     PoolHitPolicy,
     PoolName,
     PoolTransfer,
 )
-
-from memkv_sglang import deployment
-from memkv_sglang.backend import MemKVHiCacheStorage
-from memkv_sglang.pages import HostPool
 
 LAYOUTS = {"page_first": 2, "page_first_direct": 2, "page_head": 2, "layer_first": 6}
 HASHES = [f"{page:064x}" for page in range(8)]
@@ -341,9 +340,25 @@ def test_settings_reach_the_client(store, caplog):
     assert store.opened[-1].options_given == {"servers": ["a:1"], "namespace": "ours"}
     made.batch_set_v1(HASHES[:1], slots(0))
     assert made._client.options == {"ttl": 60, "durable": True}
+    assert made._client.timeouts["put"] == 30.0
     assert [text for text in caplog.messages if "does not know" in text] == [
         "memkv does not know sevrers in the extra config"
     ]
+
+
+def test_each_call_has_its_time(store):
+    extra = {"lookup_seconds": 1, "load_seconds": 3, "store_seconds": 0.5}
+    made = backend(filled(mha_pool()), extra=extra)
+    made.batch_set_v1(HASHES[:1], slots(0))
+    made.batch_get_v1(HASHES[:1], slots(0))
+    made.batch_exists(HASHES[:1])
+    made.batch_exists_v2(HASHES[:1])
+    made.clear()
+    times = {"put": 0.5, "get": 3.0, "match_prefix": 1.0, "exists": 1.0, "delete": 0.5}
+    assert made._client.timeouts == times
+    for wrong in (0, -1, "soon", None):
+        with pytest.raises(memkv.ConfigError, match="load_seconds"):
+            MemKVHiCacheStorage(config(extra={"load_seconds": wrong}), {})
 
 
 # ---- hybrid pools
