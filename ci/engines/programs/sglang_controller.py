@@ -4,9 +4,9 @@ model.
 usage: sglang_controller.py SERVER
 
 For each kind of pool, each layout and each interface: noise is stored, the storage is detached, and
-a controller with an empty pool of its own gets it back, every byte compared; then one piece of one
-page is deleted, and the page and all behind it must not be found. Prints RESULT and a JSON object:
-a list of what was run.
+a controller with an empty pool of its own gets it back, every byte compared; then one page is
+deleted, and it and all behind it must not be found. Prints RESULT and a JSON object: a list of what
+was run.
 """
 
 import json
@@ -22,7 +22,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 PAGE, PAGES, LAYERS = 64, 20, 4
 TOKENS = PAGE * PAGES
-DAMAGED = 13
+MISSING = 13
 SECONDS = 30
 # Kind of pool, layout, whether SGLang moves pages in place.
 RUNS = [
@@ -178,13 +178,12 @@ def run(kind: str, layout: str, in_place: bool, server: str) -> dict:
     pairs = zip(pages_of(first, indices), pages_of(second, places), strict=True)
     equal = all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
-    names = backend.pools["kv"].keys([hashes[DAMAGED]])
-    prefix = backend.fingerprint.prefix
-    with memkv.Client(
-        server, namespace=cache.storage_backend._client.namespace, prefix=prefix
-    ) as plain:
-        (deleted,) = plain.delete(names[-1:])
-    left, _, _ = prefetch(cache, second, more, "damaged")
+    names, prefix = backend.pools["kv"].keys(hashes), backend.fingerprint.prefix
+    namespace = cache.storage_backend._client.namespace
+    with memkv.Client(server, namespace=namespace, prefix=prefix) as plain:
+        values = sum(plain.exists(names))
+        (deleted,) = plain.delete([names[MISSING]])
+    left, _, _ = prefetch(cache, second, more, "less")
     calls = cache.storage_backend.stats()["client"]
     cache.detach_storage_backend()
     return {
@@ -193,7 +192,7 @@ def run(kind: str, layout: str, in_place: bool, server: str) -> dict:
         "found": found,
         "brought": brought,
         "equal": equal,
-        "pieces": len(names),
+        "values": values,
         "deleted": deleted,
         "left": left,
         "get_calls": calls.get("get", {}).get("calls"),
