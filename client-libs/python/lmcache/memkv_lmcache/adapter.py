@@ -42,6 +42,8 @@ OPTIONS = (
     "max_capacity_gb",
 )
 GIB = 1 << 30
+#: Results that are kept for whoever asks; LMCache may lose interest in a task.
+RESULTS_MAX = 4096
 
 
 @dataclasses.dataclass
@@ -119,6 +121,10 @@ class Lane:
         with self._lock:
             self._results[number] = result
             self._untold[number] = set()
+            while len(self._results) > RESULTS_MAX:
+                forgotten = next(iter(self._results))
+                del self._results[forgotten]
+                self._untold.pop(forgotten, None)
 
     def take(self, number: L2TaskId) -> Bitmap | None:
         """The result of a task, once.
