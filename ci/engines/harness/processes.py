@@ -170,6 +170,17 @@ class Process:
                 pass
         self.kill()
 
+    def freeze(self) -> None:
+        """SIGSTOP, and waits until every thread of it stands still."""
+        self.child.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+
+        def stands_still() -> bool:
+            told = [(task / "stat").read_text() for task in tasks.iterdir()]
+            return all(stat.rpartition(")")[2].split()[0] == "T" for stat in told)
+
+        wait_until(f"{self.name} stands still", 30, stands_still)
+
     def kill(self) -> None:
         """SIGKILL for it and for what it started in its group."""
         try:
