@@ -58,6 +58,7 @@ const ROOMS: &[Row] = &[
     ("memkv-workload", &["memkv-client", "memkv-wire"]),
     ("memkv-python", &["memkv-client"]),
     ("memkv-capi", &["memkv-client"]),
+    ("memkv-preload", &["memkv-client"]),
     ("memkv-ctl", &["memkv-admin-api", "memkv-workload", "memkv-client", "memkv-wire"]),
 ];
 
