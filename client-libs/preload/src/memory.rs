@@ -143,7 +143,9 @@ impl Bytes {
             return Ok(Bytes { first: NonNull::dangling(), length });
         }
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        let (at, flags) = (std::ptr::null_mut(), libc::MAP_SHARED);
+        // What is about to be filled is made at once, not page by page while bytes arrive.
+        let populate = if writable { libc::MAP_POPULATE } else { 0 };
+        let (at, flags) = (std::ptr::null_mut(), libc::MAP_SHARED | populate);
         // SAFETY: a mapping at a place that the kernel chooses replaces nothing.
         let first = unsafe { real::mmap64(at, length, protection, flags, fd, 0) };
         if first == libc::MAP_FAILED {
