@@ -57,16 +57,16 @@ def without_server() -> None:
     cache_controller.is_dp_attention_enabled = lambda: False
 
 
-def device_pool(kind: str) -> object:
+def device_pool(kind: str, dtype: str = "bfloat16", page: int = PAGE) -> object:
     """The pool of an accelerator, which is this processor."""
     import torch
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
     layers = {"start_layer": 0, "end_layer": LAYERS - 1}
-    slots = 2 * TOKENS
+    slots, type_ = 2 * TOKENS, getattr(torch, dtype)
     if kind == "mla":
-        return MLATokenToKVPool(slots, PAGE, torch.bfloat16, 96, 32, LAYERS, "cpu", False, **layers)
-    return MHATokenToKVPool(slots, PAGE, torch.bfloat16, 2, 64, LAYERS, "cpu", False, **layers)
+        return MLATokenToKVPool(slots, page, type_, 96, 32, LAYERS, "cpu", False, **layers)
+    return MHATokenToKVPool(slots, page, type_, 2, 64, LAYERS, "cpu", False, **layers)
 
 
 def host_pool(kind: str, device: object, layout: str) -> object:
@@ -82,12 +82,15 @@ def host_pool(kind: str, device: object, layout: str) -> object:
         "end_layer": device.end_layer,
     }
     if kind == "mla":
-        return MLATokenToKVPoolHost(info, 1, 0, PAGE, layout, target_layer_num=LAYERS, **named)
-    return MHATokenToKVPoolHost(info, 1, 0, PAGE, layout, **named)
+        page, named["target_layer_num"] = device.page_size, LAYERS
+        return MLATokenToKVPoolHost(info, 1, 0, page, layout, **named)
+    return MHATokenToKVPoolHost(info, 1, 0, device.page_size, layout, **named)
 
 
-def controller(device: object, host: object, server: str, in_place: bool) -> object:
-    """SGLang's controller with memkv attached."""
+def controller(
+    device: object, host: object, server: str, in_place: bool = True, **more: object
+) -> object:
+    """SGLang's controller with memkv attached; `more` is told to the backend."""
     import torch.distributed
     from sglang.srt.managers.cache_controller import HiCacheController
 
@@ -98,17 +101,18 @@ def controller(device: object, host: object, server: str, in_place: bool) -> obj
         "interface_v1": int(in_place),
         "servers": server,
         "weights": "none",
+        **more,
     }
     return HiCacheController(
         SimpleNamespace(get_kvcache=lambda: device),
         host,
-        PAGE,
+        device.page_size,
         torch.distributed.group.WORLD,
         threading.Event(),
         write_policy="write_through",
         io_backend="direct",
         storage_backend="dynamic",
-        prefetch_threshold=PAGE,
+        prefetch_threshold=device.page_size,
         model_name="noise",
         storage_backend_extra_config=extra,
     )

@@ -2,39 +2,21 @@
 
 from harness import direct, sglang
 
-TITLE = "SGLang -> memkv; dtype, page, layout, weights, model changed: refused; full drive"
+TITLE = "SGLang HiCacheController -> memkv; dtype, page, layout, … changed: refused; full drive"
 ENVIRONMENT = "sg"
-SECONDS = 900
-FULL_ONLY = True
-
-# What is changed, the field that is named for it, and how it is changed.
-CHANGES = [
-    ("data type", "dtype", {"env": {"DTYPE": "float16"}}),
-    ("page", "page_size", {"env": {"PAGE": "32"}}),
-    ("layout", "layout", {"layout": "layer_first"}),
-    ("model", "model", {"model": "another"}),
-]
+SECONDS = 300
 
 
 def run(row):
-    """One thing after the other, then no name, then no room."""
-    story = direct.Story(row, row.server(), sglang.PAGE_TOKENS)
-    ours = {"namespace": "ours", "model": "tiny"}
-    engine = story.ready(sglang.launch(row, story.memkv, "sglang-1", **ours))
-    story.begin(engine)
-    engine.kill()
-    other = direct.other_weights(row)
-    for what, field, change in [*CHANGES, ("weights", "weights", {"folder": other})]:
-        engine = sglang.launch(row, story.memkv, f"sglang-{what.split()[0]}", **{**ours, **change})
-        direct.refused(row, what, field, engine)
-        engine.kill()
-
-    engine = story.ready(sglang.launch(row, story.memkv, "sglang-2", folder=other, model="tiny"))
-    told = engine.ask({"do": "generate"}, 120)
-    row.check("without a name nothing of another is found", told["cached"] == 0, told)
-    engine.kill()
-
-    small = direct.small_server(row)
-    engine = story.ready(sglang.launch(row, small, "sglang-3"))
-    direct.full_drive(row, small, engine, sglang.PAGE_TOKENS)
-    engine.kill()
+    """One thing after the other, then no room."""
+    memkv, small = row.server(), direct.small_server(row)
+    env = sglang.environment(row, without_kernels=False)
+    words = [memkv.address, small.address]
+    told = row.program("sglang_refusals.py", *words, seconds=240, env=env)
+    for field, said in told["refused"].items():
+        row.check(f"another {field} is refused", f"they differ in {field}." in said, said)
+        both = said.count(f'"{field}":') == 2
+        row.check(f"another {field}: both fingerprints are printed", both, said)
+    full = told["full"]
+    miss = full["stored"] == full["found"] == 0 and full["errors"] > 0
+    row.check("a full drive: a miss", miss, full)
