@@ -7,10 +7,8 @@ Engines are programs that answer orders: `generate` the one prompt, `forget` wha
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import signal
 import time
-from pathlib import Path
 
 from .environments import target
 from .processes import Failed, Process, wait_until
@@ -141,31 +139,6 @@ class Story:
         self.flipped(engine)
         self.silent(engine)
         self.returned(engine)
-
-
-def refused(row: Row, what: str, fields: str, engine: Process) -> None:
-    """An engine that differs in one thing does not start in another's namespace, and says why.
-
-    `fields` are those that are named for it, with commas between several.
-    """
-    status = engine.wait(START_SECONDS)
-    said = engine.output()
-    row.check(f"another {what} is refused", status != 0 and "FingerprintMismatch" in said, status)
-    both = all(said.count(f'"{name}":') >= 2 for name in fields.split(", "))
-    both = both and f"they differ in {fields}." in said
-    row.check(f"another {what} is named, and both are printed", both, said[-3000:])
-
-
-def other_weights(row: Row) -> Path:
-    """The tiny model with one bit of its weights changed, in a folder of its own."""
-    folder = row.folder / "other-llama"
-    if not folder.exists():
-        shutil.copytree(row.tiny_llama(), folder)
-        file = folder / "model.safetensors"
-        weights = bytearray(file.read_bytes())
-        weights[-1000] ^= 1
-        file.write_bytes(weights)
-    return folder
 
 
 def small_server(row: Row) -> Server:

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 
+from full_drive import fill
 from sglang_controller import (
     PAGE,
     SECONDS,
@@ -62,21 +63,6 @@ def refused(server: str, field: str) -> str:
     finally:
         deployment.sample_hash, cache_controller.get_parallel = sample, ranks
     return ""
-
-
-def fill(server: str) -> int:
-    """Takes all the room there is; how many values that took."""
-    import memkv
-
-    stored = 0
-    with memkv.Client(server, namespace="fill") as client:
-        for length in (1 << 20, 1 << 14):
-            try:
-                while client.put(f"fill/{stored}", bytes(length)):
-                    stored += 1
-            except memkv.Full:
-                continue
-    return stored
 
 
 def full(server: str) -> dict:

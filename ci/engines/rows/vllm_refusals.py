@@ -1,39 +1,21 @@
 """vLLM's tier in a namespace that is another deployment's, and on a drive that is full."""
 
-from harness import direct, vllm
+from harness import direct
 
-TITLE = "vLLM -> memkv tier; dtype, chunk, weights, model, hash changed: refused; full drive"
+TITLE = "vLLM's tiered offloading -> memkv; dtype, hash, sizes, … changed: refused; full drive"
 ENVIRONMENT = "vcpu"
-SECONDS = 600
-FULL_ONLY = True
-
-# What is changed, the fields that are named for it, and how it is changed.
-CHANGES = [
-    ("data type", "dtype", {"env": {"DTYPE": "float16"}}),
-    ("chunk", "blocks_per_chunk, chunk_bytes", {"extra": {"block_size": 128}}),
-    ("hash", "hash", {"env": {"HASH": "sha256_cbor"}}),
-    ("model", "model", {"model": "another"}),
-]
+SECONDS = 300
 
 
 def run(row):
-    """One thing after the other, then no name, then no room."""
-    story = direct.Story(row, row.server(), vllm.CHUNK_TOKENS)
-    ours = {"namespace": "ours", "model": "tiny"}
-    engine = story.ready(vllm.launch(row, story.memkv, "vllm-1", **ours))
-    story.begin(engine)
-    vllm.kill(engine)
-    other = direct.other_weights(row)
-    for what, fields, change in [*CHANGES, ("weights", "weights", {"folder": other})]:
-        engine = vllm.launch(row, story.memkv, f"vllm-{what.split()[0]}", **{**ours, **change})
-        direct.refused(row, what, fields, engine)
-
-    engine = story.ready(vllm.launch(row, story.memkv, "vllm-2", folder=other, model="tiny"))
-    told = engine.ask({"do": "generate"}, 120)
-    row.check("without a name nothing of another is found", told["cached"] == 0, told)
-    vllm.kill(engine)
-
-    small = direct.small_server(row)
-    engine = story.ready(vllm.launch(row, small, "vllm-3"))
-    direct.full_drive(row, small, engine, vllm.CHUNK_TOKENS)
-    vllm.kill(engine)
+    """One thing after the other, then another rank, then no room."""
+    memkv, small = row.server(), direct.small_server(row)
+    told = row.program("vllm_refusals.py", memkv.address, small.address, seconds=240)
+    row.must("its own chunks are found", told["stored"] and told["itself"] == 4, told)
+    for field, said in told["refused"].items():
+        row.check(f"another {field} is refused", f"they differ in {field}." in said, said)
+        both = said.count(f'"{field}":') == 2
+        row.check(f"another {field}: both fingerprints are printed", both, said)
+    row.check("another rank finds nothing", told["other_rank"] == 0, told["other_rank"])
+    full = told["full"]
+    row.check("a full drive: a miss", not full["stored"] and full["found"] == 0, full)
