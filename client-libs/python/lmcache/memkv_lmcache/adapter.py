@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import memkv
@@ -334,9 +334,9 @@ class MemKVL2Adapter(L2AdapterInterface):
 
     def _names(
         self, keys: list[ObjectKey], values: list[MemoryObj] | None = None
-    ) -> tuple[list[str | bytes], bool]:
+    ) -> tuple[Sequence[str | bytes], bool]:
         names, transformed = self._models.names(keys, values)
-        return list(map(self._link.key, names)), transformed
+        return self._link.keys(names), transformed
 
     def _count_stored(self, task: Task, stored: list[bool]) -> None:
         """Tells LMCache what it may evict, where it is the one to evict."""

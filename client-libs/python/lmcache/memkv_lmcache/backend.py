@@ -251,8 +251,8 @@ class MemKVStorageBackend(StoragePluginInterface):
 
     # ---- inside ----------------------------------------------------------------------------
 
-    def _names(self, keys: Sequence[CacheEngineKey]) -> list[str | bytes]:
-        return [self._link.key(key.to_string()) for key in keys]
+    def _names(self, keys: Sequence[CacheEngineKey]) -> Sequence[str | bytes]:
+        return self._link.keys([key.to_string() for key in keys])
 
     def _allocate(self, keys: Sequence[CacheEngineKey]) -> list[MemoryObj]:
         """Memory for the first keys, as many as there is room for: never waits."""

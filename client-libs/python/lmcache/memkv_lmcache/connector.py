@@ -58,25 +58,25 @@ class MemKVConnector:
         """Stores values; the batch succeeds when all of them are stored."""
         if self._link.refused is not None:
             return self._refuse(len(keys))
-        return self._client.submit_batch_set(self._keys(keys), buffers)
+        return self._client.submit_batch_set(self._link.keys(keys), buffers)
 
     def submit_batch_get(self, keys: Sequence[str], buffers: Sequence[memoryview]) -> int:
         """Fetches values right into the buffers; one of another length is a miss."""
         if self._link.refused is not None:
             return self._refuse(len(keys))
-        return self._client.submit_batch_get(self._keys(keys), buffers)
+        return self._client.submit_batch_get(self._link.keys(keys), buffers)
 
     def submit_batch_exists(self, keys: Sequence[str]) -> int:
         """Asks for all keys at once."""
         if self._link.refused is not None:
             return self._refuse(len(keys))
-        return self._client.submit_batch_exists(self._keys(keys))
+        return self._client.submit_batch_exists(self._link.keys(keys))
 
     def submit_batch_delete(self, keys: Sequence[str]) -> int:
         """Deletes; of a key that was not there the answer is False."""
         if self._link.refused is not None:
             return self._refuse(len(keys))
-        return self._client.submit_batch_delete(self._keys(keys))
+        return self._client.submit_batch_delete(self._link.keys(keys))
 
     def drain_completions(self) -> list[Done]:
         """What is done since the last call: (id, whether all went well, why not, one by one)."""
@@ -90,9 +90,6 @@ class MemKVConnector:
         """Waits for what is under way, and ends."""
         self._client.close()
         self._link.close()
-
-    def _keys(self, keys: Sequence[str]) -> list[str | bytes]:
-        return list(map(self._link.key, keys))
 
     def _refuse(self, count: int) -> int:
         """Answers a batch of a namespace that turned out to be another deployment's."""

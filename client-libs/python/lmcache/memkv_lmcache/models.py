@@ -11,7 +11,7 @@ import json
 import os
 
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
-from lmcache.v1.memory_management import MemoryObj
+from lmcache.v1.memory_management import MemoryObj, MemoryObjMetadata
 from memkv import identity
 
 #: Hex digits of a tag.
@@ -31,9 +31,8 @@ def layout_of(shapes: list, dtypes: list) -> Layout:
     return tuple((tuple(shape), str(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True))
 
 
-def _tensors(value: MemoryObj) -> tuple[list, list]:
+def _tensors(meta: MemoryObjMetadata) -> tuple[list, list]:
     """Shapes and data types of a value."""
-    meta = value.meta
     if meta.shapes is not None and meta.dtypes is not None:
         return meta.shapes, meta.dtypes
     return [meta.shape], [meta.dtype]
@@ -100,13 +99,15 @@ class Models:
         a rule everything but the hash, is worked out once.
         """
         names, transformed = [], False
-        last = head = None
-        tensors = map(_tensors, values) if values is not None else itertools.repeat(None)
-        for key, found in zip(keys, tensors):
+        last = head = tensors = None
+        metas = [value.meta for value in values] if values is not None else itertools.repeat(None)
+        for key, meta in zip(keys, metas):
             model, rank, group = key.model_name, key.kv_rank, key.object_group_id
-            if (model, rank, group, found) != last:
-                last = model, rank, group, found
-                layout, is_transformed = self._layout(key, found)
+            if meta is not None:
+                tensors = meta.shapes, meta.dtypes, meta.shape, meta.dtype
+            if (model, rank, group, tensors) != last:
+                last = model, rank, group, tensors
+                layout, is_transformed = self._layout(key, meta and _tensors(meta))
                 transformed = transformed or is_transformed
                 # The words of LMCache's own adapters, so that people and tools can read them.
                 head = f"{self._tag(model, layout)}@{model}@{rank:08x}@{group:x}@"

@@ -4,7 +4,7 @@ import difflib
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import memkv
@@ -76,6 +76,7 @@ class Link:
             told["servers"] = [name.strip() for name in told["servers"].split(",")]
         self.fingerprint = fingerprint
         self.client, self.binding = identity.connect(fingerprint, LABEL, **told)
+        self._room = identity.MAX_KEY_BYTES - len(self.client.prefix)
         #: What another client of the same values is made with.
         self.arguments = {**told, "namespace": self.client.namespace, "prefix": self.client.prefix}
         self._ended = threading.Event()
@@ -95,13 +96,14 @@ class Link:
         """Why this namespace is never used, if so."""
         return self.binding.refused
 
-    def key(self, key: str) -> str | bytes:
-        """A key as a server takes it: one that is too long ends in its hash."""
+    def keys(self, keys: Sequence[str]) -> Sequence[str | bytes]:
+        """Keys as a server takes them: one that is too long ends in its hash."""
+        room = self._room
+        # As a rule none is, and they stay as they are.
+        if all(len(key) <= room and key.isascii() for key in keys):
+            return keys
         prefix = self.client.prefix
-        # Most keys are ASCII and short, and stay as they are.
-        if len(prefix) + 4 * len(key) <= identity.MAX_KEY_BYTES:
-            return key
-        return identity.fit_key(prefix, key)[len(prefix) :]
+        return [identity.fit_key(prefix, key)[len(prefix) :] for key in keys]
 
     def unprefixed(self) -> memkv.Client:
         """A client of what all fingerprints share in the namespace. To be closed."""

@@ -218,9 +218,9 @@ def test_no_memory_is_a_miss_and_no_wait(backend, memory):
     ids=lambda change: next(iter(change)),
 )
 def test_another_deployment_is_refused(backend, change, caplog):
-    backend(namespace="bound")
+    backend(namespace="backend-bound")
     with pytest.raises(identity.FingerprintMismatch):
-        backend(metadata(**change), namespace="bound")
+        backend(metadata(**change), namespace="backend-bound")
     assert any(record.levelno == logging.ERROR for record in caplog.records), "and it is said"
 
 
@@ -230,9 +230,9 @@ def test_an_unknown_option_is_refused(backend):
 
 
 def test_a_scheduler_has_no_memory_and_asks(server, backend, memory):
-    worker = backend(namespace="roles")
+    worker = backend(namespace="backend-roles")
     put(worker, memory, [1])
-    told = config(servers=server.address, namespace="roles")
+    told = config(servers=server.address, namespace="backend-roles")
     scheduler = MemKVStorageBackend(told, "cpu", metadata(role="scheduler"), None)
     assert scheduler.batched_contains([key(1), key(2)]) == 1
     scheduler.close()
@@ -258,7 +258,7 @@ def test_a_server_that_goes_away_is_a_miss(new_server, backend, memory):
 
 
 def test_closing_waits_for_what_is_under_way(server, backend, memory):
-    one = backend(namespace="closing")
+    one = backend(namespace="backend-closing")
     objs = [chunk(memory, number) for number in range(50)]
     told = one.batched_submit_put_task([key(number) for number in range(50)], objs)
     one.close()
@@ -266,4 +266,4 @@ def test_closing_waits_for_what_is_under_way(server, backend, memory):
     assert all(obj.get_ref_count() == 1 for obj in objs)
     for obj in objs:
         obj.ref_count_down()
-    assert backend(namespace="closing").batched_contains([key(n) for n in range(50)]) == 50
+    assert backend(namespace="backend-closing").batched_contains([key(n) for n in range(50)]) == 50
