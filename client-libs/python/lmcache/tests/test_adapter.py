@@ -299,9 +299,9 @@ def test_a_namespace_that_turns_out_to_be_anothers_is_never_used(new_server, mon
 
 def test_a_full_drive_is_a_quiet_miss(new_server):
     server = new_server(", eviction: {enabled: false}")
-    one = MemKVL2Adapter({"servers": server.address})
+    one = MemKVL2Adapter({"servers": server.address, "request_timeout": 5.0})
     shape = (2, 16, 256, 512)  # 8 MiB
-    keys = [key(number) for number in range(24)]
+    keys = [key(number) for number in range(16)]
     results = [store(one, [each], [value(1, shape=shape)]).is_successful() for each in keys]
     assert results[0] and not results[-1]
     found = lookup(one, keys, layouts(shape=shape))
