@@ -71,6 +71,8 @@ def prepare(name: str) -> None:
     _run([uv, "venv", "--quiet", "--python", PYTHON, str(folder)], INSTALL_SECONDS)
     wanted = LISTS / f"{name}.txt"
     install = [uv, "pip", "install", "--quiet", "--python", str(python(name)), "--no-deps"]
+    # Rows write no byte code: without it every start would compile an engine anew.
+    install += ["--compile-bytecode"]
     _run([*install, "--prerelease=allow", "--requirement", str(wanted)], INSTALL_SECONDS)
     shutil.copyfile(wanted, folder / MARKER)
 
