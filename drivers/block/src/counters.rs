@@ -97,12 +97,24 @@ pub struct Counters {
 // A line of its own, and the next one, which processors fetch along: nobody else writes there.
 #[repr(align(128))]
 pub struct QueueCounters {
-    ends: Ends,
+    /// By the number of what was asked.
+    ended: [Ended; OPS],
+    failed: AtomicU64,
     failed_transfers: AtomicU64,
     submitted: AtomicU64,
     depth: AtomicU64,
     depth_high: AtomicU64,
 }
+
+/// Commands of one kind that have ended well.
+#[derive(Default)]
+struct Ended {
+    count: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Kinds of commands.
+const OPS: usize = Op::Deallocate as usize + 1;
 
 /// Adds to a counter that only this thread writes: no locked instruction.
 #[inline]
@@ -114,26 +126,14 @@ impl QueueCounters {
     /// A command of `len` bytes has ended well.
     #[inline]
     pub fn done(&self, op: Op, len: u64) {
-        match op {
-            Op::Read => {
-                bump(&self.ends.reads, 1);
-                bump(&self.ends.read_bytes, len);
-            }
-            Op::Write | Op::WriteFlush => {
-                bump(&self.ends.writes, 1);
-                bump(&self.ends.written_bytes, len);
-                if op == Op::WriteFlush {
-                    bump(&self.ends.flushes, 1);
-                }
-            }
-            Op::Flush => bump(&self.ends.flushes, 1),
-            Op::Deallocate => bump(&self.ends.deallocations, 1),
-        }
+        let ended = &self.ended[op as usize];
+        bump(&ended.count, 1);
+        bump(&ended.bytes, len);
     }
 
     /// A command has failed that the device had.
     pub fn failed(&self, op: Op) {
-        bump(&self.ends.failed, 1);
+        bump(&self.failed, 1);
         if matches!(op, Op::Read | Op::Write | Op::WriteFlush) {
             bump(&self.failed_transfers, 1);
         }
@@ -141,7 +141,7 @@ impl QueueCounters {
 
     /// A command has failed of which the device was not told.
     pub fn refused(&self) {
-        bump(&self.ends.failed, 1);
+        bump(&self.failed, 1);
     }
 
     /// The device has `count` commands of this queue more, `depth` in all.
@@ -161,11 +161,19 @@ impl QueueCounters {
     }
 
     fn add_to(&self, stats: &mut DeviceStats) {
-        self.ends.add_to(stats);
+        let count = |op: Op| shown(&self.ended[op as usize].count);
+        let bytes = |op: Op| shown(&self.ended[op as usize].bytes);
+        let (reads, writes) = (count(Op::Read), count(Op::Write) + count(Op::WriteFlush));
+        stats.reads += reads;
+        stats.writes += writes;
+        stats.flushes += count(Op::Flush) + count(Op::WriteFlush);
+        stats.deallocations += count(Op::Deallocate);
+        stats.read_bytes += bytes(Op::Read);
+        stats.written_bytes += bytes(Op::Write) + bytes(Op::WriteFlush);
+        stats.failed += shown(&self.failed);
         stats.submitted += shown(&self.submitted);
         // All of them from or to memory that the device reaches.
-        let done = shown(&self.ends.reads) + shown(&self.ends.writes);
-        let transfers = done + shown(&self.failed_transfers);
+        let transfers = reads + writes + shown(&self.failed_transfers);
         stats.transfers += transfers;
         stats.fixed += transfers;
         stats.depth += shown(&self.depth);

@@ -55,8 +55,8 @@ impl Area {
     }
 
     /// Copies a page of the controller's out.
-    pub fn copy<const LEN: usize>(&mut self, offset: usize) -> Box<[u8; LEN]> {
-        let mut copy = Box::new([0; LEN]);
+    pub fn copy<const LEN: usize>(&mut self, offset: usize) -> [u8; LEN] {
+        let mut copy = [0; LEN];
         for (i, bytes) in copy.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let word = self.at(offset + 8 * i, 8).cast::<u64>();
             // SAFETY: aligned and inside of the buffer. The controller has completed the command that

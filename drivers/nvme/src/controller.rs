@@ -3,8 +3,8 @@
 //! ```text
 //!   Settling ─► Disabling ─► Enabling ─► IdentifyingController ─► ReadingLimits ─► ListingNamespaces
 //!                  ▲                                                                      │
-//!                  │ reset              Ready ◄─ SettingQueues ◄─ IdentifyingNamespace ◄──┘
-//!                  └──────────────────────┤
+//!              Quieting ◄─ reset ──── Ready ◄─ SettingQueues ◄─ IdentifyingNamespace ◄──┘
+//!                                         │
 //!       Off ◄─ Stopping ◄─ ShuttingDown ◄─┘            any state ─► Failed
 //! ```
 //!
@@ -18,6 +18,11 @@
 //! asked for until it is up again, each time two more. Their queues are gone with the era they were
 //! made in, but no buffer is: it stays where it is until its command is answered in a later era, or the
 //! controller is cut off from memory.
+//!
+//! A doorbell of a queue that the controller does not know may not be rung (Base Specification 2.0, section
+//! 3.1.3.24: what that does is not defined). So a reactor says that it rings before it looks at the era,
+//! and the machine disables the controller only once the era is odd and nobody rings
+//! ([`Signals::ring`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,9 +31,10 @@ use std::time::Duration;
 use memkv_poller::Instant;
 
 use crate::admin::{Admin, AdminError, IDENTIFY_AT, Look, Ticket};
+use crate::barrier;
 use crate::command::{Command, cns};
 use crate::error::NvmeError;
-use crate::identify::{ControllerPage, LimitsPage, NamespacePage, PAGE, parse_namespaces};
+use crate::identify::{ControllerPage, LimitsPage, NamespacePage, PAGE, namespaces};
 use crate::registers::{Capabilities, ENABLE, Registers, SHUTDOWN_MASK, SHUTDOWN_NORMAL};
 use crate::shape::{Identity, Shape};
 use crate::transport::Transport;
@@ -52,7 +58,15 @@ const ENTRY_SIZES: u32 = 6 << 16 | 4 << 20;
 pub(crate) struct Signals {
     era: AtomicU32,
     cut: AtomicBool,
+    /// One for each queue.
+    bells: Box<[Bell]>,
 }
+
+/// Whether the owner of a queue is about to ring one of its doorbells.
+#[derive(Default)]
+// A line of its own, and the next one, which processors fetch along: other reactors write to others.
+#[repr(align(128))]
+struct Bell(AtomicBool);
 
 impl Signals {
     /// The era; [`OVER`] when it is out of service.
@@ -64,7 +78,33 @@ impl Signals {
     /// Asks for a reset of the controller as it is in `era`; true for the first who does.
     pub fn ask_for_reset(&self, era: u32) -> bool {
         era.is_multiple_of(2)
-            && self.era.compare_exchange(era, era + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            && self.era.compare_exchange(era, era + 1, Ordering::SeqCst, Ordering::Acquire).is_ok()
+    }
+
+    /// Rings a doorbell of a queue that was made in `era`, unless the controller has left that: then the
+    /// queue is none of its queues any more, and false comes back.
+    ///
+    /// 1. It is said that the doorbell is being rung.
+    /// 2. The era is looked at. Whoever has changed it before, and looks at the bells then, sees what was
+    ///    said; whoever changes it later than that finds a controller that still had the queue.
+    /// 3. The doorbell is rung, and after it the bell is quiet again.
+    #[inline(always)]
+    pub fn ring(&self, queue: u16, era: u32, ring: impl FnOnce()) -> bool {
+        let bell = &self.bells[usize::from(queue) - 1].0;
+        bell.swap(true, Ordering::SeqCst);
+        let has_it = self.era.load(Ordering::SeqCst) == era;
+        if has_it {
+            ring();
+            // The doorbell reaches the controller before anybody sees the bell quiet.
+            barrier::before_doorbell();
+        }
+        bell.store(false, Ordering::Release);
+        has_it
+    }
+
+    /// Nobody rings: to be asked once the era is odd, and then nobody will.
+    fn are_quiet(&self) -> bool {
+        self.bells.iter().all(|bell| !bell.0.load(Ordering::SeqCst))
     }
 
     /// Whether it is certain that a controller out of service reaches no memory any more.
@@ -78,6 +118,8 @@ impl Signals {
 pub(crate) enum State {
     /// Somebody has enabled it and it is not ready: not to be disabled in the middle.
     Settling,
+    /// Reactors still ring the doorbells of queues that it is about to forget.
+    Quieting,
     Disabling,
     Enabling,
     IdentifyingController,
@@ -98,6 +140,7 @@ impl State {
     fn words(self) -> &'static str {
         match self {
             State::Settling => "becoming ready for somebody else",
+            State::Quieting => "left alone by those who have its queues",
             State::Disabling => "disabled",
             State::Enabling => "enabled",
             State::IdentifyingController => "asked what it is",
@@ -127,6 +170,7 @@ pub(crate) struct Wishes {
 struct Findings {
     controller: Option<ControllerPage>,
     limits: LimitsPage,
+    /// Noted the first time: a reset asks for no memory.
     namespaces: Vec<u32>,
     namespace: u32,
     page: Option<NamespacePage>,
@@ -166,7 +210,8 @@ impl Controller {
         now: Instant,
     ) -> Result<Controller, NvmeError> {
         let gone = |_| NvmeError::Removed;
-        let signals = Signals { era: AtomicU32::new(1), cut: AtomicBool::new(false) };
+        let bells = std::iter::repeat_with(Bell::default).take(wishes.queues.into()).collect();
+        let signals = Signals { era: AtomicU32::new(1), cut: AtomicBool::new(false), bells };
         let mut controller = Controller {
             transport,
             capabilities: registers.capabilities().map_err(gone)?,
@@ -282,6 +327,7 @@ impl Controller {
                     !enabled || status.is_ready() || status.is_fatal() || now > self.until;
                 Ok(settled.then_some(State::Disabling))
             }
+            State::Quieting => Ok(self.signals.are_quiet().then_some(State::Disabling)),
             State::Disabling => Ok((!self.status()?.is_ready()).then_some(State::Enabling)),
             State::Enabling => {
                 let status = self.status()?;
@@ -353,12 +399,13 @@ impl Controller {
                 Ok(State::ListingNamespaces)
             }
             State::ListingNamespaces => {
-                found.namespaces = parse_namespaces(page);
-                let first = found.namespaces.first().copied();
-                let wanted = self.wishes.namespace.or(first);
-                let listed = wanted.filter(|wanted| found.namespaces.contains(wanted));
-                let found_count = found.namespaces.len();
+                let wanted = self.wishes.namespace.or_else(|| namespaces(page).next());
+                let listed = wanted.filter(|wanted| namespaces(page).any(|id| id == *wanted));
+                let found_count = namespaces(page).count();
                 found.namespace = listed.ok_or(NvmeError::NoNamespace { found: found_count })?;
+                if self.identity.is_none() {
+                    found.namespaces = namespaces(page).collect();
+                }
                 Ok(State::IdentifyingNamespace)
             }
             State::IdentifyingNamespace => {
@@ -382,17 +429,14 @@ impl Controller {
         let controller = controller.expect("asked in an earlier state");
         let page = page.expect("asked in an earlier state");
         let shape = Shape::of(self.capabilities, &controller, found.limits, found.namespace, page)?;
-        let identity = Identity {
-            version: self.version,
-            controller,
-            namespaces: found.namespaces,
-            shape,
-            queues,
-        };
         match &self.identity {
-            Some(before) if !before.is_same_drive(&identity) => Err(NvmeError::Changed),
+            Some(before) if !before.is_same_drive(&controller, &shape, queues) => {
+                Err(NvmeError::Changed)
+            }
             Some(_) => Ok(()),
             None => {
+                let (version, namespaces) = (self.version, found.namespaces);
+                let identity = Identity { version, controller, namespaces, shape, queues };
                 self.identity = Some(identity);
                 Ok(())
             }
@@ -404,9 +448,11 @@ impl Controller {
         self.state = state;
         self.limit = match state {
             State::Ready | State::Off | State::Failed => Duration::MAX,
-            State::Settling | State::Disabling | State::Enabling | State::Stopping => {
-                self.registers.ready_timeout(self.capabilities)
-            }
+            State::Settling
+            | State::Quieting
+            | State::Disabling
+            | State::Enabling
+            | State::Stopping => self.registers.ready_timeout(self.capabilities),
             State::ShuttingDown => {
                 let told = self.identity.as_ref().and_then(|it| it.controller.shutdown);
                 told.unwrap_or(SHUTDOWN).clamp(SHUTDOWN, SHUTDOWN_MAX)
@@ -481,7 +527,7 @@ impl Controller {
         }
         *oldest = now;
         self.reset_count += 1;
-        Ok(Some(State::Disabling))
+        Ok(Some(State::Quieting))
     }
 
     fn reset(&mut self, why: &'static str, now: Instant) {
@@ -519,5 +565,53 @@ impl Controller {
 
     fn status(&self) -> Result<crate::registers::ControllerStatus, NvmeError> {
         self.registers.status().map_err(|_| NvmeError::Removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Two threads ring, another one resets: never does a doorbell ring while the controller is off.
+    #[test]
+    fn no_doorbell_is_rung_once_the_bells_are_quiet() {
+        const ROUNDS: u32 = 20_000;
+        let bells = std::iter::repeat_with(Bell::default).take(2).collect();
+        let signals = Signals { era: AtomicU32::new(0), cut: AtomicBool::new(false), bells };
+        let (off, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let rung = [AtomicU32::new(0), AtomicU32::new(0)];
+        let rings = |queue: u16| {
+            let (signals, off, over) = (&signals, &off, &over);
+            let rung = &rung[usize::from(queue) - 1];
+            move || {
+                while !over.load(Ordering::Relaxed) {
+                    signals.ring(queue, signals.era() & !1, || {
+                        assert!(!off.load(Ordering::Relaxed), "it is off");
+                        rung.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+            }
+        };
+        thread::scope(|scope| {
+            let threads = [1, 2].map(|queue| scope.spawn(rings(queue)));
+            let mut era = 0;
+            let is_alive = || threads.iter().all(|thread| !thread.is_finished());
+            let is_due = || rung.iter().any(|rung| rung.load(Ordering::Relaxed) < ROUNDS);
+            while is_alive() && (era < 2 * ROUNDS || is_due()) {
+                assert!(signals.ask_for_reset(era));
+                while is_alive() && !signals.are_quiet() {
+                    thread::yield_now();
+                }
+                off.store(true, Ordering::Relaxed);
+                std::hint::spin_loop();
+                off.store(false, Ordering::Relaxed);
+                era += 2;
+                signals.era.store(era, Ordering::Release);
+            }
+            over.store(true, Ordering::Relaxed);
+            threads.map(|thread| thread.join().expect("it never rang while that was off"))
+        });
     }
 }

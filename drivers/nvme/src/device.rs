@@ -235,9 +235,9 @@ pub fn open(
 fn info_of(identity: Identity) -> Info {
     let Identity { version, controller, namespaces, shape, queues } = identity;
     Info {
-        model: controller.model,
-        serial: controller.serial,
-        firmware: controller.firmware,
+        model: controller.model.to_string(),
+        serial: controller.serial.to_string(),
+        firmware: controller.firmware.to_string(),
         version,
         namespaces,
         namespace: shape.namespace,

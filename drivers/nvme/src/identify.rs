@@ -1,6 +1,8 @@
 //! What a controller tells about itself: Base Specification 2.0, section 5.17.2, and NVM Command Set
 //! Specification 1.0, section 4.1.5. Its pages are outside bytes: a broken drive may say anything.
 
+use std::fmt;
+use std::ops::Deref;
 use std::time::Duration;
 
 use crate::error::NvmeError;
@@ -21,18 +23,62 @@ fn u64_at(page: &[u8], at: usize) -> u64 {
 }
 
 /// Text of a fixed length, padded with blanks; what is no printable character does not get into a log.
-fn text_at(page: &[u8], at: usize, len: usize) -> String {
-    let readable = |&byte: &u8| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' };
-    let text: String = page[at..at + len].iter().map(readable).collect();
-    text.trim_matches([' ', '?']).to_owned()
+/// It lies in its place: a controller is asked what it is in every reset, which asks for no memory.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub(crate) struct Text {
+    bytes: [u8; TEXT],
+    len: usize,
+}
+
+/// Bytes of the longest one.
+const TEXT: usize = 40;
+
+impl Text {
+    /// What is longer is cut off.
+    pub fn new(raw: &[u8]) -> Text {
+        let mut bytes = [0; TEXT];
+        let readable = |byte: u8| if matches!(byte, b' '..=b'~') { byte } else { b'?' };
+        let is_blank = |byte: &u8| matches!(readable(*byte), b' ' | b'?');
+        let from = raw.iter().position(|byte| !is_blank(byte)).unwrap_or(raw.len());
+        let to = raw.iter().rposition(|byte| !is_blank(byte)).map_or(from, |last| last + 1);
+        let len = (to - from).min(TEXT);
+        for (place, byte) in bytes.iter_mut().zip(&raw[from..from + len]) {
+            *place = readable(*byte);
+        }
+        Text { bytes, len }
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len]).expect("printable characters")
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+fn text_at(page: &[u8], at: usize, len: usize) -> Text {
+    Text::new(&page[at..at + len])
 }
 
 /// The controller (CNS 01h, figure 275).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ControllerPage {
-    pub serial: String,
-    pub model: String,
-    pub firmware: String,
+    pub serial: Text,
+    pub model: Text,
+    pub firmware: Text,
     /// The longest transfer in units of the smallest page, as its logarithm; 0: any.
     pub transfer_bits: u8,
     /// How long a shutdown may take.
@@ -94,17 +140,13 @@ impl LimitsPage {
 }
 
 /// The namespaces that exist (CNS 02h): ascending, ended by a 0.
-pub(crate) fn parse_namespaces(page: &[u8; PAGE]) -> Vec<u32> {
-    let listed = page.chunks_exact(4).map(|id| u32_at(id, 0)).take_while(|&id| id != 0);
-    let mut namespaces: Vec<u32> = Vec::new();
-    for id in listed {
-        // A list that is not ascending is broken from there on.
-        if namespaces.last().is_some_and(|&last| last >= id) || id == u32::MAX {
-            break;
-        }
-        namespaces.push(id);
-    }
-    namespaces
+pub(crate) fn namespaces(page: &[u8; PAGE]) -> impl Iterator<Item = u32> {
+    let mut last = 0;
+    // A list that is not ascending is broken from there on.
+    page.chunks_exact(4).map(|id| u32_at(id, 0)).take_while(move |&id| {
+        let before = std::mem::replace(&mut last, id);
+        before < id && id != u32::MAX
+    })
 }
 
 /// One namespace (CNS 00h, figure 97 of the NVM Command Set Specification).
@@ -175,7 +217,7 @@ mod tests {
         ]);
         let read = ControllerPage::parse(&text).unwrap();
         assert_eq!((&*read.serial, &*read.firmware), ("serial", "8.2.0"));
-        assert_eq!(read.model, "a model??[31m", "no bytes that would move a cursor");
+        assert_eq!(&*read.model, "a model??[31m", "no bytes that would move a cursor");
         assert_eq!((read.transfer_bits, read.namespaces), (7, 256));
         assert!(read.deallocates && read.zeroes && read.caches);
         assert_eq!(read.shutdown, Some(Duration::from_secs(5)));
@@ -215,13 +257,21 @@ mod tests {
     fn a_list_of_namespaces_ends_where_it_breaks() {
         let list = |ids: &[u32]| {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            parse_namespaces(&page(&[(0, &bytes)]))
+            namespaces(&page(&[(0, &bytes)])).collect::<Vec<u32>>()
         };
         assert_eq!(list(&[1, 3, 9]), [1, 3, 9]);
         assert_eq!(list(&[]), []);
         assert_eq!(list(&[2, 2, 3]), [2]);
         assert_eq!(list(&[4, 1, u32::MAX]), [4]);
-        assert_eq!(parse_namespaces(&[0xff; PAGE]), []);
+        assert_eq!(namespaces(&[0xff; PAGE]).count(), 0);
+    }
+
+    #[test]
+    fn text_is_what_stands_between_blanks() {
+        let text = |raw: &[u8]| Text::new(raw).to_string();
+        assert_eq!(text(b"  a drive \x00 "), "a drive");
+        assert_eq!((text(b""), text(b" \x00 ")), (String::new(), String::new()));
+        assert_eq!(text(&[b'x'; 64]).len(), TEXT);
     }
 
     #[test]
@@ -248,7 +298,7 @@ mod tests {
             }
             let limits = LimitsPage::parse(&page);
             prop_assert!(limits.deallocate_blocks != Some(0));
-            let namespaces = parse_namespaces(&page);
+            let namespaces: Vec<u32> = namespaces(&page).collect();
             prop_assert!(namespaces.is_sorted() && !namespaces.contains(&0));
         }
     }

@@ -108,23 +108,24 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Whether it can be driven on as the drive that it was. Its firmware may be another.
-    pub fn is_same_drive(&self, now: &Identity) -> bool {
-        self.controller.serial == now.controller.serial
-            && self.controller.model == now.controller.model
-            && self.shape == now.shape
-            && self.queues <= now.queues
+    pub fn is_same_drive(&self, now: &ControllerPage, shape: &Shape, queues: u16) -> bool {
+        self.controller.serial == now.serial
+            && self.controller.model == now.model
+            && self.shape == *shape
+            && self.queues <= queues
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identify::Text;
 
     fn controller(transfer_bits: u8, deallocates: bool, zeroes: bool) -> ControllerPage {
         ControllerPage {
-            serial: String::from("S"),
-            model: String::from("M"),
-            firmware: String::from("F"),
+            serial: Text::new(b"S"),
+            model: Text::new(b"M"),
+            firmware: Text::new(b"F"),
             transfer_bits,
             shutdown: None,
             namespaces: 1,

@@ -61,9 +61,22 @@ impl Model {
             self.offence();
             return Status::INVALID_QUEUE.do_not_retry();
         }
-        // What hangs in it is gone with it.
+        // What hangs in it is gone with it, and what it was told.
         self.queues.hanging.retain(|hanging| hanging.0 != queue);
+        for completions in [false, true] {
+            if self.queues.place(queue, completions).is_none() {
+                self.host.clear_doorbell(queue, completions);
+            }
+        }
         Status::SUCCESS
+    }
+
+    /// A doorbell that was rung before there was its queue: what that does is not defined.
+    fn begin_doorbell(&mut self, queue: u16, completions: bool) {
+        if self.host.doorbell(queue, completions) != 0 {
+            self.offence();
+            self.host.clear_doorbell(queue, completions);
+        }
     }
 
     fn create_completions(&mut self, command: Words) -> Status {
@@ -79,7 +92,7 @@ impl Model {
             self.offence();
             return Status::INVALID_QUEUE.do_not_retry();
         }
-        self.host.clear_doorbell(queue, true);
+        self.begin_doorbell(queue, true);
         let vector = (flags & 2 != 0).then_some((flags >> 16) as u16);
         self.queues.add_completions(queue, command[3], entries, vector);
         Status::SUCCESS
@@ -98,7 +111,7 @@ impl Model {
             self.offence();
             return Status::INVALID_QUEUE.do_not_retry();
         }
-        self.host.clear_doorbell(queue, false);
+        self.begin_doorbell(queue, false);
         self.queues.add_submission(queue, command[3], entries, completion);
         Status::SUCCESS
     }

@@ -135,7 +135,7 @@ impl Host {
         self.read(DOORBELLS + (2 * usize::from(queue) + usize::from(completions)) * self.stride)
     }
 
-    /// A queue that is made begins at its first entry.
+    /// What a queue was told is nothing to the next one of its number.
     pub fn clear_doorbell(&self, queue: u16, completions: bool) {
         let n = 2 * usize::from(queue) + usize::from(completions);
         self.write(DOORBELLS + n * self.stride, 0);

@@ -9,7 +9,7 @@
 //! It speaks what a drive speaks and nothing else: it finds doorbells changed, fetches commands, walks
 //! over lists of pages, moves bytes, posts entries with the phase of its lap. It believes the driver
 //! nothing: an address that was not made visible, a queue that does not exist, a doorbell outside of the
-//! ring, an identifier that is in use are all counted as [`Offences`](ModelStats::offences), which tests
+//! ring or of a queue that is not there yet, an identifier that is in use are all counted as [`Offences`](ModelStats::offences), which tests
 //! hold at 0. Beside the medium it keeps what is durable, so that a power cut shows what a flush was
 //! worth. [`Fault`]s make it a bad drive; a fuzzer makes it one that does and says anything at all.
 

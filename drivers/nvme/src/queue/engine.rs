@@ -420,15 +420,19 @@ impl Engine {
         self.pair.push();
     }
 
-    /// Tells the drive of all that was written. Says how many commands that were.
+    /// Tells the drive of all that was written, unless it does not know this queue any more. Says how many
+    /// commands that were.
     #[inline(always)]
     fn send(&mut self) -> u32 {
-        let sent = self.pair.ring();
-        if sent > 0 {
-            self.in_drive += u64::from(sent);
-            self.counters.handed_over(u64::from(sent), self.in_drive);
+        if self.pair.is_rung() {
+            return 0;
         }
-        u32::from(sent)
+        let (pair, mut sent) = (&mut self.pair, 0);
+        if self.signals.ring(self.id, self.era, || sent = u64::from(pair.ring())) {
+            self.in_drive += sent;
+            self.counters.handed_over(sent, self.in_drive);
+        }
+        sent as u32
     }
 
     /// One turn: tells of what is new, takes what is done, lets those that wait move up.
@@ -447,7 +451,8 @@ impl Engine {
             answers += 1;
         }
         if answers > 0 {
-            self.pair.acknowledge();
+            // In another era the queue is made anew, and nothing of it counts.
+            self.signals.ring(self.id, self.era, || self.pair.acknowledge());
             self.counters.came_back(self.in_drive);
             if !(self.small.is_empty() && self.large.is_empty() && self.feeding.is_empty()) {
                 self.move_up(told);

@@ -18,11 +18,12 @@ pub(super) const SMALL: u64 = 64 << 10;
 /// What one command does.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
+    // In the order of what is asked for by them, so that nobody has to look which that is.
     Read,
     Write,
+    Flush,
     /// A write that is durable when it is answered.
     WriteThrough,
-    Flush,
     Deallocate,
     Zero,
 }

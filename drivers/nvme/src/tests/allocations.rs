@@ -183,19 +183,16 @@ fn allocations_of_trouble(bench: &mut Bench, fault: Fault, crowd: usize) -> u64 
     count
 }
 
-/// An abort costs none. A reset costs some, for what the controller tells about itself; how many
-/// commands have to be given again is no matter.
+/// Neither an abort nor a reset costs any, however many commands have to be given again.
 #[test]
-fn trouble_allocates_nothing_for_a_command() {
+fn trouble_allocates_nothing() {
     let mut bench = Bench::new(config());
     assert_eq!(allocations_of_trouble(&mut bench, Fault::LoseAnswer, 1), 0);
     assert_eq!(allocations_of_trouble(&mut bench, Fault::LoseAnswer, 32), 0);
     assert_eq!((bench.device.troubles().aborts, bench.device.troubles().resets), (8, 0));
     for fault in [Fault::Swallow, Fault::Spurious(0xffff), Fault::Fatal] {
-        let one = allocations_of_trouble(&mut bench, fault, 1);
-        let many = allocations_of_trouble(&mut bench, fault, 100);
-        assert_eq!(one, many, "{fault:?}");
-        assert!((1..100).contains(&one), "{one} for a reset after {fault:?}");
+        assert_eq!(allocations_of_trouble(&mut bench, fault, 1), 0, "{fault:?}");
+        assert_eq!(allocations_of_trouble(&mut bench, fault, 100), 0, "{fault:?}");
     }
     assert_eq!(bench.device.troubles().resets, 24);
     // The end of a drive takes its commands with it.

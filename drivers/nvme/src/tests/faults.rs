@@ -303,6 +303,49 @@ fn queues_of_other_reactors_are_made_anew() {
     drop((queue, other));
 }
 
+/// One reactor resets the controller while another, which has not looked since, gives commands: before,
+/// while and after the controller is off, and until the other makes its queue anew. The model counts each
+/// doorbell that it finds rung for a queue that it does not have.
+#[test]
+fn a_reactor_that_has_not_heard_of_a_reset_rings_no_doorbell() {
+    for first in 0..30 {
+        let mut bench = Bench::new(config());
+        let clock = Rc::new(bench.clock.clone());
+        let mut other = Reactor::new(ReactorConfig::default(), clock, Rng::seeded(2));
+        let queue = bench.device.open_queue(&other.local()).unwrap();
+        let mut theirs = Vec::new();
+        bench.model.lock().fault(Fault::Fatal);
+        let mine = bench.write(MIB, BLOCK, 1000);
+        bench.struck(1);
+        assert_eq!(bench.device.troubles().resets, 0);
+        bench.clock.advance(LIMIT / 16);
+        for n in 0..30 {
+            bench.reactor.step();
+            // The first one, for which its drive has nothing to do yet, is told of at once.
+            if n >= first {
+                let io = Io::write(n * BLOCK as u64, BLOCK, bench.filled(BLOCK, n));
+                theirs.push((n, other.local().spawn_join(queue.submit(io))));
+            }
+            bench.model.lock().step();
+        }
+        let queues = bench.model.lock().stats().queues;
+        assert_eq!((bench.device.troubles().resets, queues), (1, 1), "the other has not looked");
+        for (n, mut end) in theirs {
+            let mut done = None;
+            bench.step_until("the other's command ends", |_| {
+                other.step();
+                done = end.try_take();
+                done.is_some()
+            });
+            done.unwrap().result.unwrap();
+            bench.expect(n * BLOCK as u64, BLOCK, n);
+        }
+        bench.end(mine).result.unwrap();
+        assert_eq!(bench.model.lock().stats().offences, 0, "told of the first at pass {first}");
+        drop((queue, other));
+    }
+}
+
 /// Both have commands in flight, and the one that has no fault of its own drives the reset as well.
 #[test]
 fn a_reset_by_one_reactor_loses_nothing_of_another() {
