@@ -23,6 +23,7 @@ use memkv_block::{BlockDevice, Completion, Io, IoBuf, watch};
 use memkv_dma::{DmaBuf, Pool};
 use memkv_poller::{Clock, SystemClock};
 
+use super::driver;
 use super::pci::{self, Driver};
 use super::rig::{self, Bench, MIB, PATIENT};
 use super::talk;
@@ -41,8 +42,13 @@ const BATCH_TURNS: u32 = 300_000;
 const O_DIRECT: i32 = 0o40000;
 
 /// That it can be counted; the counts are reported.
-pub const CHECKS: &[Check] =
-    &[Check { name: "the instructions of a command are counted", run: count_all }];
+pub const CHECKS: &[Check] = &[
+    Check { name: "the instructions of a command are counted", run: count_all },
+    Check {
+        name: "a reactor that polls asks the kernel for nothing",
+        run: driver::a_reactor_asks_the_kernel_for_nothing,
+    },
+];
 
 /// Whom the driver wakes, and how often it did.
 #[derive(Default)]
