@@ -104,9 +104,9 @@ impl File {
         self.lock().name = name.to_vec();
     }
 
-    /// Its name is gone: it will not be stored.
-    pub fn unlink(&self) {
-        self.lock().unlinked = true;
+    /// Its name is gone, and it will not be stored; or is not gone after all.
+    pub fn unlink(&self, gone: bool) {
+        self.lock().unlinked = gone;
     }
 
     /// Whether it has a name.

@@ -190,9 +190,9 @@ impl Store {
     /// Stores a file.
     pub fn write(&self, name: &[u8], bytes: &[u8]) -> Result<Head, StoreError> {
         let head_key = key(b"f/", name)?;
-        let old = match self.open(name) {
-            Ok(old) => Some(old),
-            // A file that is not whole any more is replaced like none.
+        let old = match self.find(name) {
+            Ok(Found::File(old)) => Some(old),
+            Ok(Found::Directory) => return Err(StoreError::Directory),
             Err(StoreError::Absent | StoreError::Strange) => None,
             Err(error) => return Err(error),
         };
@@ -203,10 +203,11 @@ impl Store {
             }
             done => done?,
         };
-        match old {
-            Some(old) => self.drop_parts(&old.head),
-            None => self.list(name, false)?,
+        if let Some(old) = old {
+            self.drop_parts(&old);
         }
+        // Also when it was there before: the list may have been evicted meanwhile.
+        self.list(name, false)?;
         Ok(head)
     }
 

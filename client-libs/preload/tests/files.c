@@ -363,6 +363,8 @@ static void gone(void)
     puts("open");
     fflush(stdout);
     CHECK(fgets(line, sizeof line, stdin) != NULL);
+    /* What cannot be removed is still to be stored, and told of when it is not. */
+    CHECK(FAILS(unlink(at("file")), EIO));
     CHECK(FAILS(fsync(fd), EIO));
     CHECK(FAILS(close(fd), EIO) && FAILS(close(fd), EBADF));
     errno = 0;

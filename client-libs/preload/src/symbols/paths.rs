@@ -5,8 +5,9 @@ use std::ffi::{c_char, c_int, c_void};
 use libc::{mode_t, size_t, ssize_t, stat64 as Stat, statvfs64 as StatVfs, statx as Statx};
 
 use super::{done, our_descriptor, ours};
-use crate::files::{Errno, File, report};
+use crate::files::{Errno, report};
 use crate::status::{self, Status};
+use crate::store::StoreError;
 use crate::table::State;
 use crate::{memory, opening, real, table};
 
@@ -190,14 +191,20 @@ pub unsafe extern "C" fn statx(
 
 fn remove_file(state: &State, name: &[u8]) -> Result<(), Errno> {
     let open = opening::writer(name);
+    // Before: who closes it meanwhile would store it again.
     if let Some((_, file)) = &open {
-        file.unlink();
+        file.unlink(true);
     }
-    match state.store.remove(name) {
-        // It was never stored, and is not now.
-        Err(crate::store::StoreError::Absent) if open.is_some() => Ok(()),
+    let removed = match state.store.remove(name) {
+        // It was never stored.
+        Err(StoreError::Absent) if open.is_some() => Ok(()),
         done => done.map_err(|error| error.errno(name)),
+    };
+    // What could not be removed is still to be stored.
+    if let (Err(_), Some((_, file))) = (removed, &open) {
+        file.unlink(false);
     }
+    removed
 }
 
 fn remove_directory(state: &State, name: &[u8]) -> Result<(), Errno> {
@@ -297,11 +304,11 @@ unsafe fn renamed(from: *const c_char, to: *const c_char) -> Option<c_int> {
         let open = opening::writer(from);
         match state.store.rename(from, to) {
             // It is not stored yet, and will be by its new name.
-            Err(crate::store::StoreError::Absent) if open.is_some() => {}
+            Err(StoreError::Absent) if open.is_some() => {}
             done => done.map_err(|error| error.errno(from))?,
         }
         if let Some((_, file)) = opening::writer(to) {
-            File::unlink(&file);
+            file.unlink(true);
         }
         if let Some((_, file)) = open {
             file.rename(to);
