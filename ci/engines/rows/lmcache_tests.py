@@ -3,7 +3,7 @@
 import re
 import shutil
 
-from harness import environments, pytests
+from harness import environments, units
 
 TITLE = "Tests of memkv-lmcache; LMCache's own, with memkv in their fixtures"
 ENVIRONMENT = "vcpu"
@@ -23,7 +23,8 @@ OF_THE_CLIENT = "not TestPadBuffersToAlignment"
 
 def run(row):
     """Ours; then theirs, once as a client below their adapter and once as an adapter of its own."""
-    pytests.run(row, pytests.PACKAGES / "lmcache" / "tests", 35)
+    env = row.env(MEMKV_BIN=str(environments.target() / "release" / "memkv"))
+    units.run(row, "memkv-lmcache", units.PACKAGES / "lmcache" / "tests", 40, env)
     here = row.folder / "lmcache"
     source = environments.sources("lmcache", VERSION, ENVIRONMENT)
     shutil.copytree(source / "tests", here / "tests")
