@@ -12,7 +12,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{Ordering, fence};
 
 /// Pages of a buffer of samples, a power of two, behind the page that tells how far it is filled.
-const PAGES: usize = 512;
+const PAGES: usize = 2048;
 const PAGE: usize = 4096;
 
 /// `PERF_TYPE_SOFTWARE`, `PERF_COUNT_SW_TASK_CLOCK`: the time for which a thread has run.
