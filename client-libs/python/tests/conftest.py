@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import random
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -23,13 +25,26 @@ def binary() -> str:
     return path
 
 
+def free_ports() -> int:
+    """A port that is free, as is the next, for HTTP; below those that connections are given."""
+    for port in random.sample(range(20_000, 32_000), 1000):
+        try:
+            with socket.socket() as one, socket.socket() as other:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 1))
+                return port
+        except OSError:
+            continue
+    raise RuntimeError("two free ports are not to be had")
+
+
 class Server:
     """A node with a drive of its own; it can be stopped, killed and started again on the same port."""
 
     def __init__(self, folder: pathlib.Path, size: str = "1 GiB", port: int = 0) -> None:
         self.folder = folder
         self.size = size
-        self.port = port
+        self.port = port or free_ports()
         self.process: subprocess.Popen | None = None
         self.start()
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -18,12 +20,25 @@ MODEL = "tiny"
 SHAPE = (2, 4, 32, 64)
 
 
+def free_ports() -> int:
+    """A port that is free, as is the next, for HTTP; below those that connections are given."""
+    for port in random.sample(range(20_000, 32_000), 1000):
+        try:
+            with socket.socket() as one, socket.socket() as other:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 1))
+                return port
+        except OSError:
+            continue
+    raise RuntimeError("two free ports are not to be had")
+
+
 class Server:
     """A node that can be killed and started again on the same port."""
 
     def __init__(self, folder: Path, config: str = ""):
         self.folder, self.more = folder, config
-        self.port = 0
+        self.port = free_ports()
         self.process = None
         self.start()
 
