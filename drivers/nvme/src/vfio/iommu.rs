@@ -97,9 +97,10 @@ impl Iommu {
         Ok(group)
     }
 
-    /// Takes a group out again, whose device was closed; true when the device reaches no memory here
-    /// any more.
-    pub(super) fn leave(&self, number: u32, device: PciAddress) -> bool {
+    /// Takes a group out again, whose device was closed and was told of `windows`; true when the device
+    /// reaches no memory here any more. All in one step: of the next container, which another drive may
+    /// make at once, a window may be the same.
+    pub(super) fn leave(&self, number: u32, device: PciAddress, windows: &[Window]) -> bool {
         let mut inside = self.inside();
         let at = inside.groups.iter().position(|group| group.number == number);
         let at = at.expect("a device leaves a group that it has entered");
@@ -121,6 +122,7 @@ impl Iommu {
             inside.mappings.clear();
             inside.container = None;
         }
+        windows.iter().for_each(|window| inside.unmap(*window));
         true
     }
 
@@ -152,30 +154,29 @@ impl Iommu {
         inside.mappings.push(Mapping { window, drives: 1, _memory: memory });
         Ok(window)
     }
+}
 
+impl Inside {
     /// A drive that was told of it has gone: with the last one the memory is taken from all. What cannot
     /// be unmapped is kept for good.
-    pub(super) fn unmap(&self, window: Window) {
-        let mut inside = self.inside();
+    fn unmap(&mut self, window: Window) {
         // With the last group everything has gone.
-        let at = inside.mappings.iter().position(|mapping| mapping.window == window);
+        let at = self.mappings.iter().position(|mapping| mapping.window == window);
         let Some(at) = at else { return };
-        inside.mappings[at].drives -= 1;
-        if inside.mappings[at].drives > 0 {
+        self.mappings[at].drives -= 1;
+        if self.mappings[at].drives > 0 {
             return;
         }
         let (argsz, size) = (size_of::<DmaUnmap>(), window.len as u64);
         let mut unmap = DmaUnmap { argsz, flags: 0, iova: window.iova, size };
-        let container = inside.container.as_ref().expect("what is mapped is in a container");
+        let container = self.container.as_ref().expect("what is mapped is in a container");
         match ioctl::UNMAP_DMA.ask(container, &mut unmap) {
-            Ok(_) if unmap.size == size => drop(inside.mappings.swap_remove(at)),
+            Ok(_) if unmap.size == size => drop(self.mappings.swap_remove(at)),
             Ok(_) => tracing::error!("memory was unmapped in part and is kept"),
             Err(error) => tracing::error!(%error, "memory cannot be unmapped and is kept"),
         }
     }
-}
 
-impl Inside {
     /// The first address at which so many bytes lie apart from all others.
     fn free_iova(&self, len: usize) -> u64 {
         let mut taken: Vec<Window> = self.mappings.iter().map(|mapping| mapping.window).collect();

@@ -221,7 +221,7 @@ impl Vfio {
         drop(group);
         if opened.is_err() {
             // Its device, if there was one, is closed again.
-            iommu.leave(number, address);
+            iommu.leave(number, address, &[]);
         }
         opened
     }
@@ -265,11 +265,7 @@ impl Vfio {
     fn let_go(&self, held: Held) -> bool {
         let Held { device, windows, .. } = held;
         drop(device);
-        let gone = self.iommu.leave(self.group, self.address);
-        if gone {
-            windows.into_iter().for_each(|window| self.iommu.unmap(window));
-        }
-        gone
+        self.iommu.leave(self.group, self.address, &windows)
     }
 }
 
