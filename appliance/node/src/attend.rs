@@ -1,8 +1,9 @@
 //! Looks after the drives that are driven from here, also when nobody asks anything of them: a thread of
 //! its own, for a drive that is asked about its health, or let go, keeps whoever asks waiting.
 //!
-//! * Every second: whether each is still there and well, and whether the system wants it back. One that
-//!   is out of service is told to the store, which may have nothing to do with it at the time.
+//! * Ten times a second: whether each is still there and well, and whether the system wants it back. One that
+//!   has failed is cut off from memory here, which keeps whoever does it waiting, and only then end the
+//!   commands that it had. It is told to the store, which may have nothing to do with it at the time.
 //! * Every minute: what it says of its health.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use crate::serve::chain;
 use crate::status::Shared;
 
 /// How often drives are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(100);
 /// How often they are asked for their health.
 const ASK: Duration = Duration::from_secs(60);
 

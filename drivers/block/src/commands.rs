@@ -9,28 +9,44 @@
 //! ```
 //!
 //! A buffer lies in the table from the moment that its command was given until its end, so a driver
-//! needs nothing but the [`CommandId`] in its own tables. Slots are used again; there are as many as
-//! there were ever commands at once that somebody still cared for.
+//! needs nothing but what it was [`Given`] in its own tables. Slots are used again; there are as many as
+//! there were ever commands at once that somebody still cared for. A slot stays where it is and is
+//! shared by the two who have its command, driver and caller, so both go straight to it: all in it are
+//! cells, and nothing of it is ever borrowed. The table may go before them; then a slot goes with the
+//! last of both.
 //!
 //! **Who looks after them.** Whoever has to see that commands end in time ([`Commands::on_begin`]) is called
 //! with the first command after a [rest](Commands::rest), and looks for as long as there are any: so
 //! one that is watched costs no more than one that is not.
 //!
-//! Nobody is woken, and no buffer is dropped, while the table is borrowed: a driver gathers both in
-//! [`Told`] and tells when it holds nothing any more.
+//! A driver that holds something while commands end gathers whom to wake, and what to drop, in [`Told`]
+//! and tells when it holds nothing any more.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::rc::Rc;
+use std::ptr::NonNull;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Waker};
 
 use crate::completion::Completion;
 use crate::watch::Ended;
 use crate::{Done, IoBuf, IoError};
 
-/// A command in the table of its queue, for the driver: until it has ended it.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub struct CommandId(u32);
+/// A command as its driver has it, which is to end it: there is one of each.
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "whoever gave the command waits for its end"]
+pub struct Given(SlotRef);
+
+/// A place for a command that nobody has given yet.
+pub struct Vacancy<'a> {
+    table: &'a Table,
+    slot: NonNull<Slot>,
+}
+
+/// A slot, for one of the two who have its command.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct SlotRef(NonNull<Slot>);
 
 /// Who has the command.
 #[derive(Copy, Clone, PartialEq, Eq, Default, Debug)]
@@ -47,33 +63,44 @@ enum Phase {
     Done,
 }
 
-#[derive(Default)]
 struct Slot {
-    phase: Phase,
+    /// None once that has gone.
+    table: Cell<Option<NonNull<Table>>>,
+    /// The next one that is free, if it is.
+    next: Cell<Option<NonNull<Slot>>>,
     /// Commands given before it.
-    number: u64,
-    waker: Option<Waker>,
+    number: Cell<u64>,
+    waker: Cell<Option<Waker>>,
     /// The driver's until it has ended the command, then the caller's.
-    buf: Option<IoBuf>,
-    error: Option<IoError>,
+    buf: Cell<Option<IoBuf>>,
+    error: Cell<Option<IoError>>,
+    phase: Cell<Phase>,
 }
 
-#[derive(Default)]
+/// The gates of those that rest, and of those that are not watched.
+static SHUT: AtomicU8 = AtomicU8::new(1);
+static OPEN: AtomicU8 = AtomicU8::new(0);
+
 struct Table {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    given: u64,
+    free: Cell<Option<NonNull<Slot>>>,
+    given: Cell<u64>,
+    /// Nobody looks after them, for there are none.
+    resting: Cell<bool>,
+    /// Whether the drive is not asked any more, if it is watched.
+    ended: OnceCell<Arc<Ended>>,
+    /// What is 0 when neither of the two is so: the one to be looked at now.
+    gate: Cell<NonNull<AtomicU8>>,
+    /// All of them, free or not.
+    slots: RefCell<Vec<NonNull<Slot>>>,
+    begin: RefCell<Vec<Box<dyn Fn()>>>,
 }
 
 /// The commands of one queue. For drivers.
-pub struct Commands {
-    table: RefCell<Table>,
-    /// Nobody looks after them, for there are none.
-    resting: Cell<bool>,
-    begin: RefCell<Vec<Box<dyn Fn()>>>,
-    /// Whether the drive is not asked any more, if it is watched.
-    ended: OnceCell<Arc<Ended>>,
-}
+#[derive(Clone)]
+pub struct Commands(Rc<Table>);
+
+/// The same, for whoever does not keep it.
+pub(crate) struct WeakCommands(Weak<Table>);
 
 /// Whom to wake, and what to drop, when nothing is borrowed any more. For drivers.
 #[derive(Default)]
@@ -89,105 +116,307 @@ impl Told {
     }
 
     /// Wakes those who wait, in the order of the ends.
-    #[inline(always)]
     pub fn tell(&mut self) {
-        if self.wakers.len() == 1
-            && let Some(waker) = self.wakers.pop()
-        {
-            waker.wake();
-        } else if !self.wakers.is_empty() {
-            self.wake_all();
-        }
-        if !self.buffers.is_empty() {
-            self.buffers.clear();
-        }
-    }
-
-    #[inline(never)]
-    fn wake_all(&mut self) {
-        for waker in self.wakers.drain(..) {
-            waker.wake();
-        }
+        self.wakers.drain(..).for_each(Waker::wake);
+        self.buffers.clear();
     }
 }
 
 impl Table {
     #[inline(always)]
-    fn take_free(&mut self) -> u32 {
-        match self.free.pop() {
-            Some(index) => index,
-            None => self.grow(),
+    fn vacancy(&self) -> Option<Vacancy<'_>> {
+        let free = self.free.get()?;
+        // SAFETY: as in `each`.
+        self.free.set(unsafe { free.as_ref() }.next.get());
+        Some(Vacancy { table: self, slot: free })
+    }
+
+    #[cold]
+    fn grow(&self) -> NonNull<Slot> {
+        let slot = Slot {
+            table: Cell::new(Some(NonNull::from(self))),
+            next: Cell::new(None),
+            number: Cell::new(0),
+            waker: Cell::new(None),
+            buf: Cell::new(None),
+            error: Cell::new(None),
+            phase: Cell::new(Phase::Free),
+        };
+        let slot = NonNull::from(Box::leak(Box::new(slot)));
+        self.slots.borrow_mut().push(slot);
+        slot
+    }
+
+    /// Looks at all slots, in which nobody changes anything that is borrowed meanwhile.
+    fn each(&self, mut look: impl FnMut(&Slot)) {
+        for slot in self.slots.borrow().iter() {
+            // SAFETY: the slots of a table are there as long as it is. They hold cells alone, and this
+            // thread is the only one that knows them.
+            look(unsafe { slot.as_ref() });
+        }
+    }
+}
+
+impl Drop for Table {
+    /// What somebody still has stays for as long as that.
+    fn drop(&mut self) {
+        for slot in self.slots.get_mut().drain(..) {
+            // SAFETY: as in `each`.
+            let held = unsafe { slot.as_ref() };
+            if held.phase.get() == Phase::Free {
+                // SAFETY: it was leaked from a box when it was made. Nobody but the table has a slot that is
+                // free, and the table, which goes, does not have it any more.
+                drop(unsafe { Box::from_raw(slot.as_ptr()) });
+            } else {
+                held.table.set(None);
+            }
+        }
+    }
+}
+
+impl SlotRef {
+    #[inline(always)]
+    fn slot(&self) -> &Slot {
+        // SAFETY: a slot is there while its table is, and else while it is not free. Driver and caller
+        // have their references from when it was taken until one of them has freed it, who is the last
+        // of both and uses up its own by that; neither is sent to another thread.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Nobody has it any more.
+    #[inline(always)]
+    fn free(&self) {
+        let slot = self.slot();
+        slot.phase.set(Phase::Free);
+        let Some(table) = slot.table.get() else {
+            // SAFETY: it was leaked from a box when it was made; its table has gone without it, and who had
+            // its command is done with it.
+            return drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+        };
+        // SAFETY: a table that goes takes itself out of its slots.
+        let table = unsafe { table.as_ref() };
+        slot.next.set(table.free.replace(Some(self.0)));
+    }
+
+    /// Whether the driver still has it; then who asks is woken when it is done.
+    #[inline(always)]
+    pub fn is_pending(&self, cx: &mut Context<'_>) -> bool {
+        let slot = self.slot();
+        if slot.phase.get() != Phase::Pending {
+            return false;
+        }
+        // SAFETY: nothing is borrowed but to compare two pointers, by which nobody comes here.
+        match unsafe { &*slot.waker.as_ptr() } {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            Some(_) => slot.waker.set(Some(cx.waker().clone())),
+            None => {
+                let waker = Some(cx.waker().clone());
+                // SAFETY: in place of `None`, or of what a waker left that came here to be cloned: that
+                // is not dropped then.
+                unsafe { slot.waker.as_ptr().write(waker) };
+            }
+        }
+        true
+    }
+
+    /// What was done; it is told once.
+    pub fn take(self) -> Done {
+        let slot = self.slot();
+        if slot.phase.get() != Phase::Done {
+            return slot.told_of_abandoning();
+        }
+        let buf = slot.buf.take();
+        let result = slot.error.take().map_or(Ok(()), Err);
+        self.free();
+        Done { result, buf }
+    }
+
+    /// The caller is not interested any more.
+    #[cold]
+    pub fn forsake(self) {
+        let slot = self.slot();
+        let waker = slot.waker.take();
+        let error = slot.error.take();
+        let mut buf = None;
+        match slot.phase.get() {
+            Phase::Pending | Phase::Abandoned => slot.phase.set(Phase::Orphan),
+            Phase::Done => {
+                buf = slot.buf.take();
+                self.free();
+            }
+            phase => panic!("a command that is {phase:?} has no caller"),
+        }
+        // The buffer goes back to its pool here, which may wake others: nothing is used any more.
+        drop((waker, buf, error));
+    }
+}
+
+impl Vacancy<'_> {
+    /// The command, whose buffer, if there is one, is taken: for the driver, and its end for the caller.
+    #[inline(always)]
+    pub fn give(self, buf: &mut Option<IoBuf>) -> (Given, Completion) {
+        let Vacancy { table, slot: at } = self;
+        std::mem::forget(self);
+        // SAFETY: as in `Table::each`.
+        let slot = unsafe { at.as_ref() };
+        let number = table.given.get();
+        table.given.set(number + 1);
+        slot.number.set(number);
+        slot.phase.set(Phase::Pending);
+        // As an assignment it would be moved by way of the stack, and what is overwritten be looked at.
+        // SAFETY: two places of which the one is not in the other. The slot was free: it holds `None`, which
+        // is not dropped by being overwritten, and each place has its own value afterwards.
+        unsafe {
+            std::ptr::copy_nonoverlapping(buf, slot.buf.as_ptr(), 1);
+            std::ptr::write(buf, None);
+        }
+        (Given(SlotRef(at)), Completion::of_slot(SlotRef(at)))
+    }
+}
+
+impl Drop for Vacancy<'_> {
+    fn drop(&mut self) {
+        SlotRef(self.slot).free();
+    }
+}
+
+impl Slot {
+    #[cold]
+    fn told_of_abandoning(&self) -> Done {
+        let phase = self.phase.get();
+        assert!(phase == Phase::Abandoned, "a command that is {phase:?} has no caller");
+        self.phase.set(Phase::Orphan);
+        let error = self.error.take().expect("why it was abandoned");
+        Done { result: Err(error), buf: None }
+    }
+}
+
+impl Given {
+    /// The command was done.
+    pub fn end(self, told: &mut Told) {
+        let slot = self.0.slot();
+        if slot.phase.get() != Phase::Pending {
+            return self.end_unwanted(told);
+        }
+        slot.phase.set(Phase::Done);
+        told.wakers.extend(slot.waker.take());
+    }
+
+    /// The command was done, and the driver holds nothing by which a caller could come to it.
+    #[inline(always)]
+    pub fn end_now(self) {
+        let slot = self.0.slot();
+        if slot.phase.get() != Phase::Pending {
+            return self.end_unwanted_now();
+        }
+        slot.phase.set(Phase::Done);
+        if let Some(waker) = slot.waker.take() {
+            waker.wake();
         }
     }
 
     #[cold]
-    fn grow(&mut self) -> u32 {
-        self.slots.push(Slot::default());
-        // Then no slot is freed by asking for memory.
-        self.free.reserve(self.slots.len());
-        u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 commands")
+    fn end_unwanted_now(self) {
+        let mut told = Told::default();
+        self.end_unwanted(&mut told);
+        told.tell();
     }
 
-    #[inline(always)]
-    fn slot(&mut self, id: CommandId) -> &mut Slot {
-        &mut self.slots[id.0 as usize]
-    }
-
-    /// A driver ends what nobody waits for.
+    /// The driver ends what nobody waits for.
     #[cold]
-    fn end_unwanted(&mut self, id: CommandId, told: &mut Told) {
-        let slot = self.slot(id);
+    fn end_unwanted(self, told: &mut Told) {
+        let slot = self.0.slot();
         told.buffers.extend(slot.buf.take());
-        match slot.phase {
-            Phase::Abandoned => slot.phase = Phase::Done,
-            Phase::Orphan => {
-                slot.phase = Phase::Free;
-                self.free.push(id.0);
-            }
+        match slot.phase.get() {
+            Phase::Abandoned => slot.phase.set(Phase::Done),
+            Phase::Orphan => self.0.free(),
             phase => panic!("a command that is {phase:?} cannot end"),
         }
+    }
+
+    /// The command was not done.
+    #[cold]
+    pub fn fail(self, error: IoError, told: &mut Told) {
+        let slot = self.0.slot();
+        if slot.phase.get() == Phase::Pending {
+            slot.error.set(Some(error));
+        }
+        self.end(told);
+    }
+
+    /// The same, and nobody knows whether the device still uses its buffer, which is leaked.
+    #[cold]
+    pub fn leak(self, error: IoError, told: &mut Told) {
+        std::mem::forget(self.0.slot().buf.take());
+        self.fail(error, told);
     }
 }
 
 impl Commands {
     /// A table with room for so many commands at once; for more it grows.
     pub fn with_capacity(commands: usize) -> Commands {
-        let slots = std::iter::repeat_with(Slot::default).take(commands).collect();
-        let free = (0..commands as u32).rev().collect();
-        Commands {
-            table: RefCell::new(Table { slots, free, given: 0 }),
+        let table = Rc::new(Table {
+            free: Cell::new(None),
+            given: Cell::new(0),
             resting: Cell::new(true),
-            begin: RefCell::default(),
             ended: OnceCell::new(),
-        }
+            gate: Cell::new(NonNull::from(&SHUT)),
+            slots: RefCell::new(Vec::with_capacity(commands)),
+            begin: RefCell::default(),
+        });
+        (0..commands).for_each(|_| drop(Vacancy { table: &table, slot: table.grow() }));
+        Commands(table)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakCommands {
+        WeakCommands(Rc::downgrade(&self.0))
     }
 
     /// Calls `begin` with the first command after each [rest](Self::rest), on the way of whoever gives it,
     /// while the driver may be borrowed: it starts a task and does nothing else.
     pub fn on_begin(&self, begin: impl Fn() + 'static) {
-        self.begin.borrow_mut().push(Box::new(begin));
+        self.0.begin.borrow_mut().push(Box::new(begin));
     }
 
     /// The driver has no command, or whoever looks after them found none: nobody looks until there is one.
     pub fn rest(&self) {
-        self.resting.set(true);
+        self.0.resting.set(true);
+        self.set_gate();
     }
 
     #[cold]
     fn begin(&self) {
-        self.resting.set(false);
-        self.begin.borrow().iter().for_each(|begin| begin());
+        self.0.resting.set(false);
+        self.set_gate();
+        self.0.begin.borrow().iter().for_each(|begin| begin());
     }
 
     /// The drive behind this is watched; `ended` tells when it is not asked any more.
     pub(crate) fn watch(&self, ended: Arc<Ended>) {
-        assert!(self.ended.set(ended).is_ok(), "a queue is watched once");
+        assert!(self.0.ended.set(ended).is_ok(), "a queue is watched once");
+        self.set_gate();
+    }
+
+    fn set_gate(&self) {
+        let ended = self.0.ended.get().map_or(&OPEN, |ended| ended.flag());
+        self.0.gate.set(NonNull::from(if self.0.resting.get() { &SHUT } else { ended }));
+    }
+
+    /// A place for the next command, if that may simply be given: somebody looks after those that there
+    /// are, nothing is [refused](Commands::refusal), and no memory has to be asked for.
+    #[inline(always)]
+    pub fn vacancy(&self) -> Option<Vacancy<'_>> {
+        let table = &*self.0;
+        // SAFETY: a static, or in what is kept in `ended` for as long as the table is there.
+        if unsafe { table.gate.get().as_ref() }.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        table.vacancy()
     }
 
     /// Why nothing is to reach the drive any more, if so: what is submitted now ends like that.
-    #[inline(always)]
     pub fn refusal(&self) -> Option<IoError> {
-        match self.ended.get() {
+        match self.0.ended.get() {
             Some(ended) if ended.is_so() => Some(ended.error()),
             _ => None,
         }
@@ -195,160 +424,56 @@ impl Commands {
 
     /// Whether the driver has none.
     pub(crate) fn is_empty(&self) -> bool {
-        let idle = |slot: &Slot| matches!(slot.phase, Phase::Free | Phase::Done);
-        self.table.borrow().slots.iter().all(idle)
+        let mut empty = true;
+        self.0.each(|slot| empty &= matches!(slot.phase.get(), Phase::Free | Phase::Done));
+        empty
     }
 
     /// How many commands there have been.
     pub(crate) fn given(&self) -> u64 {
-        self.table.borrow().given
+        self.0.given.get()
     }
 
-    /// A new command, whose buffer, if there is one, is taken. The caller is to have its [end](Self::completion).
-    #[inline(always)]
-    pub fn give(&self, buf: &mut Option<IoBuf>) -> CommandId {
-        if self.resting.get() {
+    /// A new command, whose buffer, if there is one, is taken: for the driver, and its end for the caller.
+    pub fn give(&self, buf: &mut Option<IoBuf>) -> (Given, Completion) {
+        if self.0.resting.get() {
             self.begin();
         }
-        let mut table = self.table.borrow_mut();
-        let id = CommandId(table.take_free());
-        let number = table.given;
-        table.given += 1;
-        let slot = table.slot(id);
-        (slot.phase, slot.number) = (Phase::Pending, number);
-        assert!(slot.buf.is_none(), "a free slot is empty");
-        // As an assignment it would be moved by way of the stack, and what is overwritten be looked at.
-        // SAFETY: two places that are borrowed, of which the one is not in the other. `None` is not
-        // dropped by being overwritten, and each place has its own value afterwards.
-        unsafe {
-            std::ptr::copy_nonoverlapping(buf, &raw mut slot.buf, 1);
-            std::ptr::write(buf, None);
-        }
-        id
-    }
-
-    /// The caller's end of a command that was just given: there is one.
-    #[inline(always)]
-    pub fn completion(self: &Rc<Commands>, id: CommandId) -> Completion {
-        Completion::of_table(Rc::clone(self), id)
-    }
-
-    /// The command was done.
-    #[inline(always)]
-    pub fn end(&self, id: CommandId, told: &mut Told) {
-        let mut table = self.table.borrow_mut();
-        let slot = table.slot(id);
-        if slot.phase != Phase::Pending {
-            return table.end_unwanted(id, told);
-        }
-        slot.phase = Phase::Done;
-        if let Some(waker) = slot.waker.take() {
-            told.wakers.push(waker);
-        }
-    }
-
-    /// The command was not done.
-    #[cold]
-    pub fn fail(&self, id: CommandId, error: IoError, told: &mut Told) {
-        let mut table = self.table.borrow_mut();
-        let slot = table.slot(id);
-        if slot.phase == Phase::Pending {
-            slot.error = Some(error);
-        }
-        drop(table);
-        self.end(id, told);
-    }
-
-    /// The same, and nobody knows whether the device still uses its buffer, which is leaked.
-    #[cold]
-    pub fn leak(&self, id: CommandId, error: IoError, told: &mut Told) {
-        std::mem::forget(self.table.borrow_mut().slot(id).buf.take());
-        self.fail(id, error, told);
+        let table = &*self.0;
+        let vacancy = table.vacancy();
+        vacancy.unwrap_or_else(|| Vacancy { table, slot: table.grow() }).give(buf)
     }
 
     /// Ends every command for which somebody still waits, while the driver has it: its buffer is dropped
     /// when the driver is done with it.
     pub(crate) fn abandon_all(&self, error: impl Fn() -> IoError) {
-        let mut table = self.table.borrow_mut();
         let mut told = Told::default();
-        for slot in table.slots.iter_mut().filter(|slot| slot.phase == Phase::Pending) {
-            slot.phase = Phase::Abandoned;
-            slot.error = Some(error());
-            told.wakers.extend(slot.waker.take());
-        }
-        drop(table);
+        self.0.each(|slot| {
+            if slot.phase.get() == Phase::Pending {
+                slot.phase.set(Phase::Abandoned);
+                slot.error.set(Some(error()));
+                told.wakers.extend(slot.waker.take());
+            }
+        });
         told.tell();
     }
 
     /// The command given first of those that the driver has and somebody waits for, by its number.
     pub(crate) fn oldest(&self) -> Option<u64> {
-        let table = self.table.borrow();
-        let pending = table.slots.iter().filter(|slot| slot.phase == Phase::Pending);
-        pending.map(|slot| slot.number).min()
-    }
-
-    /// Whether the driver still has it; then who asks is woken when it is done.
-    #[inline(always)]
-    pub(crate) fn is_pending(&self, id: CommandId, cx: &mut Context<'_>) -> bool {
-        let mut table = self.table.borrow_mut();
-        let slot = table.slot(id);
-        if slot.phase != Phase::Pending {
-            return false;
-        }
-        match &mut slot.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            empty => {
-                // SAFETY: `None` is not dropped by being overwritten.
-                unsafe { std::ptr::write(empty, Some(cx.waker().clone())) };
+        let mut oldest = None;
+        self.0.each(|slot| {
+            if slot.phase.get() == Phase::Pending {
+                let number = slot.number.get();
+                oldest = Some(oldest.map_or(number, |oldest: u64| oldest.min(number)));
             }
-        }
-        true
-    }
-
-    /// What was done; it is told once.
-    #[inline(never)]
-    pub(crate) fn take(&self, id: CommandId) -> Done {
-        let mut table = self.table.borrow_mut();
-        let slot = table.slot(id);
-        if slot.phase != Phase::Done {
-            return slot.told_of_abandoning();
-        }
-        slot.phase = Phase::Free;
-        let buf = slot.buf.take();
-        let result = slot.error.take().map_or(Ok(()), Err);
-        table.free.push(id.0);
-        Done { result, buf }
-    }
-
-    /// The caller is not interested any more.
-    #[cold]
-    pub(crate) fn forsake(&self, id: CommandId) {
-        let mut table = self.table.borrow_mut();
-        let slot = table.slot(id);
-        let left = (slot.waker.take(), slot.buf.take_if(|_| slot.phase == Phase::Done));
-        let error = slot.error.take();
-        match slot.phase {
-            Phase::Pending | Phase::Abandoned => slot.phase = Phase::Orphan,
-            Phase::Done => {
-                slot.phase = Phase::Free;
-                table.free.push(id.0);
-            }
-            phase => panic!("a command that is {phase:?} has no caller"),
-        }
-        drop(table);
-        // The buffer goes back to its pool here, which may wake others: nothing is borrowed.
-        drop((left, error));
+        });
+        oldest
     }
 }
 
-impl Slot {
-    #[cold]
-    fn told_of_abandoning(&mut self) -> Done {
-        let phase = self.phase;
-        assert!(phase == Phase::Abandoned, "a command that is {phase:?} has no caller");
-        self.phase = Phase::Orphan;
-        let error = self.error.take().expect("why it was abandoned");
-        Done { result: Err(error), buf: None }
+impl WeakCommands {
+    pub fn upgrade(&self) -> Option<Commands> {
+        self.0.upgrade().map(Commands)
     }
 }
 
@@ -373,7 +498,7 @@ mod tests {
     }
 
     struct Bench {
-        commands: Rc<Commands>,
+        commands: Commands,
         pool: Pool,
         told: Told,
         wakes: Arc<Wakes>,
@@ -383,14 +508,13 @@ mod tests {
         fn new() -> Bench {
             let config = PoolConfig { size: 8 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
             let pool = Pool::new(config).unwrap();
-            let commands = Rc::new(Commands::with_capacity(1));
+            let commands = Commands::with_capacity(1);
             Bench { commands, pool, told: Told::default(), wakes: Arc::default() }
         }
 
-        fn give(&self) -> (CommandId, Completion) {
+        fn give(&self) -> (Given, Completion) {
             let buffer = self.pool.allocate(Class::Receive, 4096).unwrap();
-            let id = self.commands.give(&mut Some(buffer.into()));
-            (id, self.commands.completion(id))
+            self.commands.give(&mut Some(buffer.into()))
         }
 
         fn poll(&self, completion: &mut Completion) -> Option<Done> {
@@ -410,8 +534,12 @@ mod tests {
         }
 
         fn slots(&self) -> (usize, usize) {
-            let table = self.commands.table.borrow();
-            (table.slots.len(), table.free.len())
+            let (mut slots, mut free) = (0, 0);
+            self.commands.0.each(|slot| {
+                slots += 1;
+                free += usize::from(slot.phase.get() == Phase::Free);
+            });
+            (slots, free)
         }
     }
 
@@ -422,7 +550,7 @@ mod tests {
             let (id, mut completion) = bench.give();
             assert!(bench.poll(&mut completion).is_none());
             assert!(bench.poll(&mut completion).is_none());
-            bench.commands.end(id, &mut bench.told);
+            id.end(&mut bench.told);
             assert_eq!(bench.wakes(), round - 1, "not while something is borrowed");
             bench.told.tell();
             assert_eq!(bench.wakes(), round);
@@ -438,7 +566,7 @@ mod tests {
     fn what_was_told_is_not_told_again() {
         let mut bench = Bench::new();
         let (id, mut completion) = bench.give();
-        bench.commands.end(id, &mut bench.told);
+        id.end(&mut bench.told);
         assert!(bench.poll(&mut completion).is_some());
         bench.poll(&mut completion);
     }
@@ -447,8 +575,8 @@ mod tests {
     fn a_failure_comes_with_the_buffer_or_leaks_it() {
         let mut bench = Bench::new();
         let ((one, mut first), (two, mut second)) = (bench.give(), bench.give());
-        bench.commands.fail(one, IoError::Offline, &mut bench.told);
-        bench.commands.leak(two, IoError::Offline, &mut bench.told);
+        one.fail(IoError::Offline, &mut bench.told);
+        two.leak(IoError::Offline, &mut bench.told);
         let done = bench.poll(&mut first).unwrap();
         assert!(matches!(done.result, Err(IoError::Offline)) && done.buf.is_some());
         drop(done);
@@ -464,13 +592,13 @@ mod tests {
         assert!(bench.poll(&mut completion).is_none());
         drop(completion);
         assert_eq!((bench.commands.oldest(), bench.used()), (None, 16384));
-        bench.commands.end(id, &mut bench.told);
+        id.end(&mut bench.told);
         assert_eq!(bench.used(), 16384, "not while something is borrowed");
         bench.told.tell();
         assert_eq!((bench.used(), bench.wakes(), bench.slots()), (0, 0, (1, 1)));
         // And one that goes when it is done already.
         let (id, completion) = bench.give();
-        bench.commands.end(id, &mut bench.told);
+        id.end(&mut bench.told);
         drop(completion);
         assert_eq!((bench.used(), bench.slots()), (0, (1, 1)));
     }
@@ -486,8 +614,8 @@ mod tests {
         // One is told before the driver is done, one after.
         let done = bench.poll(&mut first).unwrap();
         assert!(matches!(done.result, Err(IoError::Offline)) && done.buf.is_none());
-        bench.commands.end(one, &mut bench.told);
-        bench.commands.end(two, &mut bench.told);
+        one.end(&mut bench.told);
+        two.end(&mut bench.told);
         assert_eq!(bench.used(), 2 * 16384);
         bench.told.tell();
         assert_eq!(bench.used(), 0);
@@ -497,11 +625,50 @@ mod tests {
     }
 
     #[test]
+    fn a_command_outlives_its_table() {
+        let mut bench = Bench::new();
+        let ((one, mut first), (two, second)) = (bench.give(), bench.give());
+        let (three, third) = bench.give();
+        assert!(bench.poll(&mut first).is_none());
+        three.end(&mut bench.told);
+        bench.commands = Commands::with_capacity(0);
+        one.end(&mut bench.told);
+        bench.told.tell();
+        assert_eq!(bench.wakes(), 1);
+        let done = bench.poll(&mut first).expect("it was done");
+        assert!(done.result.is_ok() && done.buf.is_some());
+        drop((done, second, third));
+        assert_eq!(bench.used(), 16384, "the driver has one of them");
+        two.end(&mut bench.told);
+        bench.told.tell();
+        assert_eq!(bench.used(), 0);
+    }
+
+    #[test]
+    fn a_place_that_is_not_used_stays_free() {
+        let bench = Bench::new();
+        assert!(bench.commands.vacancy().is_none(), "nobody looks after what there would be");
+        let (given, completion) = bench.give();
+        assert!(bench.commands.vacancy().is_none(), "there was room for one");
+        given.end(&mut Told::default());
+        drop(completion);
+        drop(bench.commands.vacancy().expect("it is free again"));
+        let (_given, completion) = bench.commands.vacancy().expect("still").give(&mut None);
+        assert_eq!(bench.slots(), (1, 0));
+        drop(completion);
+        bench.commands.watch(Arc::new(Ended::new(std::time::Duration::ZERO)));
+        bench.commands.rest();
+        assert!(bench.commands.vacancy().is_none(), "nobody looks after them any more");
+    }
+
+    #[test]
     #[should_panic(expected = "cannot end")]
     fn a_command_ends_once() {
         let mut bench = Bench::new();
-        let (id, _completion) = bench.give();
-        bench.commands.end(id, &mut bench.told);
-        bench.commands.end(id, &mut bench.told);
+        let (given, _completion) = bench.give();
+        // What the compiler keeps drivers from.
+        let again = Given(SlotRef(given.0.0));
+        given.end(&mut bench.told);
+        again.end(&mut bench.told);
     }
 }

@@ -6,13 +6,12 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use memkv_poller::spare::{Reuse, Shared};
 
-use crate::commands::{CommandId, Commands};
+use crate::commands::SlotRef;
 use crate::{Done, IoError};
 
 enum State {
@@ -102,8 +101,8 @@ impl fmt::Debug for Completer {
 pub struct Completion(End);
 
 enum End {
-    /// Of a command in the table of its queue.
-    OfTable(Rc<Commands>, CommandId),
+    /// Of a command in the table of its queue. One pointer, as the other: then both are returned in registers.
+    OfTable(SlotRef),
     /// Of a command that stands alone.
     Alone(Shared<Command>),
     /// The caller has been told.
@@ -116,7 +115,7 @@ impl Future for Completion {
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         match &self.0 {
-            End::OfTable(commands, id) if commands.is_pending(*id, cx) => Poll::Pending,
+            End::OfTable(slot) if slot.is_pending(cx) => Poll::Pending,
             _ => self.poll_end(cx),
         }
     }
@@ -125,14 +124,17 @@ impl Future for Completion {
 impl Completion {
     #[inline(never)]
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
-        let done = match &self.0 {
-            End::OfTable(commands, id) => Some(commands.take(*id)),
-            End::Alone(command) => command.poll(cx),
+        match std::mem::replace(&mut self.0, End::Over) {
+            End::OfTable(slot) => Poll::Ready(slot.take()),
+            End::Alone(command) => match command.poll(cx) {
+                Some(done) => Poll::Ready(done),
+                None => {
+                    self.0 = End::Alone(command);
+                    Poll::Pending
+                }
+            },
             End::Over => panic!("a completion was polled after its end"),
-        };
-        let Some(done) = done else { return Poll::Pending };
-        self.0 = End::Over;
-        Poll::Ready(done)
+        }
     }
 }
 
@@ -154,9 +156,9 @@ impl Command {
 }
 
 impl Completion {
-    #[inline]
-    pub(crate) fn of_table(commands: Rc<Commands>, id: CommandId) -> Completion {
-        Completion(End::OfTable(commands, id))
+    #[inline(always)]
+    pub(crate) fn of_slot(slot: SlotRef) -> Completion {
+        Completion(End::OfTable(slot))
     }
 
     /// A third end, for whoever watches over a command that stands alone.
@@ -202,9 +204,9 @@ impl Watched {
 impl Drop for Completion {
     #[inline]
     fn drop(&mut self) {
-        match &self.0 {
+        match std::mem::replace(&mut self.0, End::Over) {
             End::Over => {}
-            End::OfTable(commands, id) => commands.forsake(*id),
+            End::OfTable(slot) => slot.forsake(),
             End::Alone(command) => {
                 let before = std::mem::replace(&mut *command.lock(), State::Closed);
                 // A buffer in it goes back to its pool here, which may wake others: not under the lock.

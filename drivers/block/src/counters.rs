@@ -117,14 +117,14 @@ struct Ended {
 const OPS: usize = Op::Deallocate as usize + 1;
 
 /// Adds to a counter that only this thread writes: no locked instruction.
-#[inline]
+#[inline(always)]
 fn bump(counter: &AtomicU64, amount: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
 }
 
 impl QueueCounters {
     /// A command of `len` bytes has ended well.
-    #[inline]
+    #[inline(always)]
     pub fn done(&self, op: Op, len: u64) {
         let ended = &self.ended[op as usize];
         bump(&ended.count, 1);
@@ -144,20 +144,39 @@ impl QueueCounters {
         bump(&self.failed, 1);
     }
 
-    /// The device has `count` commands of this queue more, `depth` in all.
-    #[inline]
-    pub fn handed_over(&self, count: u64, depth: u64) {
+    /// The same of one that the device had until now.
+    #[inline(always)]
+    pub fn answered(&self, op: Op, len: u64) {
+        self.done(op, len);
+        self.returned();
+    }
+
+    /// The device has `count` commands of this queue more than the `before` that it [had](Self::depth).
+    #[inline(always)]
+    pub fn handed_over(&self, count: u64, before: u64) {
         bump(&self.submitted, count);
+        let depth = before.wrapping_add(count);
         self.depth.store(depth, Ordering::Relaxed);
         if depth > self.depth_high.load(Ordering::Relaxed) {
             self.depth_high.store(depth, Ordering::Relaxed);
         }
     }
 
-    /// The device has `depth` commands of this queue.
-    #[inline]
-    pub fn came_back(&self, depth: u64) {
-        self.depth.store(depth, Ordering::Relaxed);
+    /// One command has come back from the device.
+    #[inline(always)]
+    pub fn returned(&self) {
+        self.depth.store(self.depth() - 1, Ordering::Relaxed);
+    }
+
+    /// All have, or none will.
+    pub fn returned_all(&self) {
+        self.depth.store(0, Ordering::Relaxed);
+    }
+
+    /// Commands of this queue that the device has.
+    #[inline(always)]
+    pub fn depth(&self) -> u64 {
+        self.depth.load(Ordering::Relaxed)
     }
 
     fn add_to(&self, stats: &mut DeviceStats) {

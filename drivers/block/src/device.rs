@@ -151,7 +151,7 @@ pub trait BlockQueue {
     fn outstanding(&self) -> usize;
 
     /// The table that all of its commands are in, if it has one.
-    fn commands(&self) -> Option<&Rc<Commands>> {
+    fn commands(&self) -> Option<&Commands> {
         None
     }
 

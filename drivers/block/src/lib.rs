@@ -61,7 +61,7 @@ mod uring;
 #[cfg(unix)]
 mod workers;
 
-pub use commands::{CommandId, Commands, Told};
+pub use commands::{Commands, Given, Told, Vacancy};
 pub use completion::{Completer, Completion, completion};
 pub use counters::{Counters, DeviceStats, QueueCounters, Tally};
 pub use device::{

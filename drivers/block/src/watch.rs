@@ -30,7 +30,7 @@ use std::time::Duration;
 use memkv_dma::{DmaBuf, DmaRef, Memory};
 use memkv_poller::Local;
 
-use crate::commands::Commands;
+use crate::commands::{Commands, WeakCommands};
 use crate::completion::Watched;
 use crate::device::{BlockDevice, BlockQueue, Geometry, Kind};
 use crate::{Completion, DeviceStats, Done, Io, IoError, completion};
@@ -61,11 +61,15 @@ const STALLED: u8 = 1;
 const CLOSED: u8 = 2;
 
 impl Ended {
-    fn new(limit: Duration) -> Ended {
+    pub fn new(limit: Duration) -> Ended {
         Ended { why: AtomicU8::new(0), limit }
     }
 
-    #[inline]
+    /// What is 0 while it is in use.
+    pub fn flag(&self) -> &AtomicU8 {
+        &self.why
+    }
+
     pub fn is_so(&self) -> bool {
         self.why.load(Ordering::Acquire) != 0
     }
@@ -237,15 +241,15 @@ impl Look {
 
 /// Watches over the table of a driver that has one.
 struct WatchedTable {
-    commands: Weak<Commands>,
+    commands: WeakCommands,
     queue: Weak<dyn BlockQueue>,
     look: Look,
     age: RefCell<Age<u64>>,
 }
 
-fn watch_table(commands: &Rc<Commands>, queue: &Rc<dyn BlockQueue>, look: Look) {
+fn watch_table(commands: &Commands, queue: &Rc<dyn BlockQueue>, look: Look) {
     commands.watch(Arc::clone(&look.ended));
-    let (table, queue) = (Rc::downgrade(commands), Rc::downgrade(queue));
+    let (table, queue) = (commands.downgrade(), Rc::downgrade(queue));
     let watched = WatchedTable { commands: table, queue, look, age: RefCell::default() };
     let watched = Rc::new(watched);
     commands.on_begin(move || {
@@ -388,17 +392,14 @@ mod tests {
 
     #[test]
     fn a_command_of_a_table_is_late_by_the_same_rule() {
-        let commands = Rc::new(Commands::with_capacity(2));
+        let commands = Commands::with_capacity(2);
         let mut age = Age::default();
         let mut is_late = || age.is_late(commands.oldest());
         let mut told = Told::default();
-        let give = || {
-            let id = commands.give(&mut None);
-            (id, commands.completion(id))
-        };
+        let give = || commands.give(&mut None);
         let ((first, _one), (_second, two)) = (give(), give());
         (0..LOOKS).for_each(|look| assert!(!is_late(), "at look {look}"));
-        commands.end(first, &mut told);
+        first.end(&mut told);
         (0..LOOKS).for_each(|look| assert!(!is_late(), "at look {look}"));
         assert!(is_late());
         // Nobody waits for it any more, and a later one in the same slot is not it.

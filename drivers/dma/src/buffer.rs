@@ -108,6 +108,8 @@ impl Drop for SharedHome {
 /// An exclusive buffer: its owner alone may read and write the memory, or hand it to one device.
 ///
 /// The bytes are whatever the last owner left there.
+// Begins as a `DmaRef` does, so that who has one of both finds its bytes without asking which it is.
+#[repr(C)]
 pub struct DmaBuf {
     start: NonNull<u8>,
     len: usize,
@@ -211,6 +213,7 @@ impl fmt::Debug for DmaBuf {
 
 /// A shared, read-only buffer, or a part of one; the memory goes back when the last handle is gone.
 #[derive(Clone)]
+#[repr(C)]
 pub struct DmaRef {
     start: NonNull<u8>,
     len: usize,

@@ -7,9 +7,13 @@
 //! ```
 //!
 //! What is counted is what one names: `cost::ask` is the asking, from the call of the store to its
-//! first await; `*NvmePoller*poll*` the reaping, from the drive's answer to the wake-up of who asked;
-//! `cost::pass` the reactor's pass around that; `cost::take` what an awakened asker does to have the
-//! bytes. The rounds are the second argument, 1000 unless told.
+//! first await; `*NvmePoller*Poller>::poll` the reaping, from the drive's answer to the wake-up of who
+//! asked; `cost::pass` the reactor's pass around that; `cost::take` what an awakened asker does to have the
+//! bytes. The rounds are the second argument, 1000 unless told, and the bytes of a read the third, 4096 unless
+//! told. With `WATCHED` in the environment the drive is watched, as the store's are.
+//!
+//! The program's own among what is counted are the frame of `cost::ask`, and the two functions of the
+//! [waker](Nobody) that a reactor would have others for.
 
 use std::hint::black_box;
 use std::pin::Pin;
@@ -23,8 +27,6 @@ use memkv_dma::{Class, DmaBuf, Hugepages, Pool, PoolConfig};
 use memkv_nvme::model::{ModelClock, ModelConfig, ModelLink};
 use memkv_nvme::{Options, open};
 use memkv_poller::{Reactor, ReactorConfig, Rng, SystemClock};
-
-const BYTES: usize = 4096;
 
 /// Whom the driver wakes.
 struct Nobody;
@@ -56,11 +58,12 @@ fn main() {
     let mut arguments = std::env::args().skip(1).map(|word| word.parse().expect("a number"));
     let crowd: usize = arguments.next().unwrap_or(1);
     let rounds: usize = arguments.next().unwrap_or(1000);
+    let bytes: usize = arguments.next().unwrap_or(4096);
     let watched = std::env::var_os("WATCHED").is_some();
-    let config = PoolConfig { size: 8 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
+    let config = PoolConfig { size: 32 << 20, chunk: 2 << 20, hugepages: Hugepages::Never };
     let pool = Pool::new(config).expect("memory");
     let clock = ModelClock::default();
-    let (link, model) = ModelLink::by_hand(ModelConfig::new(1 << 20), clock);
+    let (link, model) = ModelLink::by_hand(ModelConfig::new(16 << 20), clock);
     let options = Options { hugepages: Hugepages::Never, ..Options::new(1) };
     let mut device: Arc<dyn BlockDevice> =
         open(link, &pool, Arc::new(SystemClock), options).expect("a model comes up");
@@ -72,12 +75,12 @@ fn main() {
     let queue = device.open_queue(&reactor.local()).expect("a queue");
     let waker = Waker::from(Arc::new(Nobody));
     let mut context = Context::from_waker(&waker);
-    let buffer = |_| pool.allocate(Class::Receive, BYTES).expect("a buffer");
+    let buffer = |_| pool.allocate(Class::Receive, bytes).expect("a buffer");
     let mut buffers: Vec<DmaBuf> = (0..crowd).map(buffer).collect();
     let mut ends = Vec::with_capacity(crowd);
     for _ in 0..rounds {
         for n in 0..crowd {
-            let io = Io::read((n * BYTES) as u64, BYTES, buffers.pop().expect("one each"));
+            let io = Io::read((n * bytes) as u64, bytes, buffers.pop().expect("one each"));
             ends.push(ask(black_box(&*queue), io, &mut context));
         }
         if crowd > 1 {

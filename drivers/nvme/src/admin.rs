@@ -134,8 +134,7 @@ impl Admin {
         self.sequences[index] = self.sequences[index].wrapping_add(1);
         let (sequence, id) = (self.sequences[index], index as u8);
         self.slots[index] = Slot::Waiting { until: now + self.limit };
-        self.pair.write(&command.with_id(u16::from(sequence) << 8 | u16::from(id)));
-        self.pair.push();
+        self.pair.push(&command.with_id(u16::from(sequence) << 8 | u16::from(id)));
         self.pair.ring();
         Some(Ticket { index: id, sequence, life: self.life })
     }
@@ -148,13 +147,16 @@ impl Admin {
             && let Some((entry, result)) = self.pair.next_with_result()
         {
             ended += 1;
-            let index = usize::from(entry.id & 0xff);
+            let index = usize::from(entry.id() & 0xff);
             let known = self.slots.get(index).is_some_and(Slot::is_outstanding)
-                && self.sequences[index] == (entry.id >> 8) as u8;
+                && self.sequences[index] == (entry.id() >> 8) as u8;
             if !known || entry.queue != 0 {
                 return Look::Spurious;
             }
-            let outcome = if entry.status.is_success() { Ok(result) } else { Err(entry.status) };
+            let outcome = match entry.status() {
+                status if status.is_success() => Ok(result),
+                status => Err(status),
+            };
             let forgotten = matches!(self.slots[index], Slot::Forgotten { .. });
             self.slots[index] = if forgotten { Slot::Free } else { Slot::Done(outcome) };
         }

@@ -157,6 +157,22 @@ impl Command {
         command
     }
 
+    /// The first word of every read, and of every write, but for the identifier.
+    pub fn first_of_reads(namespace: u32) -> u64 {
+        Command::new(nvm::READ, namespace).0[0]
+    }
+
+    pub fn first_of_writes(namespace: u32) -> u64 {
+        Command::new(nvm::WRITE, namespace).0[0]
+    }
+
+    /// Reads or writes 1 to 65536 blocks, by its first word.
+    #[inline(always)]
+    pub fn plain(first: u64, lba: u64, blocks: u32, pointers: Pointers) -> Command {
+        let Pointers(one, two) = pointers;
+        Command([first, 0, 0, one, two, lba, u64::from(blocks - 1), 0])
+    }
+
     /// Reads 1 to 65536 blocks.
     #[inline(always)]
     pub fn read(namespace: u32, lba: u64, blocks: u32, pointers: Pointers) -> Command {

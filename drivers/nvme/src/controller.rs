@@ -5,7 +5,7 @@
 //!                  ▲                                                                      │
 //!              Quieting ◄─ reset ──── Ready ◄─ SettingQueues ◄─ IdentifyingNamespace ◄──┘
 //!                                         │
-//!       Off ◄─ Stopping ◄─ ShuttingDown ◄─┘            any state ─► Failed
+//!       Off ◄─ Stopping ◄─ ShuttingDown ◄─┘            any state ─► Failing ─► Failed
 //! ```
 //!
 //! Bring-up follows the Base Specification 2.0, section 3.5.1, shutdown section 3.6.1, reset section 3.7.2.
@@ -25,7 +25,7 @@
 //! ([`Signals::ring`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use memkv_poller::Instant;
@@ -58,15 +58,17 @@ const ENTRY_SIZES: u32 = 6 << 16 | 4 << 20;
 pub(crate) struct Signals {
     era: AtomicU32,
     cut: AtomicBool,
+    /// How often it was reset.
+    resets: AtomicU64,
     /// One for each queue.
-    bells: Box<[Bell]>,
+    bells: Box<[Arc<Bell>]>,
 }
 
 /// Whether the owner of a queue is about to ring one of its doorbells.
 #[derive(Default)]
 // A line of its own, and the next one, which processors fetch along: other reactors write to others.
 #[repr(align(128))]
-struct Bell(AtomicBool);
+pub(crate) struct Bell(AtomicBool);
 
 impl Signals {
     /// The era; [`OVER`] when it is out of service.
@@ -81,16 +83,21 @@ impl Signals {
             && self.era.compare_exchange(era, era + 1, Ordering::SeqCst, Ordering::Acquire).is_ok()
     }
 
-    /// Rings a doorbell of a queue that was made in `era`, unless the controller has left that: then the
-    /// queue is none of its queues any more, and false comes back.
+    /// The bell of a queue.
+    pub fn bell(&self, queue: u16) -> Arc<Bell> {
+        Arc::clone(&self.bells[usize::from(queue) - 1])
+    }
+
+    /// Rings a doorbell of the queue whose bell this is and that was made in `era`, unless the controller
+    /// has left that: then the queue is none of its queues any more, and false comes back.
     ///
     /// 1. It is said that the doorbell is being rung.
     /// 2. The era is looked at. Whoever has changed it before, and looks at the bells then, sees what was
     ///    said; whoever changes it later than that finds a controller that still had the queue.
     /// 3. The doorbell is rung, and after it the bell is quiet again.
     #[inline(always)]
-    pub fn ring(&self, queue: u16, era: u32, ring: impl FnOnce()) -> bool {
-        let bell = &self.bells[usize::from(queue) - 1].0;
+    pub fn ring(&self, bell: &Bell, era: u32, ring: impl FnOnce()) -> bool {
+        let bell = &bell.0;
         bell.swap(true, Ordering::SeqCst);
         let has_it = self.era.load(Ordering::SeqCst) == era;
         if has_it {
@@ -100,6 +107,11 @@ impl Signals {
         }
         bell.store(false, Ordering::Release);
         has_it
+    }
+
+    /// How often the controller was reset.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Relaxed)
     }
 
     /// Nobody rings: to be asked once the era is odd, and then nobody will.
@@ -132,6 +144,8 @@ pub(crate) enum State {
     Stopping,
     /// Stopped: it reaches no memory.
     Off,
+    /// Out of service; it may still reach memory, until somebody who may block cuts it off.
+    Failing,
     Failed,
 }
 
@@ -152,7 +166,7 @@ impl State {
             State::ShuttingDown => "shut down",
             State::Stopping => "stopped",
             State::Off => "off",
-            State::Failed => "failed",
+            State::Failing | State::Failed => "failed",
         }
     }
 }
@@ -195,7 +209,6 @@ pub(crate) struct Controller {
     failure: Option<NvmeError>,
     /// The last resets.
     resets: [Instant; RESETS],
-    reset_count: u64,
 }
 
 type Next = Result<Option<State>, NvmeError>;
@@ -210,8 +223,13 @@ impl Controller {
         now: Instant,
     ) -> Result<Controller, NvmeError> {
         let gone = |_| NvmeError::Removed;
-        let bells = std::iter::repeat_with(Bell::default).take(wishes.queues.into()).collect();
-        let signals = Signals { era: AtomicU32::new(1), cut: AtomicBool::new(false), bells };
+        let bells = std::iter::repeat_with(Arc::default).take(wishes.queues.into()).collect();
+        let signals = Signals {
+            era: AtomicU32::new(1),
+            cut: AtomicBool::new(false),
+            resets: AtomicU64::new(0),
+            bells,
+        };
         let mut controller = Controller {
             transport,
             capabilities: registers.capabilities().map_err(gone)?,
@@ -228,7 +246,6 @@ impl Controller {
             identity: None,
             failure: None,
             resets: [Instant::ORIGIN; RESETS],
-            reset_count: 0,
         };
         if controller.capabilities.command_set().is_none() {
             return Err(NvmeError::CommandSet);
@@ -260,11 +277,6 @@ impl Controller {
         if self.state == State::Ready { self.admin.as_mut() } else { None }
     }
 
-    /// How often it was reset.
-    pub fn reset_count(&self) -> u64 {
-        self.reset_count
-    }
-
     /// Looks whether the drive is still there and well; what is wrong shows in the state.
     pub fn examine(&mut self, now: Instant) {
         if self.state == State::Ready {
@@ -278,7 +290,7 @@ impl Controller {
 
     /// Takes it out of service, for the system wants it back, or somebody opens it anew.
     pub fn recall(&mut self, why: NvmeError) {
-        if !matches!(self.state, State::Off | State::Failed) {
+        if !matches!(self.state, State::Off | State::Failing | State::Failed) {
             self.fail(why);
         }
     }
@@ -304,7 +316,8 @@ impl Controller {
     pub fn shut_down(&mut self, now: Instant) {
         match self.state {
             State::Ready => self.enter(State::ShuttingDown, now),
-            State::ShuttingDown | State::Stopping | State::Off | State::Failed => {}
+            State::ShuttingDown | State::Stopping | State::Off => {}
+            State::Failing | State::Failed => {}
             _ => self.enter(State::Stopping, now),
         }
     }
@@ -339,7 +352,7 @@ impl Controller {
             State::Ready => self.next_of_ready(now),
             State::ShuttingDown => Ok(self.status()?.is_shut_down().then_some(State::Stopping)),
             State::Stopping => Ok((!self.status()?.is_ready()).then_some(State::Off)),
-            State::Off | State::Failed => Ok(None),
+            State::Off | State::Failing | State::Failed => Ok(None),
             _ => self.next_of_asking(now),
         }
     }
@@ -447,7 +460,7 @@ impl Controller {
     fn enter(&mut self, state: State, now: Instant) {
         self.state = state;
         self.limit = match state {
-            State::Ready | State::Off | State::Failed => Duration::MAX,
+            State::Ready | State::Off | State::Failing | State::Failed => Duration::MAX,
             State::Settling
             | State::Quieting
             | State::Disabling
@@ -516,17 +529,18 @@ impl Controller {
     }
 
     fn begin_reset(&mut self, why: &'static str, now: Instant) -> Next {
-        let (drive, reset) = (self.transport.name(), self.reset_count + 1);
+        let (drive, before) = (self.transport.name(), self.signals.resets());
+        let reset = before + 1;
         tracing::error!(drive, why, reset, "resetting the controller");
         // Nobody but this machine makes an odd era even.
         self.signals.ask_for_reset(self.signals.era());
-        let oldest = &mut self.resets[self.reset_count as usize % RESETS];
+        let oldest = &mut self.resets[before as usize % RESETS];
         let since = now.saturating_duration_since(*oldest);
-        if self.reset_count >= RESETS as u64 && since < RESETS_WITHIN {
+        if before >= RESETS as u64 && since < RESETS_WITHIN {
             return Err(NvmeError::Resets { resets: RESETS + 1, within: since });
         }
         *oldest = now;
-        self.reset_count += 1;
+        self.signals.resets.store(reset, Ordering::Relaxed);
         Ok(Some(State::Quieting))
     }
 
@@ -538,17 +552,30 @@ impl Controller {
         }
     }
 
+    /// Out of service, wherever it was. Reactors learn of that by the era as they do of a reset, and have the
+    /// buffers of their commands only when it is [cut off](Controller::cut_off).
     fn fail(&mut self, error: NvmeError) {
         let drive = self.transport.name();
         tracing::error!(drive, %error, "the controller is out of service");
-        self.state = State::Failed;
+        self.state = State::Failing;
         self.until = Instant::MAX;
         self.ticket = None;
         self.failure = Some(error);
+        self.signals.ask_for_reset(self.signals.era());
+    }
+
+    /// Cuts it off from memory if it fails. Blocks until the kernel has let go of it, which takes it some
+    /// hundred milliseconds: not for a reactor that runs.
+    pub fn cut_off(&mut self) {
+        if self.state != State::Failing {
+            return;
+        }
         let cut = self.transport.cut_off();
         if !cut {
+            let drive = self.transport.name();
             tracing::error!(drive, "it may still reach memory, which is leaked therefore");
         }
+        self.state = State::Failed;
         self.end(cut);
     }
 
@@ -578,16 +605,22 @@ mod tests {
     #[test]
     fn no_doorbell_is_rung_once_the_bells_are_quiet() {
         const ROUNDS: u32 = 20_000;
-        let bells = std::iter::repeat_with(Bell::default).take(2).collect();
-        let signals = Signals { era: AtomicU32::new(0), cut: AtomicBool::new(false), bells };
+        let bells = std::iter::repeat_with(Arc::default).take(2).collect();
+        let signals = Signals {
+            era: AtomicU32::new(0),
+            cut: AtomicBool::new(false),
+            resets: AtomicU64::new(0),
+            bells,
+        };
         let (off, over) = (AtomicBool::new(false), AtomicBool::new(false));
         let rung = [AtomicU32::new(0), AtomicU32::new(0)];
         let rings = |queue: u16| {
             let (signals, off, over) = (&signals, &off, &over);
             let rung = &rung[usize::from(queue) - 1];
+            let bell = signals.bell(queue);
             move || {
                 while !over.load(Ordering::Relaxed) {
-                    signals.ring(queue, signals.era() & !1, || {
+                    signals.ring(&bell, signals.era() & !1, || {
                         assert!(!off.load(Ordering::Relaxed), "it is off");
                         rung.fetch_add(1, Ordering::Relaxed);
                     });

@@ -156,6 +156,7 @@ impl Drop for Shared {
         controller.shut_down(now());
         while !matches!(controller.state(), State::Off | State::Failed) {
             controller.step(now());
+            controller.cut_off();
             self.transport.pause();
         }
         if !self.signals.is_cut_off() {
@@ -197,6 +198,7 @@ pub fn open(
         Controller::new(Arc::clone(&transport), registers, admin, wishes, clock.now())?;
     loop {
         controller.step(clock.now());
+        controller.cut_off();
         match controller.state() {
             State::Ready => break,
             State::Failed => {
@@ -258,7 +260,7 @@ impl Nvme {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.shared.troubles;
         Troubles {
-            resets: self.shared.controller().reset_count(),
+            resets: self.shared.signals.resets(),
             aborts: get(&counters.aborts),
             retries: get(&counters.retries),
             spurious: get(&counters.spurious),
@@ -272,7 +274,7 @@ impl Nvme {
 
     /// Looks after a drive that may have nothing to do: whether it is still there and well, and whether
     /// the system wants it back. False when it is out of service. To be called now and then, by any
-    /// thread; it may wait for the kernel to let go of a device.
+    /// thread that may block: one that has failed is cut off from memory here, and its commands end then.
     pub fn attend(&self) -> bool {
         let shared = &self.shared;
         let recalled = shared.transport.is_recalled();
@@ -283,13 +285,23 @@ impl Nvme {
         }
         controller.examine(now);
         controller.step(now);
+        controller.cut_off();
         controller.state() != State::Failed
+    }
+
+    /// What of [attending](Nvme::attend) takes long.
+    #[cfg(test)]
+    pub(crate) fn cut_off(&self) {
+        self.shared.controller().cut_off();
     }
 
     /// Takes the drive out of service, so that it can be opened anew: true when it is certain that it reaches
     /// no memory any more. Blocks until the kernel has let go of the device.
     pub fn let_go(&self) -> bool {
-        self.shared.controller().recall(NvmeError::LetGo);
+        let mut controller = self.shared.controller();
+        controller.recall(NvmeError::LetGo);
+        controller.cut_off();
+        drop(controller);
         self.shared.signals.is_cut_off()
     }
 
@@ -302,6 +314,7 @@ impl Nvme {
         loop {
             let mut controller = shared.controller();
             controller.step(shared.clock.now());
+            controller.cut_off();
             if controller.state() == State::Failed {
                 return Err(NvmeError::Offline);
             }

@@ -301,6 +301,10 @@ impl PciDevice {
                 return Ok(());
             }
             if asked.elapsed() > PATIENCE {
+                // Or that driver would take it whenever it is loaded, and no other ever would.
+                if to.is_some() {
+                    write(self.path.join("driver_override"), "\n")?;
+                }
                 return Err(BindError::NotTaken {
                     address: self.address,
                     driver: driver.to_owned(),
@@ -580,6 +584,15 @@ mod tests {
             }
             assert_eq!(tree.read("bus/pci/drivers/nvme/unbind"), "", "it was there already");
         });
+    }
+
+    #[test]
+    fn a_device_that_no_driver_takes_is_kept_for_none() {
+        let tree = Tree::new("untaken");
+        tree.write("bus/pci/drivers/nvme/unbind", "");
+        let error = tree.device().give_to(VFIO).expect_err("there is no such driver");
+        assert!(matches!(error, BindError::NotTaken { .. }), "{error}");
+        assert_eq!(tree.read("bus/pci/devices/0000:01:00.0/driver_override"), "\n");
     }
 
     #[test]

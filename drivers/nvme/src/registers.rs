@@ -224,7 +224,7 @@ unsafe impl Send for Doorbell {}
 impl Doorbell {
     /// Tells the controller; what was written into memory before is seen by it when it looks.
     #[inline]
-    pub fn ring(&mut self, value: u16) {
+    pub fn ring(&self, value: u16) {
         barrier::before_doorbell();
         // SAFETY: an aligned register of the mapping that `Transport` keeps, checked when this was
         // made; a doorbell is written in 32 bits (PCIe Transport Specification, section 3.1.2.1).

@@ -368,6 +368,7 @@ impl Play {
     fn wait(&mut self, looks: u32) {
         for _ in 0..looks {
             self.clock.advance(LIMIT / 16);
+            self.device.attend();
             for _ in 0..3 {
                 self.reactor.step();
                 self.model.lock().step();

@@ -6,7 +6,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -321,6 +321,13 @@ impl Stream {
         if let Err(error) = self.socket.shutdown(Shutdown::Both) {
             tracing::debug!(peer = %self.peer, %error, "shutdown");
         }
+    }
+}
+
+impl AsRawFd for Stream {
+    /// For whoever shuts the connection down under a call that waits.
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

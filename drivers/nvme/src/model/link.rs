@@ -63,6 +63,9 @@ unsafe impl Sync for ModelLink {}
 /// How much later it is each time that a driver waits for a model without a thread.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// How long it takes to cut a model off.
+const CUT: Duration = Duration::from_millis(300);
+
 /// Interrupt vectors.
 const VECTORS: u16 = 17;
 
@@ -185,6 +188,7 @@ unsafe impl Transport for ModelLink {
     }
 
     fn cut_off(&self) -> bool {
+        self.clock.advance(CUT);
         if self.cuts {
             self.model.lock().host.cut = true;
         }

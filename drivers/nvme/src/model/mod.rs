@@ -167,6 +167,8 @@ pub struct Model {
     recalled: bool,
     /// It never ends a shutdown.
     restless: bool,
+    /// It stays ready whatever it is told.
+    endless: bool,
     lies: Vec<Lie>,
     admin_answer: Option<(u16, u32)>,
 }
@@ -197,6 +199,7 @@ impl Model {
             stuck: false,
             recalled: false,
             restless: false,
+            endless: false,
             lies: Vec::new(),
             admin_answer: None,
             host,
@@ -236,6 +239,11 @@ impl Model {
         self.restless = true;
     }
 
+    /// From now on it stays ready, also when it is disabled.
+    pub fn never_stop(&mut self) {
+        self.endless = true;
+    }
+
     /// From now on nobody answers on the bus.
     pub fn remove(&mut self) {
         self.gone = true;
@@ -253,6 +261,7 @@ impl Model {
     fn begin_anew(&mut self) {
         self.gone = false;
         self.stuck = false;
+        self.endless = false;
         self.recalled = false;
         self.state = Power::Disabled;
         self.queues = Queues::default();
@@ -283,6 +292,7 @@ impl Model {
             Power::Starting(0) => self.start(configuration),
             Power::Starting(left) => self.turn_to(Power::Starting(left - 1)),
             Power::Ready | Power::Stopping(_) if !enabled => match self.state {
+                Power::Stopping(0) if self.endless => false,
                 Power::Stopping(0) => self.stop(),
                 Power::Stopping(left) => self.turn_to(Power::Stopping(left - 1)),
                 _ => self.turn_to(Power::Stopping(self.config.slowness)),

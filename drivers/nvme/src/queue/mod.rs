@@ -12,6 +12,7 @@
 //! everything again that was in flight.
 
 mod engine;
+mod path;
 mod piece;
 
 use std::cell::{Cell, RefCell};
@@ -28,9 +29,10 @@ use crate::admin::AdminError;
 use crate::command::Command;
 use crate::controller::OVER;
 use crate::device::Shared;
-use crate::ring::{Pair, completion_at};
+use crate::ring::{Entry, Pair, completion_at};
 pub(crate) use engine::QUEUE_AREA;
-use engine::{Engine, LOOKS, NO_ERA, PER_POLL, Step};
+use engine::{Engine, LOOKS, Step};
+use path::{NO_ERA, PER_POLL, Path};
 
 /// Makes a queue on the reactor. Blocks for two commands of the controller.
 pub(crate) fn open(shared: Arc<Shared>, local: &Local) -> Result<Rc<dyn BlockQueue>, IoError> {
@@ -44,34 +46,26 @@ pub(crate) fn open(shared: Arc<Shared>, local: &Local) -> Result<Rc<dyn BlockQue
     let interrupt = if shared.options.interrupts { shared.transport.interrupt(id) } else { None };
     let period = shared.options.command_limit / u32::from(LOOKS);
     let mut engine = Engine::new(Arc::clone(&shared), id, area, pair);
-    while engine.running() == NO_ERA {
+    while engine.path.running() == NO_ERA {
         // Nobody has asked for anything yet.
-        engine.turn(&mut Told::default());
+        engine.turn_of_change(&mut Told::default());
         if engine.is_settled() {
             return Err(IoError::Offline);
         }
+        shared.controller().cut_off();
         shared.transport.pause();
     }
+    let path = Rc::clone(&engine.path);
     let engine = Rc::new(RefCell::new(engine));
     let told = Told::with_capacity(PER_POLL as usize);
-    let poller = NvmePoller { engine: Rc::clone(&engine), told, interrupt };
+    let poller = NvmePoller { path: Rc::clone(&path), engine: Rc::clone(&engine), told, interrupt };
     local.add_poller(Box::new(poller));
     let geometry = crate::device::geometry(&shared.shape);
     look_when_asked(&engine, local, period);
-    let commands = Rc::clone(&engine.borrow().commands);
-    Ok(Rc::new(NvmeQueue { engine, commands, geometry }))
+    Ok(Rc::new(NvmeQueue { path, engine, geometry }))
 }
 
 impl Engine {
-    /// One turn, in whatever state the controller is.
-    #[inline(always)]
-    fn turn(&mut self, told: &mut Told) -> Progress {
-        if self.signals.era() == self.running() {
-            return self.work(told);
-        }
-        self.turn_of_change(told)
-    }
-
     /// One turn while the queue is made, moved to a new life of the controller, or closed.
     #[cold]
     fn turn_of_change(&mut self, told: &mut Told) -> Progress {
@@ -128,7 +122,7 @@ impl Engine {
             Some(Err(AdminError::Reset)) => self.ticket = None,
             Some(Err(AdminError::Status(status))) => {
                 self.ticket = None;
-                let (drive, queue, step) = (shared.transport.name(), self.id, self.step);
+                let (drive, queue, step) = (shared.transport.name(), self.path.id, self.step);
                 tracing::error!(drive, queue, ?step, %status, "a queue cannot be managed");
                 shared.signals.ask_for_reset(era);
             }
@@ -138,7 +132,7 @@ impl Engine {
 
     /// The admin command of this step.
     fn next_command(&self) -> Command {
-        let (id, entries) = (self.id, self.shared.shape.entries);
+        let (id, entries) = (self.path.id, self.shared.shape.entries);
         let area = self.area.as_ref().expect("only a queue that is over has none");
         let shared = &self.shared;
         let interrupts = shared.options.interrupts && shared.transport.interrupt(id).is_some();
@@ -194,10 +188,10 @@ impl Engine {
             tracing::error!(drive = shared.transport.name(), "a command is not answered");
             shared.signals.ask_for_reset(self.era);
         } else if let Some((id, mut overdue)) = late {
-            let (drive, queue) = (shared.transport.name(), self.id);
+            let (drive, queue) = (shared.transport.name(), self.path.id);
             tracing::warn!(drive, queue, id, "a command takes too long and is aborted");
             shared.troubles.aborts.fetch_add(1, Ordering::Relaxed);
-            overdue.ticket = admin.submit(Command::abort(self.id, id), now);
+            overdue.ticket = admin.submit(Command::abort(self.path.id, id), now);
             self.overdue = Some(overdue);
         }
     }
@@ -218,8 +212,9 @@ impl Drop for Engine {
                 self.leak(&mut told);
                 return told.tell();
             }
-            self.turn(&mut told);
+            self.turn_of_change(&mut told);
             told.tell();
+            shared.controller().cut_off();
             if shared.clock.now() >= next_look {
                 self.look();
                 next_look = shared.clock.now() + period;
@@ -228,7 +223,7 @@ impl Drop for Engine {
         }
         if let Some(area) = self.area.take() {
             drop(area);
-            shared.release_queue(self.id);
+            shared.release_queue(self.path.id);
         }
     }
 }
@@ -245,7 +240,7 @@ async fn look_after(local: Local, looks: Weak<Looks>) {
         engine.look();
         if engine.outstanding() == 0 && engine.overdue.is_none() {
             looks.looking.set(false);
-            engine.commands.rest();
+            engine.path.commands.rest();
             return;
         }
     }
@@ -264,7 +259,7 @@ struct Looks {
 fn look_when_asked(engine: &Rc<RefCell<Engine>>, local: &Local, period: Duration) {
     let (weak, local) = (Rc::downgrade(engine), local.clone());
     let looks = Rc::new(Looks { engine: weak, period, looking: Cell::new(false) });
-    engine.borrow().commands.on_begin(move || {
+    engine.borrow().path.commands.on_begin(move || {
         if !looks.looking.replace(true) {
             local.spawn(look_after(local.clone(), Rc::downgrade(&looks)));
         }
@@ -272,26 +267,33 @@ fn look_when_asked(engine: &Rc<RefCell<Engine>>, local: &Local, period: Duration
 }
 
 struct NvmeQueue {
+    path: Rc<Path>,
     engine: Rc<RefCell<Engine>>,
-    commands: Rc<Commands>,
     geometry: Geometry,
 }
 
 impl NvmeQueue {
     /// Ends a request of which the drive is not told.
     #[cold]
-    fn refuse(&self, mut io: Io, error: IoError) -> Completion {
-        let id = self.commands.give(&mut io.buf);
+    fn refuse(&self, io: &mut Io, error: IoError) -> Completion {
+        let (given, completion) = self.path.commands.give(&mut io.buf);
+        self.path.counters.refused();
         // Nobody waits yet.
-        self.commands.fail(id, error, &mut Told::default());
-        self.commands.completion(id)
+        given.fail(error, &mut Told::default());
+        completion
     }
 
-    /// Takes a request that is not of the plain kind, or not now.
+    /// Takes a request that is not short and plain, with its buffer.
     #[inline(never)]
-    fn submit_any(&self, io: Io) -> Completion {
-        let refusal = self.commands.refusal();
-        if let Some(error) = refusal.or_else(|| self.geometry.check(&io).err()) {
+    fn submit_other(&self, io: &mut Io) -> Completion {
+        self.path.take_long(io).unwrap_or_else(|| self.submit_any(io))
+    }
+
+    /// Takes a request that is not of the plain kind, or not now, with its buffer.
+    #[inline(never)]
+    fn submit_any(&self, io: &mut Io) -> Completion {
+        let refusal = self.path.commands.refusal();
+        if let Some(error) = refusal.or_else(|| self.geometry.check(io).err()) {
             return self.refuse(io, error);
         }
         let mut told = Told::default();
@@ -305,19 +307,17 @@ impl NvmeQueue {
 
 impl BlockQueue for NvmeQueue {
     fn submit(&self, mut io: Io) -> Completion {
-        let mut engine = self.engine.borrow_mut();
-        let Some(id) = engine.take_plain(&mut io) else {
-            drop(engine);
-            return self.submit_any(io);
+        let completion = match self.path.take_short(&mut io) {
+            Some(completion) => completion,
+            None => self.submit_other(&mut io),
         };
         // Its buffer was taken: there is nothing to drop.
         std::mem::forget(io);
-        drop(engine);
-        self.commands.completion(id)
+        completion
     }
 
-    fn commands(&self) -> Option<&Rc<Commands>> {
-        Some(&self.commands)
+    fn commands(&self) -> Option<&Commands> {
+        Some(&self.path.commands)
     }
 
     fn outstanding(&self) -> usize {
@@ -342,9 +342,29 @@ impl Drop for NvmeQueue {
 }
 
 struct NvmePoller {
+    path: Rc<Path>,
     engine: Rc<RefCell<Engine>>,
     told: Told,
     interrupt: Option<RawFd>,
+}
+
+/// Has the engine take an answer that is not simply that all went well with a plain command.
+#[inline(never)]
+fn answered(engine: &RefCell<Engine>, told: &mut Told, entry: Entry) -> bool {
+    with_engine(engine, told, |engine, told| engine.answered(entry, told))
+}
+
+/// Has the engine do what is not of the plain kind.
+#[inline(never)]
+fn with_engine<T>(
+    engine: &RefCell<Engine>,
+    told: &mut Told,
+    work: impl FnOnce(&mut Engine, &mut Told) -> T,
+) -> T {
+    let done = work(&mut engine.borrow_mut(), told);
+    // Nothing is borrowed while callers are told: whoever is woken may submit.
+    told.tell();
+    done
 }
 
 impl Poller for NvmePoller {
@@ -354,10 +374,29 @@ impl Poller for NvmePoller {
 
     /// No system call, at most three doorbells and [`PER_POLL`](engine::PER_POLL) answers.
     fn poll(&mut self) -> Progress {
-        let progress = self.engine.borrow_mut().turn(&mut self.told);
-        // Nothing is borrowed while callers are told: whoever is woken may submit.
-        self.told.tell();
-        progress
+        let NvmePoller { path, engine, told, .. } = self;
+        let path: &Path = path;
+        if path.signals.era() != path.running() {
+            return with_engine(engine, told, Engine::turn_of_change);
+        }
+        let sent = path.send_new(path.running());
+        let mut left = PER_POLL;
+        // Even if the drive has nothing that it could answer: then nothing that it says can be relied on.
+        let mut odd = path.counters.depth() == 0;
+        while let Some(entry) = path.pair.next() {
+            if (odd || !path.is_done(entry)) && !answered(engine, told, entry) {
+                break;
+            }
+            left -= 1;
+            odd = path.counters.depth() == 0;
+            if left == 0 || odd {
+                break;
+            }
+        }
+        if left < PER_POLL && path.settle() {
+            with_engine(engine, told, Engine::move_up);
+        }
+        Progress::of(sent + PER_POLL - left)
     }
 
     fn arm(&mut self) -> Interrupt {
@@ -366,12 +405,15 @@ impl Poller for NvmePoller {
             return Interrupt::Quiet;
         }
         let Some(descriptor) = self.interrupt else { return Interrupt::Busy };
-        if engine.shared.signals.era() != engine.running() {
+        let path = &*self.path;
+        if path.signals.era() != path.running() {
             return Interrupt::Busy;
         }
-        engine.shared.transport.quiet(engine.id);
+        // A drive that thinks that it was not heard may not raise its interrupt again.
+        path.acknowledge_in(engine.era);
+        engine.shared.transport.quiet(path.id);
         // What came before is not told again.
-        if engine.pair.has_next() || !engine.pair.is_rung() {
+        if path.pair.has_next() || !path.pair.is_rung() {
             return Interrupt::Busy;
         }
         Interrupt::Fd(descriptor)

@@ -6,7 +6,7 @@
 
 use std::ptr::NonNull;
 
-use memkv_block::{CommandId, IoError, Op};
+use memkv_block::{Given, IoError, Op};
 
 use crate::command::{Command, Pointers, range};
 use crate::shape::{LIST_ENTRIES, Shape, Trim};
@@ -18,7 +18,6 @@ pub(super) const SMALL: u64 = 64 << 10;
 /// What one command does.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
-    // In the order of what is asked for by them, so that nobody has to look which that is.
     Read,
     Write,
     Flush,
@@ -29,6 +28,18 @@ pub(super) enum Verb {
 }
 
 impl Verb {
+    /// What carries out a part of `op`, or all of it.
+    pub fn of(op: Op, trim: Trim) -> Verb {
+        match op {
+            Op::Read => Verb::Read,
+            Op::Write => Verb::Write,
+            Op::WriteFlush => Verb::WriteThrough,
+            Op::Flush => Verb::Flush,
+            Op::Deallocate if matches!(trim, Trim::Zeroes { .. }) => Verb::Zero,
+            Op::Deallocate => Verb::Deallocate,
+        }
+    }
+
     /// What the drive is asked for by it.
     #[inline(always)]
     pub fn op(self) -> Op {
@@ -97,9 +108,9 @@ impl Piece {
 }
 
 /// A request that was admitted: its buffer lies in the table of commands.
-#[derive(Copy, Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Asked {
-    pub id: CommandId,
+    pub given: Given,
     pub op: Op,
     /// The first byte on the drive, and how many; 0 of a flush.
     pub offset: u64,
@@ -145,7 +156,7 @@ impl Request {
     /// Makes the next piece. What is written and flushed is written through, with the flush at its side
     /// for what was written before: until all are answered nothing is promised.
     pub fn next_piece(&mut self, shape: &Shape) -> Piece {
-        let (at, Asked { op, offset, len, iova, .. }) = (self.issued, self.asked);
+        let (at, &Asked { op, offset, len, iova, .. }) = (self.issued, &self.asked);
         if at == len {
             assert!(std::mem::take(&mut self.flush), "only called when there is more");
             return Piece::FLUSH;
@@ -171,9 +182,8 @@ impl Request {
 /// # Safety
 /// As for [`Piece::command`].
 #[inline(always)]
-unsafe fn pointers(iova: u64, len: u64, page: u64, list: List) -> Pointers {
-    let first = page - (iova & (page - 1));
-    if len <= first {
+pub(super) unsafe fn pointers(iova: u64, len: u64, page: u64, list: List) -> Pointers {
+    if (iova & (page - 1)) + len <= page {
         return Pointers(iova, 0);
     }
     // SAFETY: as the caller promises.

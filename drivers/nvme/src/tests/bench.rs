@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use memkv_block::{BlockDevice, BlockQueue, Completion, Done, Io};
 use memkv_dma::{Class, DmaBuf, Hugepages, Pool, PoolConfig};
-use memkv_poller::{Reactor, ReactorConfig, Rng};
+use memkv_poller::{Clock, Reactor, ReactorConfig, Rng};
 
 use crate::model::{ModelClock, ModelConfig, ModelLink, SharedModel};
 use crate::{Nvme, NvmeError, Options, open};
@@ -72,9 +72,13 @@ impl Bench {
         Bench { model, clock, pool, reactor, queue: Some(queue), device, offends: false }
     }
 
-    /// One pass of the reactor, one step of the drive.
+    /// One pass of the reactor, one step of the drive. In a pass no time passes, whatever becomes of the
+    /// drive: what takes any is done by who attends it.
     pub fn step(&mut self) {
+        let before = self.clock.now();
         self.reactor.step();
+        assert_eq!(self.clock.now(), before, "the reactor waited");
+        self.device.cut_off();
         self.model.lock().step();
     }
 

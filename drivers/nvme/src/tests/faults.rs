@@ -72,6 +72,35 @@ fn an_error_that_may_pass_is_tried_again() {
     bench.expect(0, BLOCK, 1);
 }
 
+/// It used to be counted as given again before it was counted as answered.
+#[test]
+fn a_command_that_is_tried_again_is_in_the_drive_once() {
+    let mut bench = Bench::new(config());
+    bench.model.lock().fault(Fault::Status(Status::INTERNAL_ERROR));
+    let write = bench.write(0, BLOCK, 1);
+    bench.end(write).result.unwrap();
+    let stats = bench.device.stats();
+    assert_eq!((stats.submitted, stats.depth, stats.depth_high), (2, 0, 1));
+}
+
+#[test]
+fn what_the_drive_is_not_told_of_is_counted_as_failed() {
+    let mut bench = Bench::new(ModelConfig { entries: 2, ..config() });
+    let refused = bench.submit(Io::read(1, BLOCK, bench.buffer(BLOCK)));
+    assert!(matches!(bench.end(refused).result, Err(IoError::Misaligned { .. })));
+    assert_eq!(bench.device.stats().failed, 1);
+    // The drive has room for one; the other three wait, and never reach it.
+    let mut reads: Vec<Completion> =
+        (0..4).map(|_| bench.submit(Io::read(0, BLOCK, bench.buffer(BLOCK)))).collect();
+    bench.queue.as_ref().unwrap().give_up();
+    for read in reads.split_off(1) {
+        assert!(matches!(bench.end(read).result, Err(IoError::Offline)));
+    }
+    let read = reads.pop().unwrap();
+    bench.end(read).result.unwrap();
+    assert_eq!((bench.device.stats().failed, bench.device.stats().reads), (4, 1));
+}
+
 /// One piece of many fails: the others are waited for before the buffer comes back.
 #[test]
 fn one_bad_piece_fails_the_whole_request() {
@@ -518,4 +547,37 @@ fn what_is_flushed_survives_a_power_cut_and_a_drive_without_a_cache_is_not_asked
     let stats = bench.model.lock().stats();
     assert_eq!((stats.flushes, stats.writes_through, stats.commands), (0, 0, 1));
     assert_eq!(bench.device.stats().flushes, 2);
+}
+
+/// To take a device out of the kernel's hands takes some hundred milliseconds, in which a reactor has others
+/// to serve.
+#[test]
+fn a_reactor_does_not_wait_while_a_drive_is_cut_off() {
+    let mut bench = Bench::new(config());
+    bench.model.lock().fault(Fault::Swallow);
+    let write = bench.write(0, BLOCK, 1);
+    bench.struck(1);
+    // It never clears CSTS.RDY when it is disabled.
+    bench.model.lock().never_stop();
+    let mut handle = bench.reactor.local().spawn_join(write);
+    let mut ends_while_time_passes = |bench: &mut Bench| {
+        for _ in 0..64 {
+            bench.clock.advance(LIMIT / 16);
+            let before = bench.clock.now();
+            for _ in 0..20 {
+                bench.reactor.step();
+            }
+            assert_eq!(bench.clock.now(), before, "the reactor waited");
+            bench.model.lock().step();
+        }
+        handle.try_take()
+    };
+    let end = ends_while_time_passes(&mut bench);
+    assert!(end.is_none(), "its buffer may still be written to");
+    assert_eq!(bench.device.troubles().resets, 1, "which nobody waits for either");
+    assert!(!bench.device.attend());
+    let done = ends_while_time_passes(&mut bench).expect("the drive reaches nothing any more");
+    assert!(matches!(done.result, Err(IoError::Offline)) && done.buf.is_some());
+    let failure = bench.device.failure();
+    assert!(matches!(failure, Some(NvmeError::Deadline { state: "disabled", .. })), "{failure:?}");
 }

@@ -9,3 +9,4 @@ mod bringup;
 mod conformance;
 mod faults;
 mod histories;
+mod waking;

@@ -46,10 +46,19 @@ pub fn pool() -> Pool {
 
 /// Opens a drive of the plan through VFIO.
 pub fn try_open(drive: &'static str, pool: &Pool, limit: Duration) -> Result<Arc<Nvme>, NvmeError> {
+    open_as(drive, pool, Options { command_limit: limit, ..Options::new(4) })
+}
+
+fn open_as(drive: &'static str, pool: &Pool, options: Options) -> Result<Arc<Nvme>, NvmeError> {
     let address = address(drive, Driver::Vfio);
     let link = Vfio::open(&address, 4).unwrap_or_else(|error| panic!("{address}: {error}"));
-    let options = Options { command_limit: limit, ..Options::new(4) };
     memkv_nvme::open(Arc::new(link), pool, Arc::new(SystemClock), options)
+}
+
+/// As a node opens it whose reactors poll: it raises no interrupts.
+pub fn open_polled(drive: &'static str, pool: &Pool) -> Arc<Nvme> {
+    let options = Options { command_limit: PATIENT, interrupts: false, ..Options::new(4) };
+    open_as(drive, pool, options).unwrap_or_else(|error| panic!("{drive}: {}", crate::told(&error)))
 }
 
 /// The same, and it has to come up.

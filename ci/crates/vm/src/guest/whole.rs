@@ -16,6 +16,7 @@ use crate::plan::{Check, LARGE, Word};
 /// What is asked of a node that was formatted.
 pub const CHECKS: &[Check] = &[
     Check { name: "the tool's commands are served on drives past the kernel", run: commands },
+    Check { name: "a client in C finds all as its header says, past the kernel", run: conformance },
     Check { name: "what is deleted from a server leaves the images", run: deleted_blocks },
     Check { name: "a drive of a running server is pulled, comes back and serves", run: pulled },
     Check { name: "a server killed gives its hugepages to the next one", run: hugepages },
@@ -95,6 +96,18 @@ fn commands() {
     server.ctl(&["delete", "large"]);
     let miss = server.ctl_for(1, &["get", "large", "--json"]);
     assert!(miss.contains("\"deleted\""), "{miss}");
+    server.stop();
+}
+
+/// Every call of the C library, and with it of the client, by the program that its tests run.
+fn conformance() {
+    let server = fresh("");
+    // The discard port: nobody listens there.
+    let words = [server::ADDRESS, "127.0.0.1:9", "conformance"];
+    let said = run("/bin/conformance", &words);
+    assert_eq!(said, "all is as the header says\n");
+    let counters = &server.status()["counters"];
+    assert!(number(&counters["memkv_read_bytes_total"]) > MIB, "{counters}");
     server.stop();
 }
 

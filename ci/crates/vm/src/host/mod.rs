@@ -121,9 +121,13 @@ pub fn run(arguments: &HostArguments) -> Result<bool, HostError> {
     Ok(failed == 0)
 }
 
-/// Boots once, and once more if QEMU ended before the guest had begun: its map of memory is changed
-/// early in a boot, and that now and then ends it. Or if a processor of the guest got no interrupt of its
-/// timer any more: on a busy host QEMU loses one now and then, and nothing wakes that processor then.
+/// With this QEMU ends when its map of memory was changed while a processor of the guest looked something up.
+const MAP_CHANGED: &str = "iotlb_to_section: Assertion";
+
+/// Boots once, and once more if QEMU failed, with images made anew. Its map of memory is changed early in a
+/// boot and whenever a drive changes hands, and that now and then ends it. Or a processor of the guest
+/// gets no interrupt of its timer any more: on a busy host QEMU loses one now and then, and nothing wakes
+/// that processor then.
 fn boot(plan: &Plan, places: &Places, aborts: &mut usize) -> Found {
     for last in [false, true] {
         let mut found = Found::default();
@@ -139,10 +143,17 @@ fn boot(plan: &Plan, places: &Places, aborts: &mut usize) -> Found {
         let Err(error) = outcome else { return found };
         println!("{}: {}", plan.name, crate::told(&error));
         let is_stuck = matches!(error, DialogError::Silent) && console::lost_its_timer(places);
-        if last || (found.begun && !is_stuck) {
+        let is_qemus = crate::told(&error).contains(MAP_CHANGED);
+        if last || (found.begun && !is_stuck && !is_qemus) {
             return found;
         }
         *aborts += 1;
+        if plan.images_of.is_none() {
+            // What was acknowledged is acknowledged of images that are no more.
+            let ledger = places.share.join("ledger");
+            let images = plan.drives.iter().map(|drive| places.image(drive.name));
+            images.chain([ledger]).for_each(|file| drop(fs::remove_file(file)));
+        }
     }
     unreachable!("the second boot is the last one");
 }
