@@ -20,10 +20,15 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::watch::Watch;
+
 const BINARY: &str = "qemu-storage-daemon";
 
 /// How long it may take to begin and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it may answer nothing, not being paused.
+const SILENCE: Duration = Duration::from_secs(40);
 
 /// A command that an export answers with an input/output error.
 #[derive(Copy, Clone, Debug)]
@@ -71,6 +76,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 pub struct Daemon {
     child: Child,
     mounts: Vec<PathBuf>,
+    watch: Watch,
 }
 
 impl Daemon {
@@ -79,6 +85,14 @@ impl Daemon {
     /// # Errors
     /// When it is not installed, or ends.
     pub fn start(folder: &Path, exports: &[Export]) -> Result<Daemon, DaemonError> {
+        Daemon::watched(folder, exports, SILENCE)
+    }
+
+    fn watched(
+        folder: &Path,
+        exports: &[Export],
+        silence: Duration,
+    ) -> Result<Daemon, DaemonError> {
         let messages = folder.join("daemon.log");
         let output = File::create(&messages).map_err(io_error("its messages"))?;
         let mut command = Command::new(BINARY);
@@ -101,8 +115,9 @@ impl Daemon {
             .stderr(output)
             .spawn()
             .map_err(io_error("cannot be started"))?;
-        let mounts = exports.iter().map(|export| export.mount.clone()).collect();
-        let mut daemon = Daemon { child, mounts };
+        let mounts: Vec<PathBuf> = exports.iter().map(|export| export.mount.clone()).collect();
+        let watch = Watch::over(Pid::from_raw(child.id().cast_signed()), mounts.clone(), silence);
+        let mut daemon = Daemon { child, mounts, watch };
         daemon.wait_until_there(&messages)?;
         daemon.one_at_a_time(folder)?;
         Ok(daemon)
@@ -146,6 +161,7 @@ impl Daemon {
     /// # Errors
     /// When it is not there.
     pub fn pause(&self) -> Result<(), DaemonError> {
+        self.watch.set_paused(true);
         self.signal(Signal::SIGSTOP)
     }
 
@@ -154,7 +170,9 @@ impl Daemon {
     /// # Errors
     /// When it is not there.
     pub fn resume(&self) -> Result<(), DaemonError> {
-        self.signal(Signal::SIGCONT)
+        self.signal(Signal::SIGCONT)?;
+        self.watch.set_paused(false);
+        Ok(())
     }
 
     fn signal(&self, signal: Signal) -> Result<(), DaemonError> {
@@ -167,6 +185,7 @@ impl Daemon {
     /// # Errors
     /// When it does not end, or not well.
     pub fn stop(mut self) -> Result<(), DaemonError> {
+        self.watch.end();
         self.signal(Signal::SIGTERM)?;
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
@@ -182,12 +201,14 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        self.watch.end();
         // Nothing more can be done when any of this fails; after an end in order all of it does.
         let _ = self.child.kill();
         let _ = self.child.wait();
         for mount in &self.mounts {
             let _ = umount2(mount, MntFlags::MNT_DETACH);
         }
+        self.watch.join();
     }
 }
 
@@ -252,4 +273,33 @@ pub fn missing(folder: &Path) -> Option<String> {
 
 fn told(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::watch;
+
+    #[test]
+    fn a_daemon_that_stops_answering_is_ended() {
+        let folder = tempfile::tempdir().expect("a folder");
+        if let Some(reason) = missing(folder.path()) {
+            eprintln!("SKIPPED: {reason}");
+            return;
+        }
+        let image = folder.path().join("image");
+        File::create(&image).and_then(|file| file.set_len(1 << 20)).expect("an image");
+        let mount = folder.path().join("drive");
+        let export = Export { image, mount: mount.clone(), log: None, refusals: Vec::new() };
+        let silence = Duration::from_secs(3);
+        let daemon = Daemon::watched(folder.path(), &[export], silence).expect("it starts");
+        assert!(!watch::take_stuck());
+        daemon.signal(Signal::SIGSTOP).expect("it is there");
+        // It hangs until the daemon is gone.
+        let begun = Instant::now();
+        while fs::File::open(&mount).and_then(|file| file.sync_all()).is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing ended it");
+        }
+        assert!(watch::take_stuck() && !watch::take_stuck());
+    }
 }

@@ -8,6 +8,7 @@ mod cuts;
 mod daemon;
 mod faults;
 mod replay;
+mod watch;
 mod writelog;
 
 use std::collections::BTreeMap;
@@ -142,10 +143,9 @@ fn all(arguments: &QemuArguments, seed: u64, folder: &Path) -> Result<Found, Qem
             found.entry(check).or_default().extend(what);
         }
     };
-    let place = folder.join("replay");
-    std::fs::create_dir(&place).map_err(io_error("a folder"))?;
-    let Outcome { violations, tally } =
-        replay::run(&arguments.binary, &place, arguments.qemu, seed)?;
+    let (place, Outcome { violations, tally }) = part(folder, "replay", |place| {
+        replay::run(&arguments.binary, place, arguments.qemu, seed)
+    })?;
     // The images are large, and are wanted only when something is wrong.
     if violations.is_empty() {
         std::fs::remove_dir_all(&place).map_err(io_error("a folder"))?;
@@ -153,14 +153,37 @@ fn all(arguments: &QemuArguments, seed: u64, folder: &Path) -> Result<Found, Qem
     add(Check::Cuts, violations);
     add(Check::Hard, too_easy(&tally, arguments.qemu));
     for fault in faults::FAULTS {
-        let place = folder.join(fault.name());
-        std::fs::create_dir(&place).map_err(io_error("a folder"))?;
         let begun = Instant::now();
-        let violations = faults::run(fault, &arguments.binary, &place)?;
+        let (_, violations) =
+            part(folder, fault.name(), |place| faults::run(fault, &arguments.binary, place))?;
         println!("{}: {:.1} s", fault.name(), begun.elapsed().as_secs_f64());
         add(Check::Fault(fault), violations);
     }
     Ok(found)
+}
+
+/// One part in a folder of its own; and in another one once more when the storage daemon stopped answering
+/// by itself, which says nothing about the server. Answers with the folder as well.
+fn part<T>(
+    folder: &Path,
+    name: &str,
+    run: impl Fn(&Path) -> Result<T, QemuError>,
+) -> Result<(PathBuf, T), QemuError> {
+    let attempt = |name: &str| {
+        let place = folder.join(name);
+        std::fs::create_dir(&place).map_err(io_error("a folder"))?;
+        run(&place).map(|found| (place, found))
+    };
+    let first = attempt(name);
+    if !watch::take_stuck() {
+        return first;
+    }
+    println!("{name}: the storage daemon stopped answering by itself and was ended; once more");
+    let second = attempt(&format!("{name}-again"));
+    if watch::take_stuck() {
+        return Err(DaemonError::Failed("it stopped answering by itself, twice".to_owned()).into());
+    }
+    second
 }
 
 /// What there was too little of. A tier that was too easy proves nothing, and says so.
