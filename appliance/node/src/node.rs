@@ -393,6 +393,7 @@ fn first_reactor(
         return drop(ready.send(Err(error)));
     }
     local.spawn(accept(listener, local.clone(), shared.clone(), controls));
+    local.spawn(tell_space(store.clone(), local.clone(), shared.clone()));
     let store = StorePort::open(&store, STORE_CALLS, STORE_ENDS);
     let _ = ready.send(Ok(Ready { store, shared, devices: parts.devices.clone() }));
     reactor.run(&parts.stop);
@@ -600,6 +601,14 @@ impl Orders {
                 let _ = answer.send(self.store().drives());
             }
         }
+    }
+}
+
+/// Tells the other reactors, whose clients may ask, how much room there is.
+async fn tell_space(store: Rc<Store>, local: Local, shared: Arc<Shared>) {
+    loop {
+        shared.note_space(store.space());
+        local.sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -15,7 +15,7 @@ use memkv_dma::{Backing, Class, Pool};
 use memkv_poller::ReactorStats;
 use memkv_poller::channel::InboxSender;
 use memkv_session::{Identity, SessionCounters};
-use memkv_store::{DriveState, DriveStatus, StoreCounters};
+use memkv_store::{DriveState, DriveStatus, Space, StoreCounters};
 use memkv_wire::StatId;
 
 use crate::bypass::Bypass;
@@ -101,6 +101,8 @@ pub struct Shared {
     closed: AtomicBool,
     accepted: AtomicU64,
     refused: AtomicU64,
+    /// As it was within the last second: only the store's reactor knows it.
+    space: Mutex<Space>,
 }
 
 impl Shared {
@@ -131,6 +133,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            space: Mutex::default(),
         })
     }
 
@@ -201,15 +204,24 @@ impl Shared {
         order(self.store_reactor(), Control::Drives).recv_timeout(ANSWER).ok()
     }
 
+    /// The room on the drives, from now on.
+    pub(crate) fn note_space(&self, space: Space) {
+        *self.space.lock().unwrap_or_else(PoisonError::into_inner) = space;
+    }
+
     /// The figures of the wire's Stats operation.
     pub(crate) fn wire_stats(&self) -> Vec<(u16, u64)> {
         let store = &self.store;
+        let space = *self.space.lock().unwrap_or_else(PoisonError::into_inner);
+        let unit = memkv_dma::UNIT as u64;
         let (user, system) = cpu_seconds();
         let pool = self.pool.stats();
         [
             (StatId::UptimeSeconds, self.started.elapsed().as_secs()),
             (StatId::Blocks, store.blocks.get()),
             (StatId::BytesStored, store.bytes.get()),
+            (StatId::BytesUsed, space.units_used * unit),
+            (StatId::BytesTotal, space.units_total * unit),
             (StatId::Puts, store.inserts.get()),
             (StatId::PutsPresent, store.present.get()),
             (StatId::PutsRefused, store.busy.get() + store.full.get()),
@@ -223,6 +235,8 @@ impl Shared {
             (StatId::Connections, self.sum(|s| s.connections.get())),
             (StatId::Requests, self.sum(|s| s.requests.get())),
             (StatId::Leases, store.leases.get()),
+            (StatId::DrivesOnline, space.drives_online),
+            (StatId::DrivesOffline, space.drives_offline),
             (StatId::Appends, store.appends.get()),
             (StatId::PoolUsed, pool.used.iter().sum()),
             (StatId::PoolTotal, pool.size),

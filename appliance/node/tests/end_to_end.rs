@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{Wire, memory_node, node, value};
-use memkv_wire::{MissReason, PutMode, Status};
+use memkv_wire::{MissReason, PutMode, StatId, Status};
 
 #[test]
 fn small_and_large_values_come_back() {
@@ -60,6 +62,25 @@ fn the_state_of_a_key_decides() {
     assert_eq!(wire.exists(&[b"b", b"a"]), [Status::NotFound, Status::Ok]);
     let (offered, _) = wire.offer(b"a", 10, PutMode::Absent);
     assert_eq!(offered.status, Status::Present, "a present key costs no payload");
+}
+
+#[test]
+fn clients_are_told_how_much_room_there_is() {
+    let node = memory_node("64 MiB");
+    let mut wire = Wire::connect(&node);
+    let before = wire.stats();
+    let told = |id| before.get(id).unwrap_or_else(|| panic!("{id:?} is not told"));
+    let (total, used) = (told(StatId::BytesTotal), told(StatId::BytesUsed));
+    assert!((32 << 20..64 << 20).contains(&total) && used < total / 8, "{used} of {total}");
+    assert_eq!((told(StatId::DrivesOnline), told(StatId::DrivesOffline)), (1, 0));
+    let bytes = value(1, 8 << 20);
+    assert_eq!(wire.put_large(b"large", &bytes).status, Status::Ok);
+    // It is looked at once a second.
+    let begun = Instant::now();
+    while wire.stats().get(StatId::BytesUsed) < Some(used + (8 << 20)) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", wire.stats());
+    }
+    node.stop().expect("an orderly stop");
 }
 
 #[test]

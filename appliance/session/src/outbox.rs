@@ -80,6 +80,7 @@ impl Outbox {
         if self.closed.get() || self.ending.get() {
             return discard(context, reply);
         }
+        log_traced(&reply.header);
         self.answered.set(self.answered.get() + usize::from(!reply.header.has_more()));
         let queue = if reply.payload.is_empty() { &self.small } else { &self.bulk };
         queue.borrow_mut().push_back(reply);
@@ -297,4 +298,15 @@ async fn send_part(
     let (result, op) = hastened(&context.local, until, hasten, sending).await;
     spare::keep_vec(op.payload);
     result.map(|()| op.head).map_err(|_| Broken)
+}
+
+/// Writes down an answer that belongs to an engine's request, by which it can be found.
+fn log_traced(header: &Header) {
+    let trace = u128::from_be_bytes(header.trace_id());
+    if trace != 0 {
+        let trace = format_args!("{trace:032x}");
+        let (opcode, status) = (header.opcode(), header.status());
+        let (request, bytes) = (header.request_id(), header.payload_length());
+        tracing::debug!(%trace, %opcode, %status, request, bytes, "answered");
+    }
 }

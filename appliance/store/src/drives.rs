@@ -65,6 +65,19 @@ pub struct DriveStatus {
     pub journal: memkv_journal::JournalStats,
 }
 
+/// The room on the drives that serve, in units of 16 KiB.
+#[derive(Copy, Clone, PartialEq, Eq, Default, Debug)]
+pub struct Space {
+    /// Of data regions.
+    pub units_total: u64,
+    /// With something in them, or promised.
+    pub units_used: u64,
+    /// Drives that serve.
+    pub drives_online: u64,
+    /// Drives that belong to the node and do not.
+    pub drives_offline: u64,
+}
+
 impl Drive {
     /// A drive that serves, and takes no blocks yet.
     pub fn new(id: DriveId, journal: Rc<Journal>) -> Self {

@@ -57,7 +57,7 @@ mod tune;
 pub use block::{Block, Crcs, Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};
 pub use config::{Durability, EvictionConfig, ScrubConfig, StoreConfig};
-pub use drives::{DRIVES_MAX, DriveId, DriveState, DriveStatus};
+pub use drives::{DRIVES_MAX, DriveId, DriveState, DriveStatus, Space};
 pub use found::Found;
 pub use handle::{ReadLease, RemoteStore, Reservation, StoreHandle, StorePort, Turn};
 pub use hint::Advice;

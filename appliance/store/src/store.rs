@@ -23,7 +23,7 @@ use crate::metrics::StoreCounters;
 use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
 use crate::reserve::Pending;
-use crate::{DriveId, DriveStatus, Policy, StoreConfig, Tuning};
+use crate::{DriveId, DriveStatus, Policy, Space, StoreConfig, Tuning};
 
 /// Hashes keys under the store's secret; cheap to clone and to send to other reactors.
 #[derive(Clone)]
@@ -144,6 +144,22 @@ impl Store {
     /// Its counters, readable from any thread.
     pub fn counters(&self) -> Arc<StoreCounters> {
         self.counters.clone()
+    }
+
+    /// The room that there is and how much of it is taken, of the drives that serve.
+    pub fn space(&self) -> Space {
+        let mut space = Space::default();
+        for drive in self.drives.iter() {
+            if !drive.online() {
+                space.drives_offline += 1;
+                continue;
+            }
+            space.drives_online += 1;
+            let total = u64::from(drive.journal.total_units());
+            space.units_total += total;
+            space.units_used += total - u64::from(drive.journal.free_units());
+        }
+        space
     }
 
     /// Its drives.

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use ::memkv_client::{
     Client, ClientError, Config, GetItem, GetOutcome, Keys, PutItem, PutMode, PutOptions,
-    PutOutcome, SharedKey,
+    PutOutcome, SharedKey, one_line,
 };
 
 use crate::memory::{self, Out, Region};
 use crate::status::{
-    Failure, MEMKV_MISS, MEMKV_OK, MEMKV_PRESENT, guard, last_text, line, of as status_of,
+    Failure, MEMKV_MISS, MEMKV_OK, MEMKV_PRESENT, guard, last_text, of as status_of,
 };
 use crate::types::{
     MEMKV_ABI_VERSION, MEMKV_NO_ENVIRONMENT, MEMKV_PUT_ABSENT, MEMKV_PUT_GENERATION,
@@ -382,7 +382,7 @@ unsafe fn configuration(given: Option<memkv_config>) -> Result<Config, Failure> 
     if let Some(key) = key {
         let key = SharedKey::from_hex(&key).map_err(|error| Failure {
             status: crate::status::MEMKV_E_CONFIG,
-            text: format!("auth_key: {}", line(&error)),
+            text: format!("auth_key: {}", one_line(&error)),
         })?;
         config.auth_key = Some(key);
     }

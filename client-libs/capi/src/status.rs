@@ -2,11 +2,10 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::error::Error;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use memkv_client::{ClientError, QueueError};
+use memkv_client::{ClientError, QueueError, one_line};
 
 /// Done. For a get or an existence: the block is there.
 pub const MEMKV_OK: i32 = 0;
@@ -63,7 +62,7 @@ impl Failure {
 
 impl From<&ClientError> for Failure {
     fn from(error: &ClientError) -> Failure {
-        Failure { status: of(error), text: line(error) }
+        Failure { status: of(error), text: one_line(error) }
     }
 }
 
@@ -80,7 +79,7 @@ impl From<QueueError> for Failure {
             QueueError::Full => MEMKV_E_BUSY,
             QueueError::System(_) => MEMKV_E_SYSTEM,
         };
-        Failure { status, text: line(&error) }
+        Failure { status, text: one_line(&error) }
     }
 }
 
@@ -102,18 +101,6 @@ pub(crate) fn of(error: &ClientError) -> i32 {
         ClientError::Unauthorized { .. } => MEMKV_E_UNAUTHORIZED,
         ClientError::Refused { .. } => MEMKV_E_REFUSED,
     }
-}
-
-/// An error with its sources, in one line.
-pub(crate) fn line(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// A text for C; what stands behind a NUL is lost.

@@ -10,11 +10,13 @@ use crate::ask::{Asks, FirstMissing, Question, Totals, Whole};
 use crate::config::Config;
 use crate::counters::{Counters, Found, Meter, Operation};
 use crate::error::ClientError;
-use crate::exchange::{Exchange, Job, drive};
+use crate::exchange::{Exchange, Job, Terms, drive};
+use crate::gate::Gate;
 use crate::get::{Gets, Target, Wanted};
 use crate::process::Process;
 use crate::put::Puts;
 use crate::route::Router;
+use crate::trace::TraceId;
 use crate::types::{
     GatherItem, GetItem, GetOutcome, Hint, PutItem, PutOptions, PutOutcome, ScatterItem,
     ServerStats, Value,
@@ -27,6 +29,10 @@ pub struct Client {
     inner: Arc<Inner>,
     /// When its calls end at the latest; `None` for the configured time after each began.
     until: Option<Instant>,
+    /// Through which its calls reach the memory of their caller.
+    gate: Option<Arc<Gate>>,
+    /// To which its calls belong.
+    trace: Option<TraceId>,
 }
 
 struct Inner {
@@ -55,14 +61,28 @@ impl Client {
         let router = Router::new(&config.addresses()?);
         let process = Process::new(&config)?;
         let meter = Meter::default();
-        Ok(Client { inner: Arc::new(Inner { config, router, process, meter }), until: None })
+        let inner = Arc::new(Inner { config, router, process, meter });
+        Ok(Client { inner, until: None, gate: None, trace: None })
     }
 
     /// The same client, all of whose calls end by `deadline`, whatever their options and the configuration
     /// say.
     #[must_use]
     pub fn until(&self, deadline: Instant) -> Client {
-        Client { inner: self.inner.clone(), until: Some(deadline) }
+        Client { until: Some(deadline), ..self.clone() }
+    }
+
+    /// The same client, all of whose calls touch the memory of their caller inside of `gate` only. Calls that
+    /// are given up by closing it end with [`ClientError::Broken`].
+    #[must_use]
+    pub fn through(&self, gate: &Arc<Gate>) -> Client {
+        Client { gate: Some(gate.clone()), ..self.clone() }
+    }
+
+    /// The same client, all of whose calls belong to `trace`.
+    #[must_use]
+    pub fn traced(&self, trace: TraceId) -> Client {
+        Client { trace: Some(trace), ..self.clone() }
     }
 
     /// What the calls of this client, and of its clones, have done so far.
@@ -151,7 +171,7 @@ impl Client {
             let puts = Puts::new(process, self.name(batch.server), batch.items);
             (batch.places, Job { server: batch.server, exchange: puts })
         });
-        for (places, puts) in run(process, jobs, deadline) {
+        for (places, puts) in self.run(process, jobs, deadline) {
             fill(&mut results, places, puts.into_results());
         }
         let results = settled(results);
@@ -292,7 +312,7 @@ impl Client {
             let gets = Gets::new(process, self.name(batch.server), batch.items);
             (batch.places, Job { server: batch.server, exchange: gets })
         });
-        for (places, gets) in run(process, jobs, deadline) {
+        for (places, gets) in self.run(process, jobs, deadline) {
             fill(&mut results, places, gets.into_results());
         }
         settled(results)
@@ -309,6 +329,13 @@ impl Client {
             known => known,
         };
         self.ask(Question::Exists, keys, is_there, known).into_iter().map(answer).collect()
+    }
+
+    /// How many bytes the value of each key has, [`None`] where there is none. Like [`Client::exists`] it pins
+    /// nothing, but a server that cannot be reached is an error of its keys.
+    pub fn lengths(&self, keys: &[&[u8]]) -> Vec<Result<Option<u64>, ClientError>> {
+        let length = |reply: ItemReply| (reply.status != Status::NotFound).then_some(reply.length);
+        self.ask(Question::Exists, keys, length, |length| known(&length.is_some()))
     }
 
     /// How many keys at the front of `keys` are stored: the length of the longest prefix without a gap. One
@@ -339,7 +366,7 @@ impl Client {
             (first, Job { server: batch.server, exchange })
         });
         let mut matched = keys.len();
-        for (first, whole) in run(process, jobs, deadline) {
+        for (first, whole) in self.run(process, jobs, deadline) {
             let missing = match whole.into_result() {
                 Ok(missing) => missing.map_or(keys.len(), |position| position as usize),
                 Err(error) if error.is_server_lost() => first,
@@ -395,7 +422,7 @@ impl Client {
             let exchange = Whole::new(process, self.name(server), Totals);
             (server, Job { server, exchange })
         });
-        let answers = run(process, jobs, deadline);
+        let answers = self.run(process, jobs, deadline);
         answers
             .map(|(server, whole)| (self.name(server).to_string(), whole.into_result()))
             .collect()
@@ -417,7 +444,7 @@ impl Client {
             let asks = Asks::new(process, self.name(batch.server), question, batch.items, answer);
             (batch.places, Job { server: batch.server, exchange: asks })
         });
-        for (places, asks) in run(process, jobs, deadline) {
+        for (places, asks) in self.run(process, jobs, deadline) {
             fill(&mut results, places, asks.into_results());
         }
         let results = settled(results);
@@ -471,6 +498,19 @@ impl Client {
         }
         (results, batches.into_iter().flatten().collect())
     }
+
+    /// Drives jobs with a tag each, and gives the exchanges back.
+    fn run<T, E: Exchange>(
+        &self,
+        process: &Process,
+        jobs: impl Iterator<Item = (T, Job<E>)>,
+        deadline: Instant,
+    ) -> impl Iterator<Item = (T, E)> {
+        let (tags, mut jobs): (Vec<T>, Vec<Job<E>>) = jobs.unzip();
+        let terms = Terms { gate: self.gate.as_deref(), trace: self.trace };
+        drive(process, &mut jobs, deadline, terms);
+        tags.into_iter().zip(jobs.into_iter().map(|job| job.exchange))
+    }
 }
 
 /// Whether there is, or was, a block.
@@ -503,17 +543,6 @@ struct Batch<I> {
     server: usize,
     places: Vec<usize>,
     items: Vec<I>,
-}
-
-/// Drives jobs with a tag each, and gives the exchanges back.
-fn run<T, E: Exchange>(
-    process: &Process,
-    jobs: impl Iterator<Item = (T, Job<E>)>,
-    deadline: Instant,
-) -> impl Iterator<Item = (T, E)> {
-    let (tags, mut jobs): (Vec<T>, Vec<Job<E>>) = jobs.unzip();
-    drive(process, &mut jobs, deadline);
-    tags.into_iter().zip(jobs.into_iter().map(|job| job.exchange))
 }
 
 fn fill<T>(

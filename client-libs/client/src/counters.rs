@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::ClientError;
+use crate::plan::Saving;
 
 /// What a call asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub struct Counters {
     operations: [Tally; Operation::ALL.len()],
     /// How long batches stood in queues before a worker took them.
     pub waits: Latency,
+    /// What coalescing descriptors has saved.
+    pub saving: Saving,
 }
 
 impl Counters {
@@ -128,6 +131,8 @@ pub(crate) enum Found {
 pub(crate) struct Meter {
     operations: [Cells; Operation::ALL.len()],
     waits: Clock,
+    /// In the order of [`Saving`].
+    saving: [AtomicU64; 4],
 }
 
 #[derive(Default)]
@@ -218,6 +223,13 @@ impl Meter {
         self.waits.note(time);
     }
 
+    /// Counts what a plan saves.
+    pub fn note_plan(&self, saving: &Saving) {
+        let Saving { descriptors, operations, bytes_wanted, bytes_moved } = *saving;
+        let counts = [descriptors, operations, bytes_wanted, bytes_moved];
+        self.saving.iter().zip(counts).for_each(|(cell, count)| add(cell, count));
+    }
+
     /// The counters now. They are read one by one: a call that ends meanwhile may be in some of them only.
     pub fn read(&self) -> Counters {
         let tally = |at: usize| {
@@ -232,7 +244,10 @@ impl Meter {
                 latency: cells.latency.read(),
             }
         };
-        Counters { operations: std::array::from_fn(tally), waits: self.waits.read() }
+        let [descriptors, operations, bytes_wanted, bytes_moved] =
+            std::array::from_fn(|at| read(&self.saving[at]));
+        let saving = Saving { descriptors, operations, bytes_wanted, bytes_moved };
+        Counters { operations: std::array::from_fn(tally), waits: self.waits.read(), saving }
     }
 }
 

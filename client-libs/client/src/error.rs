@@ -1,5 +1,6 @@
 //! What can go wrong, as a caller sees it and as a connection sees it.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use memkv_net::NetError;
@@ -152,6 +153,9 @@ pub enum LinkFault {
     /// The server said nothing, or too little, until the deadline.
     #[error("no answer within the deadline")]
     Silent,
+    /// The caller gave the call up.
+    #[error("the call was given up")]
+    GivenUp,
     /// A frame from the server is not what it should be; see the source.
     #[error("the server sent a frame that cannot be accepted")]
     Frame(#[from] FrameError),
@@ -206,5 +210,41 @@ impl LinkFault {
             LinkFault::Silent => ClientError::Timeout { server },
             fault => ClientError::Broken { server, source: Arc::new(fault) },
         }
+    }
+}
+
+/// An error with its sources, in one line, for people and for languages that have no sources. What is shown
+/// through already is not said twice.
+pub fn one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_every_source_once() {
+        #[derive(Debug, thiserror::Error)]
+        enum Outer {
+            #[error("it cannot be sent")]
+            Silent(#[source] LinkFault),
+            #[error("it cannot be sent: {0}")]
+            Shown(#[source] LinkFault),
+        }
+        let line = "it cannot be sent: no answer within the deadline";
+        assert_eq!(one_line(&Outer::Silent(LinkFault::Silent)), line);
+        assert_eq!(one_line(&Outer::Shown(LinkFault::Silent)), line);
+        assert_eq!(one_line(&LinkFault::Silent), "no answer within the deadline");
     }
 }

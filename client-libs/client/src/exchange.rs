@@ -4,19 +4,65 @@
 //! A call that concerns several servers is one [`Exchange`] per server. All are started before any is
 //! finished, so the servers work at the same time; they are finished in the order in which they answer, and
 //! each may use its share of the time that is left, so that a server that falls silent in the middle of an
-//! answer cannot use up the time of the others.
+//! answer cannot use up the time of the others. What touches the caller's memory happens inside of his gate,
+//! if he has one.
 
 use std::time::{Duration, Instant};
 
 use crate::error::{ClientError, LinkFault};
+use crate::gate::{Gate, Inside};
 use crate::link::Link;
 use crate::process::Process;
 use crate::server::{Checkout, Server};
+use crate::trace::TraceId;
 
 /// Times a call comes back to a busy server after the pause that it asked for, before the pauses grow.
 const BUSY_PATIENCE: u32 = 3;
 /// Longest pause that the call chooses itself.
 const BUSY_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What holds for all that a call does.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Terms<'a> {
+    /// Through which it reaches the memory of its caller.
+    pub gate: Option<&'a Gate>,
+    /// To which it belongs.
+    pub trace: Option<TraceId>,
+}
+
+/// A link in use, and the right to use the caller's memory with it. A gate that closes needs the link open for
+/// as long as the right lasts: fields are dropped in their order.
+struct Visit<'a> {
+    inside: Option<Inside<'a>>,
+    link: Checkout<'a>,
+    gate: Option<&'a Gate>,
+}
+
+impl<'a> Visit<'a> {
+    /// Of a link that nobody has used yet; it goes back when the gate is closed.
+    fn begin(mut link: Checkout<'a>, terms: Terms<'a>) -> Result<Visit<'a>, LinkFault> {
+        let gate = terms.gate;
+        let inside = match gate.map(|gate| gate.enter(Some(link.socket()))) {
+            None => None,
+            Some(Some(inside)) => Some(inside),
+            Some(None) => {
+                link.give_back();
+                return Err(LinkFault::GivenUp);
+            }
+        };
+        link.set_trace(terms.trace);
+        Ok(Visit { inside, link, gate })
+    }
+
+    /// All is said and done.
+    fn end(self) {
+        drop(self.inside);
+        // One that was shut down at the last moment is of no use to anybody.
+        if self.gate.is_none_or(|gate| !gate.is_closed()) {
+            self.link.give_back();
+        }
+    }
+}
 
 /// One call's business with one server. It knows which of its items are settled.
 pub(crate) trait Exchange {
@@ -62,12 +108,17 @@ pub(crate) struct Job<E> {
 
 /// Carries out all jobs, at most one per server, in ascending order of their servers: links are checked out
 /// in that order, so that calls cannot wait for each other in a circle.
-pub(crate) fn drive<E: Exchange>(process: &Process, jobs: &mut [Job<E>], deadline: Instant) {
+pub(crate) fn drive<E: Exchange>(
+    process: &Process,
+    jobs: &mut [Job<E>],
+    deadline: Instant,
+    terms: Terms<'_>,
+) {
     assert!(jobs.is_sorted_by(|a, b| a.server < b.server), "one job per server, in order");
     let mut todo: Vec<&mut Job<E>> = jobs.iter_mut().collect();
     let (mut rounds, mut before) = (0, usize::MAX);
     loop {
-        round(process, &mut todo, deadline);
+        round(process, &mut todo, deadline, terms);
         todo.retain(|job| job.exchange.busy().is_some());
         let busy: Vec<Busy> = todo.iter().filter_map(|job| job.exchange.busy()).collect();
         let Some(retry_ms) = busy.iter().map(|busy| busy.retry_ms).max() else { return };
@@ -105,47 +156,61 @@ fn random() -> u32 {
 }
 
 /// Every job once, those whose link broke twice.
-fn round<E: Exchange>(process: &Process, jobs: &mut [&mut Job<E>], deadline: Instant) {
+fn round<E: Exchange>(
+    process: &Process,
+    jobs: &mut [&mut Job<E>],
+    deadline: Instant,
+    terms: Terms<'_>,
+) {
     let mut running = Vec::with_capacity(jobs.len());
     let mut broken = Vec::new();
     for (at, job) in jobs.iter_mut().enumerate() {
         let server = &process.servers[job.server];
         match server.checkout(deadline) {
             Err(error) => job.exchange.fail(&error),
-            Ok(mut link) => match job.exchange.start(&mut link, deadline) {
-                Ok(()) => running.push((at, link)),
-                Err(fault) => broken.push((at, fault)),
+            Ok(link) => match Visit::begin(link, terms) {
+                Err(fault) => job.exchange.fail(&fault.into_error(server.name())),
+                Ok(mut visit) => match job.exchange.start(&mut visit.link, deadline) {
+                    Ok(()) => running.push((at, visit)),
+                    Err(fault) => broken.push((at, fault)),
+                },
             },
         }
     }
     while !running.is_empty() {
         let first = first_to_answer(&running, deadline);
-        let (at, mut link) = running.swap_remove(first);
+        let (at, mut visit) = running.swap_remove(first);
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / (running.len() as u32 + 1);
-        match jobs[at].exchange.finish(&mut link, now + share) {
-            Ok(()) => link.give_back(),
+        match jobs[at].exchange.finish(&mut visit.link, now + share) {
+            Ok(()) => visit.end(),
             Err(fault) => broken.push((at, fault)),
         }
     }
     for (at, fault) in broken {
         let job = &mut jobs[at];
-        repeat(&process.servers[job.server], &mut job.exchange, fault, deadline);
+        repeat(&process.servers[job.server], &mut job.exchange, fault, deadline, terms);
     }
 }
 
 /// The place of the link that has something to receive first; one that has not, at the deadline.
-fn first_to_answer(running: &[(usize, Checkout<'_>)], deadline: Instant) -> usize {
+fn first_to_answer(running: &[(usize, Visit<'_>)], deadline: Instant) -> usize {
     if running.len() == 1 {
         return 0;
     }
-    let links: Vec<&Link> = running.iter().map(|(_, link)| &**link).collect();
+    let links: Vec<&Link> = running.iter().map(|(_, visit)| &*visit.link).collect();
     // A failed poll(2) shows again, and is told, when the link itself is used.
     Link::wait_any(&links, deadline).ok().flatten().unwrap_or(0)
 }
 
 /// Repeats an exchange whose link broke, once, if that may help and there is time.
-fn repeat(server: &Server, exchange: &mut dyn Exchange, fault: LinkFault, deadline: Instant) {
+fn repeat(
+    server: &Server,
+    exchange: &mut dyn Exchange,
+    fault: LinkFault,
+    deadline: Instant,
+    terms: Terms<'_>,
+) {
     if exchange.is_answered() {
         return;
     }
@@ -155,14 +220,18 @@ fn repeat(server: &Server, exchange: &mut dyn Exchange, fault: LinkFault, deadli
     }
     tracing::debug!(server = %server.name(), %fault, "the connection broke, repeating the request");
     exchange.rewind();
-    let Ok(mut link) = server.checkout(deadline) else {
+    let Ok(link) = server.checkout(deadline) else {
         // Whatever the reason now, the first attempt may have arrived.
         return exchange.fail(&fault.into_error(server.name()));
     };
-    let result =
-        exchange.start(&mut link, deadline).and_then(|()| exchange.finish(&mut link, deadline));
+    let mut visit = match Visit::begin(link, terms) {
+        Ok(visit) => visit,
+        Err(fault) => return exchange.fail(&fault.into_error(server.name())),
+    };
+    let link = &mut visit.link;
+    let result = exchange.start(link, deadline).and_then(|()| exchange.finish(link, deadline));
     match result {
-        Ok(()) => link.give_back(),
+        Ok(()) => visit.end(),
         Err(_) if exchange.is_answered() => {}
         Err(fault) => exchange.fail(&fault.into_error(server.name())),
     }

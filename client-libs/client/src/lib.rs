@@ -31,6 +31,7 @@
 //!   told.
 //! * A request that broke with its connection is repeated once under the same request id, by which the
 //!   server knows it again.
+//! * A call that is given up through its [`Gate`] touches its caller's memory no more.
 //! * After fork(2) the child talks over connections of its own.
 
 #![forbid(unsafe_code)]
@@ -43,22 +44,28 @@ mod counters;
 mod crc;
 mod error;
 mod exchange;
+mod gate;
 mod get;
 mod items;
 mod link;
+mod plan;
 mod process;
 mod put;
 mod queue;
 mod route;
 mod server;
+mod trace;
 mod types;
 
 pub use client::Client;
 pub use config::{Config, ConfigError, Transport};
 pub use counters::{Counters, Latency, Operation, Tally};
-pub use error::{ClientError, LinkFault};
+pub use error::{ClientError, LinkFault, one_line};
+pub use gate::Gate;
 pub use memkv_wire::{CrcList, MissReason, SharedKey, StatId, Status};
+pub use plan::{Descriptor, LocalCopy, Piece, Plan, PlanError, PutRange, Run, Saving};
 pub use queue::{Answers, Batch, Completion, Keys, Queue, QueueError, Sink, Source};
+pub use trace::{TraceError, TraceId};
 pub use types::{
     GatherItem, GetItem, GetOutcome, Hint, PutItem, PutMode, PutOptions, PutOutcome, ScatterItem,
     ServerStats,

@@ -4,6 +4,7 @@
 //! byte on it has a known meaning, and the server gives up what the call had reserved.
 
 use std::io::IoSlice;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use memkv_wire::{
 
 use crate::crc::ExtentCrcs;
 use crate::error::LinkFault;
+use crate::trace::TraceId;
 use crate::types::Bytes;
 
 /// Bytes of payload whose CRC is computed right after they were sent: while they are in the cache, if they
@@ -49,6 +51,8 @@ pub(crate) struct Link {
     namespace: u32,
     /// Payload received that the server lent, in bytes.
     consumed: u64,
+    /// Of the call that has the link; 0 is none.
+    trace: [u8; 16],
     /// What the server allows.
     pub limits: Limits,
     /// Inline Put frames that may still be sent.
@@ -125,6 +129,7 @@ impl Greeting {
             meta,
             namespace: answer.namespace,
             consumed: 0,
+            trace: [0; 16],
             limits: answer.limits,
             credits: CreditAccount::new(answer.limits.credits),
         })
@@ -165,6 +170,16 @@ impl Link {
     /// True when nothing has come in that nobody asked for, the end of the stream least of all.
     pub fn is_quiet(&self) -> bool {
         self.inbox.is_empty() && self.stream.is_quiet()
+    }
+
+    /// The trace of the requests to come.
+    pub fn set_trace(&mut self, trace: Option<TraceId>) {
+        self.trace = trace.map_or([0; 16], TraceId::bytes);
+    }
+
+    /// Its socket, for a gate.
+    pub fn socket(&self) -> RawFd {
+        self.stream.as_raw_fd()
     }
 
     /// The link among `links` that has something to receive first; `None` when none has by `deadline`.
@@ -262,7 +277,7 @@ impl Link {
         // 0 would leave it to the server.
         let deadline_ms = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
         let header = header.with_namespace(self.namespace).with_deadline_ms(deadline_ms);
-        let mut header = header.with_consumed(self.consumed);
+        let mut header = header.with_consumed(self.consumed).with_trace_id(self.trace);
         self.out.clear();
         self.sealer.seal(&mut header, meta, &mut self.out);
         *header.mac()

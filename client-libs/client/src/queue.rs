@@ -30,6 +30,7 @@ use crate::bell::Bell;
 use crate::client::Client;
 use crate::counters::Operation;
 use crate::error::{ClientError, LinkFault};
+use crate::trace::TraceId;
 use crate::types::{GatherItem, GetItem, GetOutcome, PutItem, PutOptions, PutOutcome, ScatterItem};
 
 /// Bytes of a batch from which on it is cut into pieces of at least this size.
@@ -268,6 +269,22 @@ impl Queue {
     /// # Panics
     /// When there are not as many buffers as keys, or as their counts say.
     pub fn submit(&self, batch: Batch, timeout: Option<Duration>) -> Result<u64, QueueError> {
+        self.submit_traced(batch, timeout, None)
+    }
+
+    /// The same, of a batch that belongs to `trace`.
+    ///
+    /// # Errors
+    /// As [`Queue::submit`].
+    ///
+    /// # Panics
+    /// As [`Queue::submit`].
+    pub fn submit_traced(
+        &self,
+        batch: Batch,
+        timeout: Option<Duration>,
+        trace: Option<TraceId>,
+    ) -> Result<u64, QueueError> {
         let process = self.process.current(&self.client)?;
         let timeout = timeout.unwrap_or_else(|| self.client.config().request_timeout());
         let shared = &process.shared;
@@ -279,7 +296,7 @@ impl Queue {
             return Err(QueueError::Full);
         }
         let ticket = state.next_ticket;
-        let (lane, pieces) = cut(batch, ticket, timeout, self.workers);
+        let (lane, pieces) = cut(batch, ticket, timeout, trace, self.workers);
         let most = if lane == QUICK { 1 } else { self.workers };
         let mut wanted = pieces.len().min(most);
         while wanted > state.lanes[lane].idle && state.lanes[lane].workers < most {
@@ -493,6 +510,7 @@ struct Group {
     options: PutOptions,
     submitted: Instant,
     deadline: Instant,
+    trace: Option<TraceId>,
     progress: Mutex<Progress>,
 }
 
@@ -586,7 +604,13 @@ fn sums(keys: &Keys, counts: &[usize], pieces: usize) -> Vec<usize> {
 }
 
 /// The lane of a batch, and its pieces.
-fn cut(batch: Batch, ticket: u64, timeout: Duration, most: usize) -> (usize, Vec<Piece>) {
+fn cut(
+    batch: Batch,
+    ticket: u64,
+    timeout: Duration,
+    trace: Option<TraceId>,
+    most: usize,
+) -> (usize, Vec<Piece>) {
     let submitted = Instant::now();
     let mut parts = Parts::of(batch);
     let pieces = (parts.bytes() / PIECE).clamp(1, most as u64) as usize;
@@ -596,7 +620,8 @@ fn cut(batch: Batch, ticket: u64, timeout: Duration, most: usize) -> (usize, Vec
     let items = keys.len();
     let parts = std::iter::repeat_with(|| None).take(pieces).collect();
     let progress = Mutex::new(Progress { began: None, parts });
-    let group = Group { ticket, operation, keys, starts, options, submitted, deadline, progress };
+    let group =
+        Group { ticket, operation, keys, starts, options, submitted, deadline, trace, progress };
     let group = Arc::new(group);
     let piece = |number: usize| {
         let items = items * number / pieces..items * (number + 1) / pieces;
@@ -613,7 +638,10 @@ impl Piece {
     fn run(mut self, client: &Client) -> Option<Completion> {
         let began = Instant::now();
         self.group.lock().began.get_or_insert(began);
-        let client = client.until(self.group.deadline);
+        let mut client = client.until(self.group.deadline);
+        if let Some(trace) = self.group.trace {
+            client = client.traced(trace);
+        }
         let answers = catch_unwind(AssertUnwindSafe(|| self.call(&client)));
         // What a call broke off in the middle did is not known.
         let answers = answers.unwrap_or_else(|_| self.failed());

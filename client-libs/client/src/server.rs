@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use memkv_net::tcp::blocking::{Connecting, Stream};
 use memkv_wire::Status;
 
-use crate::error::{ClientError, LinkFault};
+use crate::error::{ClientError, LinkFault, one_line};
 use crate::link::{Greeting, Link, Settings};
 
 /// The first pause of a server that went down.
@@ -216,7 +216,7 @@ impl Server {
         // A caller in a hurry has not found out whether the server is there.
         let hurried = deadline < patience && matches!(*fault, LinkFault::Silent);
         if !hurried && state.down.is_none() {
-            tracing::warn!(server = %self.name, error = %Chain(&fault), "server is down");
+            tracing::warn!(server = %self.name, error = one_line(&fault), "server is down");
             state.go_down(fault.clone(), PAUSE_MIN);
         }
         self.changed.notify_all();
@@ -350,20 +350,5 @@ impl State {
         self.idle.clear();
         let until = Instant::now() + pause;
         self.down = Some(Down { fault, pause, until, probe: Probe::Resting });
-    }
-}
-
-/// An error with its sources, in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

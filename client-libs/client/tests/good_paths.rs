@@ -2,14 +2,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{ABSENT, REPLACE, Setup, TestServer, config, key_of, pair, pattern};
 use memkv_client::{
-    Client, ClientError, Config, GatherItem, GetItem, GetOutcome, Hint, MissReason, PutItem,
-    PutMode, PutOptions, PutOutcome, ScatterItem, StatId,
+    Batch, Client, ClientError, Config, GatherItem, GetItem, GetOutcome, Hint, Keys, MissReason,
+    PutItem, PutMode, PutOptions, PutOutcome, Queue, ScatterItem, StatId, TraceId,
 };
 use memkv_wire::{Advice, Opcode};
+
+/// Longer than anything here takes.
+const WAIT: Duration = Duration::from_secs(20);
 
 fn item<'a>(key: &'a [u8], value: &'a [u8]) -> PutItem<'a> {
     PutItem { key, value, options: ABSENT, parent: None }
@@ -384,4 +387,31 @@ fn small_values_in_pieces_share_frames_and_keep_their_crcs() {
     assert_eq!((&a, &b[..6]), (b"netw", b"othree".as_slice()));
     let refused = client.put_gathered(&[gather(b"empty", &[b"", b""]), gather(b"none", &[])]);
     assert!(refused.iter().all(|result| matches!(result, Err(ClientError::EmptyValue))));
+}
+
+#[test]
+fn the_trace_of_a_call_is_in_all_its_requests_and_in_no_others() {
+    let (server, client) = pair(Setup::default());
+    let trace: TraceId =
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().expect("a trace");
+    let traced = client.traced(trace);
+    let large = vec![7; 3 << 20];
+    traced.put(b"large", &large, &ABSENT).expect("put");
+    let mut buf = Vec::new();
+    assert!(traced.until(Instant::now() + WAIT).get(b"large", &mut buf).expect("get").is_hit());
+    traced.exists(&[b"large"]).expect("exists");
+    let of_call: Vec<_> = server.world().seen.drain(..).collect();
+    let opcodes: Vec<_> = of_call.iter().map(|seen| seen.opcode).collect();
+    assert_eq!(opcodes, [Opcode::Offer, Opcode::Data, Opcode::Get, Opcode::Exists]);
+    assert!(of_call.iter().all(|seen| seen.trace == trace.bytes()), "{of_call:?}");
+    // The same connection, another call.
+    client.exists(&[b"large"]).expect("exists");
+    assert!(server.world().seen.iter().all(|seen| seen.trace == [0; 16]));
+    // A batch of a queue.
+    let queue = Queue::new(&client, 1).expect("a queue");
+    let mut keys = Keys::with_capacity(1, 5);
+    keys.push(b"", b"large");
+    queue.submit_traced(Batch::Exists(keys), None, Some(trace)).expect("submitted");
+    assert!(queue.wait(WAIT).expect("a wait"));
+    assert_eq!(server.world().seen.last().expect("a request").trace, trace.bytes());
 }

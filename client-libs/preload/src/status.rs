@@ -111,7 +111,8 @@ pub(crate) fn to_statx(stat: &stat64, statx: &mut libc::statx) {
         (libc::major(stat.st_dev), libc::minor(stat.st_dev));
 }
 
-/// As statvfs(3) has it: what all servers have together. Over one that is all 0.
+/// As statvfs(3) has it: what all servers have together. All of it can be written, for what is old makes
+/// room: a program that looks before it writes must not be told that a cache that is in use is full.
 pub(crate) fn space(state: &State, statvfs: &mut statvfs64) -> Result<(), Errno> {
     let (total, used) = state.store.space().map_err(|error| error.errno(b""))?;
     let total = if total == 0 { UNTOLD } else { total };
@@ -119,7 +120,7 @@ pub(crate) fn space(state: &State, statvfs: &mut statvfs64) -> Result<(), Errno>
     statvfs.f_frsize = 4096;
     statvfs.f_blocks = total / 4096;
     statvfs.f_bfree = total.saturating_sub(used) / 4096;
-    statvfs.f_bavail = statvfs.f_bfree;
+    statvfs.f_bavail = statvfs.f_blocks;
     statvfs.f_namemax = 255;
     Ok(())
 }

@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use memkv_client::{
-    Client, ClientError, Config, GetItem, GetOutcome, PutItem, PutMode, PutOptions, PutOutcome,
-    StatId,
+    Client, ClientError, Config, GatherItem, GetItem, GetOutcome, PutItem, PutMode, PutOptions,
+    PutOutcome, StatId, one_line,
 };
 
 use crate::format::{Entry, HEAD_BYTES, Head, decode_directory, encode_directory};
@@ -63,19 +63,8 @@ pub(crate) enum StoreError {
     #[error("its directory is changed by too many at one time")]
     Contended,
     /// memkv said no, or nothing.
-    #[error("{}", line(.0))]
+    #[error("{}", one_line(.0))]
     Client(#[from] ClientError),
-}
-
-/// An error with its sources.
-fn line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// What a name leads to.
@@ -126,7 +115,8 @@ impl Store {
             GetOutcome::Miss(_) => Err(StoreError::Absent),
             GetOutcome::Hit { generation, .. } => {
                 let head = Head::decode(&value).ok_or(StoreError::Strange)?;
-                let inline = value.split_off(HEAD_BYTES);
+                let mut inline = value;
+                inline.drain(..HEAD_BYTES);
                 if head.parts == 0 && inline.len() as u64 != head.size {
                     return Err(StoreError::Strange);
                 }
@@ -227,11 +217,8 @@ impl Store {
             part_bytes,
             id,
         };
-        let mut value = head.encode().to_vec();
         let mut stored = Ok(());
-        if parts == 0 {
-            value.extend_from_slice(bytes);
-        } else {
+        if parts > 0 {
             let keys = part_keys(&head);
             let items = keys.iter().zip(bytes.chunks(part_bytes as usize));
             let items: Vec<PutItem<'_>> = items
@@ -244,7 +231,11 @@ impl Store {
                 .collect();
             stored = client.put_batch(&items).into_iter().try_for_each(|answer| answer.map(drop));
         }
-        let stored = stored.and_then(|()| client.put(head_key, &value, &REPLACE));
+        let inline = if parts == 0 { bytes } else { &[] };
+        let pieces = [&head.encode()[..], inline];
+        let value = GatherItem { key: head_key, pieces: &pieces, options: REPLACE, parent: None };
+        let put = || client.put_gathered(&[value]).pop().expect("one item has one answer");
+        let stored = stored.and_then(|()| put());
         match stored {
             Ok(_) => Ok(head),
             Err(error) => {

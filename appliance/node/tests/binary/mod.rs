@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -72,15 +72,16 @@ fn run(mut command: Command) -> Done {
     Done { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
+/// Ports below those that the system gives to outgoing connections: a server is started again on the one it
+/// got, and somebody's connection could have it by then.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 /// An address whose neighbour is free too.
 pub fn free_address() -> SocketAddr {
-    for _ in 0..50 {
-        let one = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = one.local_addr().expect("a bound socket");
-        let Some(next) = address.port().checked_add(1).filter(|port| *port < u16::MAX) else {
-            continue;
-        };
-        if TcpListener::bind((address.ip(), next)).is_ok() {
+    for _ in 0..100 {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(PORTS)));
+        let next = (address.ip(), address.port() + 1);
+        if TcpListener::bind(address).is_ok_and(|_held| TcpListener::bind(next).is_ok()) {
             return address;
         }
     }

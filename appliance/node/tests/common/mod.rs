@@ -13,10 +13,10 @@ use memkv_node::node::{Node, StartError};
 use memkv_node::paths::ThisMachine;
 use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
 use memkv_wire::{
-    CrcList, DataMeta, DataReply, DeleteItem, DeleteItems, FrameError, GetItem, GetItems, GetReply,
-    GoodbyeMeta, HEADER_LEN, Header, ItemReplies, ItemReply, KeyList, MatchItem, MatchItems,
-    MatchReply, Opcode, Opener, PutItem, PutItems, PutMode, Sealer, SharedKey, Side, Status,
-    VERSION, loopback_key,
+    CrcList, DataMeta, DataReply, DeleteItem, DeleteItems, Empty, FrameError, GetItem, GetItems,
+    GetReply, GoodbyeMeta, HEADER_LEN, Header, ItemReplies, ItemReply, KeyList, MatchItem,
+    MatchItems, MatchReply, Opcode, Opener, PutItem, PutItems, PutMode, Sealer, SharedKey, Side,
+    StatsReply, Status, VERSION, loopback_key,
 };
 
 /// Starts a node on a port of the system's choice.
@@ -253,6 +253,14 @@ impl Wire {
         let frame = self.call(header, &meta, &[]);
         let replies = ItemReplies::parse(&frame.meta).expect("item replies");
         replies.items.iter().map(|reply| reply.status).collect()
+    }
+
+    pub fn stats(&mut self) -> StatsReply {
+        let header = self.request(Opcode::Stats);
+        let mut meta = Vec::new();
+        Empty.encode(&mut meta);
+        let frame = self.call(header, &meta, &[]);
+        StatsReply::parse(&frame.meta).expect("counters")
     }
 
     pub fn match_prefix(&mut self, keys: &[&[u8]]) -> u32 {

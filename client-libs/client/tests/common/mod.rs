@@ -66,6 +66,7 @@ pub struct Seen {
     pub request_id: u64,
     pub items: usize,
     pub payload: u64,
+    pub trace: [u8; 16],
 }
 
 /// A stored value.

@@ -180,6 +180,7 @@ impl Connection<'_> {
             request_id: header.request_id(),
             items,
             payload: header.payload_length(),
+            trace: header.trace_id(),
         });
         let wanted = header.opcode();
         let at = world.tricks.iter().position(|(opcode, _)| *opcode == wanted)?;
