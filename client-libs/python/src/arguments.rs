@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use memkv_client::{Config, Hint, Keys, PutMode, PutOptions, SharedKey, Transport};
+use memkv_client::{
+    Config, Hint, Keys, PutMode, PutOptions, SharedKey, TraceError, TraceId, Transport, one_line,
+};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::buffer::{Memory, disjoint};
-use crate::errors::{BadKey, ConfigError, text};
+use crate::errors::{BadKey, ConfigError};
 
 /// Longest key, its prefix included.
 const KEY_MAX: usize = 512;
@@ -32,7 +34,7 @@ pub fn config(
             let path: std::path::PathBuf = path.extract()?;
             from_file(&path)?
         }
-        None => Config::load().map_err(|error| ConfigError::new_err(text(&error)))?,
+        None => Config::load().map_err(|error| ConfigError::new_err(one_line(&error)))?,
     };
     let mut config = loaded;
     if let Some(servers) = servers.filter(|servers| !servers.is_none()) {
@@ -47,7 +49,7 @@ pub fn config(
     if let Some(value) = argument("auth_key")? {
         let digits: String = value.extract()?;
         let key = SharedKey::from_hex(&digits)
-            .map_err(|error| ConfigError::new_err(format!("auth_key: {}", text(&error))))?;
+            .map_err(|error| ConfigError::new_err(format!("auth_key: {}", one_line(&error))))?;
         config.auth_key = Some(key);
     }
     if let Some(value) = argument("key_id")? {
@@ -104,7 +106,7 @@ fn from_file(path: &Path) -> PyResult<Config> {
     })?;
     let variable = |name: &str| std::env::var(name).ok();
     Config::from_parts(Some((path, &content)), variable)
-        .map_err(|error| ConfigError::new_err(text(&error)))
+        .map_err(|error| ConfigError::new_err(one_line(&error)))
 }
 
 fn milliseconds(name: &str, seconds: f64) -> PyResult<u64> {
@@ -121,6 +123,14 @@ pub fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
         .ok()
         .filter(|time| !time.is_zero())
         .ok_or_else(|| PyValueError::new_err(format!("{name} is a time in seconds, above 0")))
+}
+
+/// A trace id, or a traceparent.
+///
+/// # Errors
+/// `ValueError` says what it looks like.
+pub fn trace(trace: &str) -> PyResult<TraceId> {
+    trace.parse().map_err(|error: TraceError| PyValueError::new_err(format!("trace: {error}")))
 }
 
 /// The bytes of a key: those of `bytes`, or UTF-8.

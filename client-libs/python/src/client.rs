@@ -375,6 +375,17 @@ impl PyClient {
         Ok(all)
     }
 
+    /// The same client, all of whose calls, and those of its queues, belong to a trace: the 32 digits of its
+    /// id, or a ``traceparent`` as W3C Trace Context has it. Servers name it where they log requests.
+    fn traced(&self, trace: &str) -> PyResult<PyClient> {
+        Ok(PyClient {
+            client: self.engine(None)?.traced(arguments::trace(trace)?),
+            prefix: self.prefix.clone(),
+            closed: AtomicBool::new(false),
+            queues: Mutex::default(),
+        })
+    }
+
     /// A queue for batches that run while the caller does something else, puts and gets on up to ``workers``
     /// threads, which are started when they are needed.
     #[pyo3(signature = (workers=4))]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use memkv_client::{Answers, Batch, Client, ClientError, GetOutcome, Queue};
+use memkv_client::{Answers, Batch, Client, ClientError, GetOutcome, Queue, one_line};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arguments::{self, PutArguments};
-use crate::errors::{exception, of_queue, text};
+use crate::errors::{exception, of_queue};
 use crate::queue::{self, PyQueue};
 
 /// A batch that is done: id, whether no key failed, the first failure, and per key whether it is there.
@@ -56,30 +56,30 @@ impl NativeConnector {
 
     /// Stores a value under each key.
     fn submit_batch_set(&self, keys: &Bound<'_, PyAny>, bufs: &Bound<'_, PyAny>) -> PyResult<u64> {
-        let keys = self.queue.keys(keys)?;
+        let (py, keys) = (keys.py(), self.queue.keys(keys)?);
         let values = arguments::sources(&keys, bufs)?;
-        self.queue.submit(queue::put(keys, values, self.options)?, None)
+        self.queue.submit(py, queue::put(keys, values, self.options)?, None, None)
     }
 
     /// Fills a buffer for each key.
     fn submit_batch_get(&self, keys: &Bound<'_, PyAny>, bufs: &Bound<'_, PyAny>) -> PyResult<u64> {
-        let keys = self.queue.keys(keys)?;
+        let (py, keys) = (keys.py(), self.queue.keys(keys)?);
         let buffers = arguments::sinks(&keys, bufs)?;
-        self.queue.submit(queue::get(keys, buffers), None)
+        self.queue.submit(py, queue::get(keys, buffers), None, None)
     }
 
     /// Looks keys up.
     fn submit_batch_exists(&self, keys: &Bound<'_, PyAny>) -> PyResult<u64> {
-        self.queue.submit(Batch::Exists(self.queue.keys(keys)?), None)
+        self.queue.submit(keys.py(), Batch::Exists(self.queue.keys(keys)?), None, None)
     }
 
     /// Removes blocks.
     fn submit_batch_delete(&self, keys: &Bound<'_, PyAny>) -> PyResult<u64> {
-        self.queue.submit(Batch::Delete(self.queue.keys(keys)?), None)
+        self.queue.submit(keys.py(), Batch::Delete(self.queue.keys(keys)?), None, None)
     }
 
     /// Per batch that is done ``(id, ok, error, per key)``.
-    fn drain_completions(&self) -> PyResult<Vec<Told>> {
+    fn drain_completions(&self, py: Python<'_>) -> PyResult<Vec<Told>> {
         let told = |completion: memkv_client::Completion| {
             let mut error = String::new();
             let per_key = match &completion.answers {
@@ -94,14 +94,14 @@ impl NativeConnector {
                 Answers::Delete(answers) => flags(answers, &mut error, |_, there| *there),
                 Answers::Exists(Ok(there)) => there.clone(),
                 Answers::Exists(Err(failure)) | Answers::MatchPrefix(Err(failure)) => {
-                    error = text(failure);
+                    error = one_line(failure);
                     Vec::new()
                 }
                 Answers::MatchPrefix(Ok(_)) => Vec::new(),
             };
             (completion.ticket, error.is_empty(), error, per_key)
         };
-        Ok(self.queue.completions()?.into_iter().map(told).collect())
+        Ok(self.queue.completions(py)?.into_iter().map(told).collect())
     }
 
     /// What it has done; see Client.stats.
@@ -122,7 +122,7 @@ fn flags<T>(
     good: impl Fn(usize, &T) -> bool,
 ) -> Vec<bool> {
     if let Some(failure) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-        *error = text(failure);
+        *error = one_line(failure);
     }
     let answers = answers.iter().enumerate();
     answers.map(|(at, answer)| answer.as_ref().is_ok_and(|answer| good(at, answer))).collect()

@@ -3,7 +3,7 @@
 //! All are a `memkv.Error`, with the attributes `server` (`host:port`, or None) and `unknown_outcome` (a put
 //! or delete may have been carried out all the same).
 
-use memkv_client::{ClientError, QueueError};
+use memkv_client::{ClientError, QueueError, one_line};
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -43,21 +43,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
-/// An error with its sources, in one line.
-pub fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
 /// The exception of a client's error.
 pub fn exception(py: Python<'_>, error: &ClientError) -> PyErr {
-    let text = text(error);
+    let text = one_line(error);
     let (exception, server) = match error {
         ClientError::Config(_) => (ConfigError::new_err(text), None),
         ClientError::BadKey { .. } => (BadKey::new_err(text), None),

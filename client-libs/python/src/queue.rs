@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use memkv_client::{
-    Answers, Batch, ClientError, Completion, GetOutcome, Keys, Queue, Sink, Source,
+    Answers, Batch, ClientError, Completion, GetOutcome, Keys, Queue, Sink, Source, one_line,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::arguments::{self, Buffers, PutArguments};
-use crate::errors::{of_queue, text};
+use crate::errors::of_queue;
 
 /// How long the end of the process waits for what is under way.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -76,7 +76,8 @@ impl PyCompletion {
 /// ``submit_*`` never waits and gives an id; ``event_fd()`` is readable while there are completions, which
 /// ``drain()`` fetches. Buffers belong to the queue until the completion of their batch is drained; memory
 /// given as ``(address, length)`` must stay where it is until then. Every batch completes by its
-/// ``timeout``, counted from its submission. A large batch travels over several connections.
+/// ``timeout``, counted from its submission. A large batch travels over several connections. ``trace``, as
+/// Client.traced has it, is what the batch belongs to.
 #[pyclass(name = "Queue", module = "memkv", frozen, weakref)]
 pub struct PyQueue {
     queue: Arc<Queue>,
@@ -92,10 +93,18 @@ impl PyQueue {
         PyQueue { queue, prefix }
     }
 
-    /// Hands a batch over, in any case by this thread: a refusal drops its buffers here.
-    pub fn submit(&self, batch: Batch, timeout: Option<f64>) -> PyResult<u64> {
+    /// Hands a batch over. The worker that this wakes may take the core of the caller, who must not keep the
+    /// interpreter's lock meanwhile.
+    pub fn submit(
+        &self,
+        py: Python<'_>,
+        batch: Batch,
+        timeout: Option<f64>,
+        trace: Option<&str>,
+    ) -> PyResult<u64> {
         let timeout = timeout.map(|time| arguments::duration("timeout", time)).transpose()?;
-        self.queue.submit(batch, timeout).map_err(of_queue)
+        let trace = trace.map(arguments::trace).transpose()?;
+        py.detach(|| self.queue.submit_traced(batch, timeout, trace)).map_err(of_queue)
     }
 
     /// Many keys, each behind the prefix.
@@ -103,9 +112,9 @@ impl PyQueue {
         arguments::keys(&self.prefix, keys)
     }
 
-    /// What is done.
-    pub fn completions(&self) -> PyResult<Vec<Completion>> {
-        self.queue.drain().map_err(of_queue)
+    /// What is done. A worker may have what is asked for locked, and no core.
+    pub fn completions(&self, py: Python<'_>) -> PyResult<Vec<Completion>> {
+        py.detach(|| self.queue.drain()).map_err(of_queue)
     }
 
     /// Waits for what is under way.
@@ -147,7 +156,7 @@ impl PyQueue {
     }
 
     /// Stores values; see Client.put_batch.
-    #[pyo3(signature = (keys, values, *, replace=false, ttl=None, durable=false, pin=None, timeout=None))]
+    #[pyo3(signature = (keys, values, *, replace=false, ttl=None, durable=false, pin=None, timeout=None, trace=None))]
     #[allow(clippy::too_many_arguments, reason = "they are keywords where it is called")]
     fn submit_put(
         &self,
@@ -158,47 +167,64 @@ impl PyQueue {
         durable: bool,
         pin: Option<f64>,
         timeout: Option<f64>,
+        trace: Option<&str>,
     ) -> PyResult<u64> {
-        let keys = self.keys(keys)?;
+        let (py, keys) = (keys.py(), self.keys(keys)?);
         let values = arguments::sources(&keys, values)?;
         let options = PutArguments { replace, ttl, durable, pin, timeout };
-        self.submit(put(keys, values, options)?, timeout)
+        self.submit(py, put(keys, values, options)?, timeout, trace)
     }
 
     /// Reads values; see Client.get_batch_into.
-    #[pyo3(signature = (keys, buffers, *, timeout=None))]
+    #[pyo3(signature = (keys, buffers, *, timeout=None, trace=None))]
     fn submit_get(
         &self,
         keys: &Bound<'_, PyAny>,
         buffers: &Bound<'_, PyAny>,
         timeout: Option<f64>,
+        trace: Option<&str>,
     ) -> PyResult<u64> {
-        let keys = self.keys(keys)?;
+        let (py, keys) = (keys.py(), self.keys(keys)?);
         let buffers = arguments::sinks(&keys, buffers)?;
-        self.submit(get(keys, buffers), timeout)
+        self.submit(py, get(keys, buffers), timeout, trace)
     }
 
     /// Which keys are stored; see Client.exists.
-    #[pyo3(signature = (keys, *, timeout=None))]
-    fn submit_exists(&self, keys: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<u64> {
-        self.submit(Batch::Exists(self.keys(keys)?), timeout)
+    #[pyo3(signature = (keys, *, timeout=None, trace=None))]
+    fn submit_exists(
+        &self,
+        keys: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+        trace: Option<&str>,
+    ) -> PyResult<u64> {
+        self.submit(keys.py(), Batch::Exists(self.keys(keys)?), timeout, trace)
     }
 
     /// How many keys at the front are stored; see Client.match_prefix.
-    #[pyo3(signature = (keys, *, timeout=None))]
-    fn submit_match_prefix(&self, keys: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<u64> {
-        self.submit(Batch::MatchPrefix(self.keys(keys)?), timeout)
+    #[pyo3(signature = (keys, *, timeout=None, trace=None))]
+    fn submit_match_prefix(
+        &self,
+        keys: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+        trace: Option<&str>,
+    ) -> PyResult<u64> {
+        self.submit(keys.py(), Batch::MatchPrefix(self.keys(keys)?), timeout, trace)
     }
 
     /// Removes blocks; see Client.delete.
-    #[pyo3(signature = (keys, *, timeout=None))]
-    fn submit_delete(&self, keys: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<u64> {
-        self.submit(Batch::Delete(self.keys(keys)?), timeout)
+    #[pyo3(signature = (keys, *, timeout=None, trace=None))]
+    fn submit_delete(
+        &self,
+        keys: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+        trace: Option<&str>,
+    ) -> PyResult<u64> {
+        self.submit(keys.py(), Batch::Delete(self.keys(keys)?), timeout, trace)
     }
 
     /// The batches that are done; never waits.
     fn drain(&self, py: Python<'_>) -> PyResult<Vec<PyCompletion>> {
-        let completions = self.completions()?;
+        let completions = self.completions(py)?;
         completions.into_iter().map(|completion| told(py, completion)).collect()
     }
 
@@ -254,7 +280,7 @@ fn list<'py, T, V: IntoPyObject<'py>>(
         list.append(entry(answer.as_ref().ok()))?;
     }
     let failure = answers.iter().find_map(|answer| answer.as_ref().err());
-    Ok((list.into_any().unbind(), failure.map(|error| text(error)).unwrap_or_default()))
+    Ok((list.into_any().unbind(), failure.map(|error| one_line(error)).unwrap_or_default()))
 }
 
 /// A completion as Python sees it. The memory of the batch is let go of here.
@@ -278,10 +304,10 @@ fn told(py: Python<'_>, completion: Completion) -> PyResult<PyCompletion> {
             ("match_prefix", (count.into_pyobject(py)?.into_any().unbind(), String::new()))
         }
         Answers::Exists(Err(error)) => {
-            ("exists", (PyList::empty(py).into_any().unbind(), text(error)))
+            ("exists", (PyList::empty(py).into_any().unbind(), one_line(error)))
         }
         Answers::MatchPrefix(Err(error)) => {
-            ("match_prefix", (0_usize.into_pyobject(py)?.into_any().unbind(), text(error)))
+            ("match_prefix", (0_usize.into_pyobject(py)?.into_any().unbind(), one_line(error)))
         }
     };
     Ok(PyCompletion {

@@ -41,9 +41,14 @@ def free_ports() -> int:
 class Server:
     """A node with a drive of its own; it can be stopped, killed and started again on the same port."""
 
-    def __init__(self, folder: pathlib.Path, size: str = "1 GiB", port: int = 0) -> None:
+    def __init__(
+        self, folder: pathlib.Path, size: str = "1 GiB", port: int = 0, level: str = "info"
+    ) -> None:
         self.folder = folder
         self.size = size
+        self.level = level
+        #: What it has said, line by line.
+        self.said: list[str] = []
         self.port = port or free_ports()
         self.process: subprocess.Popen | None = None
         self.start()
@@ -58,6 +63,7 @@ class Server:
             "memory:\n  max_size: 128 MiB\n  hugepages: prefer\n"
             "storage:\n  mode: file\n  drives:\n"
             f"    - media: {self.folder / 'drive'}\n      max_size: {self.size}\n"
+            f"log:\n  level: {self.level}\n"
         )
 
     def start(self) -> None:
@@ -65,17 +71,17 @@ class Server:
         file.write_text(self.config())
         command = [binary(), "start", "--config", str(file), "--log-format", "json"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        said = []
         for line in self.process.stdout:
-            said.append(line)
+            self.said.append(line)
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("message") == "memkv serves":
                 self.port = int(event["address"].rsplit(":", 1)[1])
                 break
         else:
-            raise RuntimeError("the server did not start:\n" + "".join(said))
+            raise RuntimeError("the server did not start:\n" + "".join(self.said))
         # What it says from now on must not fill the pipe.
-        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+        self.reader = threading.Thread(target=self.said.extend, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
 
     def kill(self) -> None:
         if self.process is not None:

@@ -3,6 +3,7 @@
 import array
 import ctypes
 import gc
+import json
 import os
 import threading
 import time
@@ -326,3 +327,22 @@ def test_a_child_of_a_fork_has_connections_of_its_own(client):
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert client.get("child") == b"of the child"
+
+
+def test_servers_name_the_trace_of_a_request(new_server):
+    server = new_server(level="debug")
+    digits = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with memkv.Client(server.address) as client:
+        with client.traced(f"00-{digits}-00f067aa0ba902b7-01") as traced:
+            traced.put("a", b"1" * 4096)
+        client.put("b", b"2" * 4096)
+        with client.open_queue() as queue:
+            queue.submit_exists(["a"], trace=digits)
+            assert queue.wait(20)
+        for bad in ("", "0" * 32, digits.upper(), f"00-{digits}"):
+            with pytest.raises(ValueError, match="trace"):
+                client.traced(bad)
+    server.stop()
+    server.reader.join(20)
+    told = [json.loads(line) for line in server.said if digits in line]
+    assert [(line["opcode"], line["status"]) for line in told] == [("put", "ok"), ("exists", "ok")]

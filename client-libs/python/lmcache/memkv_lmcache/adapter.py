@@ -340,6 +340,9 @@ class MemKVL2Adapter(L2AdapterInterface):
 
     def _count_stored(self, task: Task, stored: list[bool]) -> None:
         """Tells LMCache what it may evict, where it is the one to evict."""
+        if self._sizes is None and all(stored):
+            self._notify_keys_stored(task.keys, [0] * len(task.keys))
+            return
         keys, sizes = [], []
         with self._lock:
             for key, size, is_stored in zip(task.keys, task.sizes, stored):
@@ -382,6 +385,8 @@ def fingerprint(told: dict) -> identity.Fingerprint:
 
 
 def _bitmap(count: int, found: list[bool]) -> Bitmap:
+    if len(found) == count and all(found):
+        return Bitmap(count, count)
     bitmap = Bitmap(count)
     for index, is_found in enumerate(found):
         if is_found:

@@ -99,20 +99,26 @@ class Models:
         a rule everything but the hash, is worked out once.
         """
         names, transformed = [], False
-        last = head = tensors = None
+        last = tensors = None
+        last_rank = None
+        world, rank_text, head, tail = 0, "", "", ""
         metas = [value.meta for value in values] if values is not None else itertools.repeat(None)
         for key, meta in zip(keys, metas):
             model, rank, group = key.model_name, key.kv_rank, key.object_group_id
             if meta is not None:
                 tensors = meta.shapes, meta.dtypes, meta.shape, meta.dtype
-            if (model, rank, group, tensors) != last:
-                last = model, rank, group, tensors
+            if rank != last_rank:
+                # Ranks of one model have its layout in common.
+                last_rank, world = rank, ObjectKey.WorldSizeFromKVRank(rank)
+                rank_text = f"{rank:08x}"
+            if (model, world, group, tensors) != last:
+                last = model, world, group, tensors
                 layout, is_transformed = self._layout(key, meta and _tensors(meta))
                 transformed = transformed or is_transformed
                 # The words of LMCache's own adapters, so that people and tools can read them.
-                head = f"{self._tag(model, layout)}@{model}@{rank:08x}@{group:x}@"
+                head, tail = f"{self._tag(model, layout)}@{model}@", f"@{group:x}@"
             salt = f"@{key.cache_salt}" if key.cache_salt else ""
-            names.append(f"{head}{key.chunk_hash.hex()}{salt}")
+            names.append(f"{head}{rank_text}{tail}{key.chunk_hash.hex()}{salt}")
         return names, transformed
 
     def _layout(self, key: ObjectKey, tensors: tuple | None) -> tuple[Layout | None, bool]:

@@ -18,6 +18,7 @@ stored is missed later. A namespace of another deployment does fail, when the en
 import dataclasses
 import inspect
 import logging
+import re
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ _CLIENT = (
     "request_timeout",
     "config",
 )
+#: W3C Trace Context, section 3.2.
+_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 #: How often a failing server is told of, in seconds.
 _TELL_SECONDS = 10.0
 
@@ -74,6 +77,15 @@ class _Job(NamedTuple):
     #: As vLLM names them.
     keys: list[bytes]
     is_load: bool
+
+
+def trace_of(job_metadata: Any) -> str | None:
+    """The W3C trace of a request, where it was given one: a `traceparent` in its `kv_transfer_params`,
+    for vLLM does not tell its tiers of the one that came by HTTP. What is none is not passed on."""
+    context = getattr(job_metadata, "req_context", None)
+    told = (getattr(context, "kv_transfer_params", None) or {}).get("traceparent")
+    is_trace = isinstance(told, str) and _TRACEPARENT.fullmatch(told)
+    return told if is_trace and told[3:35] != "0" * 32 else None
 
 
 class MemkvTier(SecondaryTierManager):
@@ -148,11 +160,12 @@ class MemkvTier(SecondaryTierManager):
     def submit_store(self, job_metadata: Any) -> None:
         job = _Job(job_metadata.job_id, list(job_metadata.keys), False)
         options = {"ttl": self.settings.ttl, "durable": self.settings.durable}
+        options["trace"] = trace_of(job_metadata)
         self._submit(job, job_metadata.chunk_ids, self.settings.store_seconds, options)
 
     def submit_load(self, job_metadata: Any) -> None:
         job = _Job(job_metadata.job_id, list(job_metadata.keys), True)
-        self._submit(job, job_metadata.chunk_ids, self.settings.load_seconds, {})
+        self._submit(job, job_metadata.chunk_ids, self.settings.load_seconds, {"trace": trace_of(job_metadata)})
 
     def _submit(
         self, job: _Job, slots: Iterable[int], timeout: float, options: dict[str, Any]

@@ -439,3 +439,22 @@ def test_the_deployment_is_said_at_the_start(opened, caplog):
     with caplog.at_level(logging.INFO, logger="memkv_vllm"):
         tier()
     assert "namespace vllm-1" in caplog.text and "4096 bytes" in caplog.text
+
+
+def test_the_trace_of_a_request_goes_with_its_chunks(opened):
+    made = tier()
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for number, (told, passed) in enumerate(
+        [
+            ({"traceparent": parent}, parent),
+            ({"traceparent": parent.upper()}, None),
+            ({"traceparent": "00-" + "0" * 32 + parent[35:]}, None),
+            ({"traceparent": 7}, None),
+            ({}, None),
+            (None, None),
+        ]
+    ):
+        work = job(number, KEYS[:1], [0], load=number % 2 == 0)
+        work.req_context.kv_transfer_params = told
+        (made.submit_load if number % 2 == 0 else made.submit_store)(work)
+        assert opened.queue.batches[-1].trace == passed
