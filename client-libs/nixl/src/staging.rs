@@ -1,0 +1,91 @@
+//! Pinned memory between GPUs and the network.
+//!
+//! ```text
+//!   read    wire ──► slots ──► GPU            write    GPU ──► slots ──► wire
+//! ```
+//!
+//! Slots are pinned when the first transfer needs them and kept. A call takes all that it needs at once or
+//! waits, so two calls never wait for each other's; what needs more than there are has been refused.
+
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+use crate::device::{Device, DeviceError};
+use crate::memory::Region;
+use crate::settings::StagingSize;
+
+/// See the module.
+pub(crate) struct Staging {
+    device: &'static dyn Device,
+    size: StagingSize,
+    pinned: OnceLock<Result<(), DeviceError>>,
+    free: Mutex<Vec<Region>>,
+    returned: Condvar,
+}
+
+/// Slots in use.
+pub(crate) struct Slots<'a> {
+    staging: &'a Staging,
+    taken: Vec<Region>,
+}
+
+impl Staging {
+    /// Takes no memory yet.
+    pub fn new(device: &'static dyn Device, size: StagingSize) -> Staging {
+        let (free, returned) = (Mutex::default(), Condvar::new());
+        Staging { device, size, pinned: OnceLock::new(), free, returned }
+    }
+
+    /// What moves bytes to and from GPUs.
+    pub fn device(&self) -> &'static dyn Device {
+        self.device
+    }
+
+    /// Bytes of a slot.
+    pub fn slot(&self) -> usize {
+        self.size.slot
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.size.total / self.size.slot
+    }
+
+    /// How many it takes for so many bytes.
+    pub fn needed(&self, bytes: u64) -> usize {
+        usize::try_from(bytes.div_ceil(self.size.slot as u64)).unwrap_or(usize::MAX)
+    }
+
+    /// Takes so many, and waits until they are free.
+    pub fn take(&self, count: usize) -> Result<Slots<'_>, DeviceError> {
+        assert!(count <= self.count(), "what needs more was refused");
+        (*self.pinned.get_or_init(|| self.pin()))?;
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let few = |free: &mut Vec<Region>| free.len() < count;
+        let waited = self.returned.wait_while(free, few);
+        let mut free = waited.unwrap_or_else(PoisonError::into_inner);
+        let at = free.len() - count;
+        Ok(Slots { staging: self, taken: free.split_off(at) })
+    }
+
+    fn pin(&self) -> Result<(), DeviceError> {
+        let whole = self.device.pinned(self.count() * self.size.slot)?;
+        let slots = (0..self.count()).map(|at| whole.part(at * self.size.slot, self.size.slot));
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).extend(slots);
+        Ok(())
+    }
+}
+
+impl Slots<'_> {
+    /// The memory.
+    pub fn regions(&self) -> &[Region] {
+        &self.taken
+    }
+}
+
+impl Drop for Slots<'_> {
+    fn drop(&mut self) {
+        let mut free = self.staging.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.append(&mut self.taken);
+        self.staging.returned.notify_all();
+    }
+}
