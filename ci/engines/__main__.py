@@ -32,6 +32,11 @@ def load(name: str) -> object:
     return importlib.import_module(f"rows.{name}")
 
 
+def is_long(name: str) -> bool:
+    """Whether a row runs only with --full, or when it is named."""
+    return getattr(load(name), "FULL_ONLY", False)
+
+
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line; ends the program when it is wrong."""
     parser = argparse.ArgumentParser(
@@ -40,7 +45,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         description="Inference engines, run for real against a real memkv server, on this machine.",
         epilog=os.environ.get("MEMKV_CLIENTS_EPILOG", ""),
     )
-    parser.add_argument("--only", metavar="ROW[,ROW]", help="these rows and no others")
+    parser.add_argument("--only", metavar="ROW[,ROW]", help="these rows and no others; vllm: all of vllm_…")
     parser.add_argument("--full", action="store_true", help="also the rows and numbers of a night")
     parser.add_argument("--quick", action="store_true", help="as without: for ci/test")
     parser.add_argument("--json", action="store_true", help="the outcome as JSON, on stdout")
@@ -52,10 +57,15 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    options.names = options.only.split(",") if options.only else rows()
-    for name in options.names:
-        if name not in rows():
-            parser.error(f"there is no row {name}; there are {', '.join(rows())}")
+    options.names = []
+    for word in options.only.split(",") if options.only else rows():
+        # All of `vllm_…` may be called `vllm`; what takes long is not meant by that.
+        named = [row for row in rows() if row.startswith(f"{word}_")]
+        named = [row for row in named if options.full or not is_long(row)]
+        named += [word] if word in rows() else []
+        if not named:
+            parser.error(f"there is no row {word}; there are {', '.join(rows())}")
+        options.names += [row for row in named if row not in options.names]
     return options
 
 
@@ -85,7 +95,7 @@ def run_all(options: argparse.Namespace) -> list[Outcome]:
     """All rows that are asked for, one after the other: a row has both cores to itself."""
     chosen = [(name, load(name)) for name in options.names]
     if not options.full and not options.only:
-        chosen = [(name, row) for name, row in chosen if not getattr(row, "FULL_ONLY", False)]
+        chosen = [(name, row) for name, row in chosen if not is_long(name)]
     wanted = {getattr(row, "ENVIRONMENT", None) for _, row in chosen} - {None}
     broken = prepare(sorted(wanted))
     outcomes = []

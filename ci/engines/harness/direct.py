@@ -118,7 +118,7 @@ class Story:
 
     def silent(self, engine: Process) -> None:
         """A server that has every connection and answers none; then one that is gone."""
-        self.memkv.process.child.send_signal(signal.SIGSTOP)
+        self.memkv.process.freeze()
         self.again(engine, "a stalled server", 0)
         self.memkv.kill()
         self.again(engine, "a killed server", 0)

@@ -143,6 +143,9 @@ def wheels() -> None:
     files = sorted(str(path) for path in built.glob("*.whl"))
     install = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--target", str(site())]
     _run([*install, "--no-deps", "--no-index", *files], 120)
+    # Where people look for what they may install; git does not.
+    shutil.rmtree(packages / "dist", ignore_errors=True)
+    shutil.copytree(built, packages / "dist")
 
 
 def _works(command: list[str]) -> bool:

@@ -20,7 +20,8 @@ TURNS = 3
 def run(row):
     """All adapters in turns, so that a busy moment of the machine meets each of them."""
     memkv = row.server(mode="memory", size=2048 * MIB)
-    adapters = contestants(row, memkv)
+    place = row.folder / "files"
+    adapters = contestants(row, memkv, place)
     rates = {}
     for size in SIZES:
         for turn in range(TURNS):
@@ -28,6 +29,9 @@ def run(row):
                 if "adapter_params" in adapter:
                     # What is there already is not sent again, and would count as stored in no time.
                     adapter["adapter_params"]["namespace"] = f"{name}-{size[0]}-{turn}"
+                if "base_path" in adapter:
+                    shutil.rmtree(place, ignore_errors=True)
+                    adapter["base_path"] = str(place / f"{size[0]}-{turn}")
                 told = bench(row, f"{name}-{size[0]}-{turn}", adapter, size)
                 for work, rate in told.items():
                     rates.setdefault((size[0], work, name), []).append(rate)
@@ -40,9 +44,8 @@ def run(row):
     row.bytes(memkv.counters()["memkv_read_bytes_total"])
 
 
-def contestants(row, memkv):
+def contestants(row, memkv, place):
     """Adapters by name, as LMCache is told of them; Redis where there is one."""
-    place = row.folder / "files"
     told = {
         "plugin": {
             "type": "plugin",

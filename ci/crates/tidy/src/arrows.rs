@@ -59,6 +59,9 @@ const ROOMS: &[Row] = &[
     ("memkv-python", &["memkv-client"]),
     ("memkv-capi", &["memkv-client"]),
     ("memkv-preload", &["memkv-client"]),
+    ("memkv-nixl", &["memkv-client"]),
+    ("memkv-kv-store", &["memkv-client"]),
+    ("memkv-kvbm", &["memkv-client"]),
     ("memkv-ctl", &["memkv-admin-api", "memkv-workload", "memkv-client", "memkv-wire"]),
 ];
 
