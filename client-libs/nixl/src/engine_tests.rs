@@ -222,3 +222,34 @@ fn transfers_may_be_dropped_under_way_and_so_may_their_backend() {
         assert_ne!(prepared.status(), Status::InProgress);
     }
 }
+
+/// Around the moment in which a worker that looks for more goes to sleep, and with all of them at it.
+#[test]
+fn transfers_at_all_distances_from_the_last_one_are_carried_out() {
+    let (_node, engine) = pair();
+    let _known = engine.add(kind::OBJECT, 1, b"a").expect("registered").expect("an object");
+    let bytes = noise(64, 3);
+    let (locals, remotes) = (memory(&[(&bytes, 64)], 0), objects(&[(1, 0, 64)]));
+    let stored = carry_out(&engine, Direction::Write, kind::DRAM, &locals, &remotes);
+    assert_eq!(stored, Status::Ok);
+    for round in 0..600u32 {
+        let count = round as usize % 5 + 1;
+        let given: Vec<Vec<u8>> = vec![vec![0; 64]; count];
+        let prepared: Vec<Prepared> = given
+            .iter()
+            .map(|room| memory(&[(room, 64)], 0))
+            .map(|locals| {
+                engine.prepare(Direction::Read, (kind::DRAM, &locals), (kind::OBJECT, &remotes))
+            })
+            .map(|made| made.unwrap_or_else(|refusal| panic!("{refusal}")))
+            .collect();
+        let (begun, apart) = (Instant::now(), Duration::from_micros(u64::from(round) / 3));
+        while begun.elapsed() < apart {
+            std::hint::spin_loop();
+        }
+        prepared.iter().for_each(|one| engine.post(one).expect("posted"));
+        assert!(prepared.iter().all(|one| finish(one) == Status::Ok), "{round}");
+        drop(prepared);
+        assert!(given.iter().all(|read| *read == bytes), "{round}");
+    }
+}
