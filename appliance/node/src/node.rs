@@ -49,6 +49,8 @@ const STORE_CALLS: usize = 4096;
 const STORE_ENDS: usize = 65_536;
 /// Connections and orders on their way to a reactor.
 const CONTROL: usize = 1024;
+/// How long an address may be another server's that was killed: as long as its drives may.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long stopping waits for a reactor.
 const STOP_WAIT: Duration = Duration::from_secs(30);
 
@@ -187,8 +189,8 @@ impl Node {
             hugepages: config.memory.hugepages.into(),
         })?;
         let address = config.network.address;
-        let listener =
-            Listener::bind(address).map_err(|source| StartError::Listen { address, source })?;
+        let listener = Listener::bind_within(address, PATIENCE)
+            .map_err(|source| StartError::Listen { address, source })?;
         let bypass = Bypass::new(Sysfs::default());
         let devices = open(&config, &pool, &bypass)?;
         let count = config.reactors.max(1);

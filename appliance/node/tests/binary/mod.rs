@@ -187,17 +187,24 @@ impl Server {
         self.end(Signal::SIGTERM)
     }
 
+    /// Ends it, once: its number may be somebody else's afterwards.
     fn end(&mut self, signal: Signal) -> String {
+        let Some(log) = self.log.take() else { return String::new() };
         let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
         self.child.wait().expect("it was started");
-        let log = self.log.take().map(|log| log.join().expect("the log is text"));
-        log.unwrap_or_default()
+        log.join().expect("the log is text")
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.end(Signal::SIGKILL);
+        let log = self.end(Signal::SIGKILL);
+        // A test that failed: what its server said last, as `ci/test` looks for it.
+        if std::thread::panicking() {
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(30)..];
+            last.iter().for_each(|line| eprintln!("the server: {line}"));
+        }
     }
 }
 

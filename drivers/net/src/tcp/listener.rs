@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use memkv_poller::{Interrupt, Local, Poller, Progress};
@@ -21,6 +22,8 @@ const BACKLOG: i32 = 1024;
 /// Rounds between two looks at the listening socket while the reactor does not sleep: a look is a system
 /// call, and nobody notices a connection that is accepted some microseconds later.
 const LOOK_EVERY: u32 = 16;
+/// How often an address that is in use is asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long accepting rests when the process is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
 
@@ -59,6 +62,23 @@ impl Listener {
             }
         }
         Err(NetError::Os(last))
+    }
+
+    /// The same, of an address that may be somebody else's a little longer: what io_uring waited for is let
+    /// go by the kernel some time after its process has ended, and a server that was killed waits for its
+    /// listening socket. Blocks for so long at most.
+    pub fn bind_within(address: SocketAddr, patience: Duration) -> Result<Listener, NetError> {
+        let asked = Instant::now();
+        loop {
+            match Listener::bind(address) {
+                Err(NetError::Os(error))
+                    if error.kind() == io::ErrorKind::AddrInUse && asked.elapsed() < patience =>
+                {
+                    thread::sleep(ASK_AGAIN);
+                }
+                bound => return bound,
+            }
+        }
     }
 
     /// The address that clients connect to.

@@ -213,3 +213,17 @@ fn an_address_in_use_is_refused() {
     let nowhere: &[SocketAddr] = &[];
     assert!(matches!(Listener::bind(nowhere).err(), Some(NetError::Os(_))));
 }
+
+#[test]
+fn an_address_is_waited_for_until_whoever_has_it_is_gone() {
+    let held = Listener::bind("127.0.0.1:0").expect("bind");
+    let address = held.local_addr();
+    let waiting =
+        thread::spawn(move || Listener::bind_within(address, Duration::from_secs(60)).is_ok());
+    // The other one has been refused by the time that this has.
+    let refused = Listener::bind_within(address, Duration::from_millis(200));
+    assert!(matches!(refused, Err(NetError::Os(e)) if e.kind() == io::ErrorKind::AddrInUse));
+    assert!(!waiting.is_finished(), "it is still held");
+    drop(held);
+    assert!(waiting.join().expect("no panic"), "it is free");
+}
