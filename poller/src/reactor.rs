@@ -245,7 +245,9 @@ impl Reactor {
     }
 
     fn poll_pollers(&mut self) -> u32 {
-        self.pollers.append(&mut self.core.take_new_pollers());
+        if self.core.has_new_pollers() {
+            self.pollers.append(&mut self.core.take_new_pollers());
+        }
         let mut work = 0u32;
         let mut at = 0;
         while at < self.pollers.len() {

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// A moment: nanoseconds since the origin of the clock it came from.
 ///
 /// Only instants of one clock may be compared. 64 bits of nanoseconds last 584 years.
@@ -76,10 +78,12 @@ impl SystemClock {
 }
 
 impl Clock for SystemClock {
+    /// A reactor asks twice and more in every pass: so the seconds and nanoseconds of the system are made
+    /// one number at once, and nothing is computed with them before.
     fn now(&self) -> Instant {
-        static ORIGIN: OnceLock<std::time::Instant> = OnceLock::new();
-        let origin = *ORIGIN.get_or_init(std::time::Instant::now);
-        Instant::ORIGIN + origin.elapsed()
+        static ORIGIN: OnceLock<u64> = OnceLock::new();
+        let now = monotonic_nanos();
+        Instant(now.saturating_sub(*ORIGIN.get_or_init(|| now)))
     }
 
     fn unix_seconds(&self) -> u64 {
@@ -98,6 +102,12 @@ impl Clock for SystemClock {
         let len = OWN.with(|own| own.as_ref()?.read_at(&mut text, 0).ok())?;
         waited_in(&text[..len])
     }
+}
+
+/// Nanoseconds of the machine's clock that is never set.
+fn monotonic_nanos() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every system has this clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 /// The second of the three numbers of a `schedstat`: nanoseconds.
@@ -130,6 +140,17 @@ mod tests {
             last = now;
         }
         assert!(one.unix_seconds() > 1_600_000_000);
+    }
+
+    #[test]
+    fn the_system_clock_goes_as_fast_as_time() {
+        let outer = std::time::Instant::now();
+        let began = SystemClock.now();
+        let inner = std::time::Instant::now();
+        while inner.elapsed() < Duration::from_millis(2) {}
+        let least = inner.elapsed();
+        let took = SystemClock.now().saturating_duration_since(began);
+        assert!(least <= took && took <= outer.elapsed(), "{took:?} of at least {least:?}");
     }
 
     #[test]
