@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use memkv_block::{BlockDevice, Completion, Io, IoError};
 use memkv_dma::{Class, Pool};
 use memkv_nvme::{Nvme, NvmeError, Vfio, VfioError};
+use memkv_poller::{Clock, SystemClock};
 
 use super::pci::{self, Driver};
 use super::rig::{self, Bench, MIB, PATIENT};
@@ -308,6 +309,8 @@ fn no_command_is_a_system_call() {
 pub fn a_reactor_asks_the_kernel_for_nothing() {
     let pool = rig::pool();
     let ours = rig::open("ours", &pool, PATIENT);
+    // What tells how long a thread has waited is opened once.
+    SystemClock.waited();
     let (own, nothing) = (calls_of_reads(&*ours, &pool), syscalls::count(|| ()));
     talk::say(format!("  system calls of {} reads: {own:?}, of none {nothing:?}", CROWDS / 2 * 33));
     assert_eq!(own.without(PREAD), nothing, "by number");
