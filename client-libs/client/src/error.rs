@@ -1,6 +1,7 @@
 //! What can go wrong, as a caller sees it and as a connection sees it.
 
 use std::error::Error;
+use std::io::Write as _;
 use std::sync::Arc;
 
 use memkv_net::NetError;
@@ -227,6 +228,14 @@ pub fn one_line(error: &dyn Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// Says a line on standard error, for people who run a program that we are a part of. Where it cannot be written
+/// (the log's disk is full, nobody reads the pipe) it is lost: `eprintln!` panics then, which ends a program that
+/// is not of Rust.
+pub fn tell(line: &str) {
+    // At once, for others write there too.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 #[cfg(test)]

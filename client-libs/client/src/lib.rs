@@ -60,7 +60,7 @@ mod types;
 pub use client::Client;
 pub use config::{Config, ConfigError, Transport};
 pub use counters::{Counters, Latency, Operation, Tally};
-pub use error::{ClientError, LinkFault, one_line};
+pub use error::{ClientError, LinkFault, one_line, tell};
 pub use gate::Gate;
 pub use memkv_wire::{CrcList, MissReason, SharedKey, StatId, Status};
 pub use plan::{Descriptor, LocalCopy, Piece, Plan, PlanError, PutRange, Run, Saving};

@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use memkv_client::{Config, one_line};
+use memkv_client::{Config, one_line, tell};
 
 use crate::error::StoreError;
 use crate::memory::{self, Out};
@@ -83,7 +83,7 @@ unsafe fn guard(
 
 fn say(store: &Store, text: &str) {
     if store.is_news(text) {
-        eprintln!("{text}");
+        tell(text);
     }
 }
 
@@ -93,7 +93,7 @@ unsafe extern "C" fn open(uri: *const c_char) -> *mut kv_store_v1 {
         let uri = unsafe { memory::text(uri) }.map(String::from_utf8_lossy);
         let uri = uri.unwrap_or_default();
         let refused = |error: &dyn std::error::Error| {
-            eprintln!("memkv: kv_store open `{uri}`: {}", one_line(error));
+            tell(&format!("memkv: kv_store open `{uri}`: {}", one_line(error)));
         };
         let config = uri::config(&uri, Config::load).map_err(|error| refused(&error)).ok()?;
         let store = Store::open(config).map_err(|error| refused(&error)).ok()?;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use memkv_client::{
     Client, ClientError, Config, GetOutcome, Hint, PutItem, PutMode, PutOptions, PutOutcome,
-    one_line,
+    one_line, tell,
 };
 
 use crate::ahead::Ahead;
@@ -77,7 +77,7 @@ impl Store {
         let client = Client::new(config)?;
         for (_, answer) in client.until(Instant::now() + GREETING).server_stats() {
             if let Err(error) = answer {
-                eprintln!("memkv: kv_store open: {}; going on without it", one_line(&error));
+                tell(&format!("memkv: kv_store open: {}; going on without it", one_line(&error)));
             }
         }
         Ok(Store { client, inner: Mutex::default() })

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
@@ -251,4 +252,27 @@ fn a_server_that_goes_is_an_error_within_the_deadline_and_serves_again_when_it_i
     assert_eq!(talk.line(), "served again");
     talk.end();
     node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn a_full_disk_under_standard_error_ends_nobody() {
+    let full = || File::options().write(true).open("/dev/full").expect("a full device");
+    let node = common::node(lasting_port());
+    let address = node.address().to_string();
+    let program = Program::compile();
+    let command = |word| {
+        let mut command = program.command(&[], &uri(&address));
+        command.env("MEMKV_REQUEST_TIMEOUT_MS", "1000").arg(word).stderr(full());
+        command
+    };
+    let mut talk = program.start_command(&mut command("serve"));
+    assert_eq!(talk.line(), "saved");
+    node.stop().expect("an orderly stop");
+    talk.go_on();
+    // What it could not say were errors of four calls.
+    let errors = talk.line();
+    assert!(errors.starts_with("errors after"), "{errors}");
+    talk.kill();
+    // A server that is away is said, and is no reason not to open.
+    assert_eq!(common::ran(&mut command("load")), "none\n");
 }

@@ -326,3 +326,30 @@ unsafe extern "C" fn query(
         Ok(Status::Ok)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_under_standard_error_ends_nobody() {
+        /// Set for the process whose standard error is full.
+        const INSIDE: &str = "MEMKV_NIXL_FULL";
+        let name = "edge::tests::a_full_disk_under_standard_error_ends_nobody";
+        if std::env::var_os(INSIDE).is_some() {
+            // SAFETY: NULL is what the function looks for.
+            let answer = unsafe { check(std::ptr::null()) };
+            assert_eq!(answer, Status::InvalidParam as c_int);
+            return;
+        }
+        let full = File::options().write(true).open("/dev/full").expect("a full device");
+        let mut child = Command::new(std::env::current_exe().expect("a path"));
+        child.args(["--exact", name, "--nocapture"]).env(INSIDE, "yes").stderr(full);
+        let ended = child.output().expect("it runs");
+        assert!(ended.status.success(), "{ended:?}");
+        assert!(String::from_utf8_lossy(&ended.stdout).contains("1 passed"), "{ended:?}");
+    }
+}

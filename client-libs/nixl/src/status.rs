@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use memkv_client::{ClientError, LinkFault, PlanError};
+use memkv_client::{ClientError, LinkFault, PlanError, tell};
 
 /// NIXL's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ pub(crate) fn of_error(error: &ClientError) -> Status {
 
 /// Says a sentence on standard error, where NIXL's own log goes.
 pub(crate) fn say(sentence: &str) {
-    eprintln!("memkv-nixl: {sentence}");
+    tell(&format!("memkv-nixl: {sentence}"));
 }
 
 /// The same at most once a second: of a thousand transfers that meet the same dead server one tells.
