@@ -59,8 +59,7 @@ struct Inner {
     /// Keys of all chunks that were put since the last manifest, in their order, and once more to look in.
     put: Vec<Vec<u8>>,
     was_put: HashSet<Vec<u8>>,
-    /// What was put for the next manifest was refused, and is forgotten: that manifest would lack it.
-    abandoned: bool,
+    lacking: Lacking,
     /// Lengths of the chunks of the manifest that was read last: its list, most likely, is what is fetched next.
     lengths: HashMap<Vec<u8>, u64>,
     ahead: Ahead,
@@ -68,6 +67,18 @@ struct Inner {
     length: Option<usize>,
     /// What was said last.
     said: Option<String>,
+}
+
+/// Whether chunks that were taken have been refused since, and are forgotten: their manifest would lack them.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Lacking {
+    #[default]
+    Nothing,
+    /// Their manifest was refused. What is put from now on is another one's, or all of the same one's.
+    Told,
+    /// Only whoever put one more chunk was told, and may go on with the rest: the next manifest is refused,
+    /// whatever was put for it since.
+    Untold,
 }
 
 impl Store {
@@ -114,11 +125,13 @@ impl Store {
             return Err(StoreError::Chunks { limit: CHUNKS_MAX });
         }
         if inner.pending_bytes.saturating_add(bytes.len()) > BUFFER {
-            inner.send(&self.client())?;
+            inner.send(&self.client(), Lacking::Untold)?;
         }
         let block = Block::copy(bytes)?;
         let at = inner.pending.len();
-        inner.abandoned = false;
+        if inner.lacking == Lacking::Told {
+            inner.lacking = Lacking::Nothing;
+        }
         inner.pending_bytes += bytes.len();
         inner.places.insert(key.clone(), at);
         inner.pending.push((key.clone(), block));
@@ -161,16 +174,20 @@ impl Store {
         let key = key(b"m/", name)?;
         let client = self.client();
         let mut inner = self.lock()?;
-        if inner.abandoned {
-            return Err(StoreError::Abandoned);
+        match inner.lacking {
+            Lacking::Nothing => inner.send(&client, Lacking::Told)?,
+            Lacking::Told => return Err(StoreError::Abandoned),
+            Lacking::Untold => {
+                inner.forget(Lacking::Told);
+                return Err(StoreError::Abandoned);
+            }
         }
-        inner.send(&client)?;
         let value = manifest::encode(inner.put.iter().map(|key| &key[2..]), bytes);
         let pin_seconds = PINNED.as_secs() as u32;
         let replace = PutOptions { mode: PutMode::Replace, pin_seconds, ..PutOptions::default() };
         match client.put(&key, &value, &replace).map_err(StoreError::from) {
-            Ok(_) => inner.forget(),
-            Err(error) => return Err(inner.refused(error)),
+            Ok(_) => inner.forget(Lacking::Nothing),
+            Err(error) => return Err(inner.refused(error, Lacking::Told)),
         }
         Ok(())
     }
@@ -221,7 +238,7 @@ impl Store {
 
     /// Sends what is left.
     pub fn close(&self) -> Result<(), StoreError> {
-        self.lock()?.send(&self.client())
+        self.lock()?.send(&self.client(), Lacking::Told)
     }
 
     /// Whether this is another trouble than the last one of this handle: a server that is gone is told once,
@@ -236,9 +253,9 @@ impl Store {
 
 impl Inner {
     /// Stores what is kept back. When it fails all of it stays, for the next time, unless it was refused for
-    /// what it is.
-    fn send(&mut self, client: &Client) -> Result<(), StoreError> {
-        self.store(client).map_err(|error| self.refused(error))?;
+    /// what it is: then the next manifest is `lacking`.
+    fn send(&mut self, client: &Client, lacking: Lacking) -> Result<(), StoreError> {
+        self.store(client).map_err(|error| self.refused(error, lacking))?;
         self.pending.clear();
         self.places.clear();
         self.pending_bytes = 0;
@@ -246,16 +263,16 @@ impl Inner {
     }
 
     /// Forgets what would be refused for ever.
-    fn refused(&mut self, error: StoreError) -> StoreError {
+    fn refused(&mut self, error: StoreError, lacking: Lacking) -> StoreError {
         if error.is_final() {
-            self.forget();
-            self.abandoned = true;
+            self.forget(lacking);
         }
         error
     }
 
-    /// There was nothing since the last manifest.
-    fn forget(&mut self) {
+    /// There was nothing since the last manifest, of which the next one is `lacking` something.
+    fn forget(&mut self, lacking: Lacking) {
+        self.lacking = lacking;
         self.pending.clear();
         self.places.clear();
         self.pending_bytes = 0;
@@ -371,6 +388,31 @@ node: {reactors: 1}
             // Another session is not concerned.
             saves(&store, hash);
         }
+        node.stop().expect("an orderly stop");
+    }
+
+    #[test]
+    fn who_goes_on_after_a_chunk_was_refused_gets_no_manifest_without_those_before_it() {
+        let node = node();
+        let (store, other) = (store(&node), store(&node));
+        other.put_chunk(b"taken", b"other bytes").expect("taken");
+        other.put_manifest(b"other", b"").expect("stored");
+        // More than is kept back: the chunk that is one too many is told of another one's collision.
+        let large = vec![1; 30 * MIB];
+        store.put_chunk(b"taken", b"bytes").expect("kept back");
+        for hash in [b"first", b"later"] {
+            store.put_chunk(hash, &large).expect("kept back");
+        }
+        let error = store.put_chunk(b"third", &large).expect_err("refused");
+        assert!(matches!(error, StoreError::Collision { length: 11 }), "{error}");
+        // It is tried again, as what fails is, and now there is room.
+        store.put_chunk(b"third", &large).expect("kept back");
+        for _ in 0..2 {
+            let refused = store.put_manifest(b"session", b"").expect_err("it lacks `first`");
+            assert!(matches!(refused, StoreError::Abandoned), "{refused}");
+        }
+        assert!(matches!(store.get_manifest(b"session"), Err(StoreError::Absent)));
+        saves(&store, b"session");
         node.stop().expect("an orderly stop");
     }
 
