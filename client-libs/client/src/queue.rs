@@ -298,7 +298,8 @@ impl Queue {
         let ticket = state.next_ticket;
         let (lane, pieces) = cut(batch, ticket, timeout, trace, self.workers);
         let most = if lane == QUICK { 1 } else { self.workers };
-        let mut wanted = pieces.len().min(most);
+        // Workers that were told of what waits already are still counted as idle until they wake.
+        let mut wanted = (state.lanes[lane].pieces.len() + pieces.len()).min(most);
         while wanted > state.lanes[lane].idle && state.lanes[lane].workers < most {
             match process.start(lane) {
                 Ok(()) => state.lanes[lane].workers += 1,

@@ -311,3 +311,22 @@ fn a_client_that_is_told_until_when_ends_its_calls_then() {
     assert_eq!(client.exists(&[b"key"]).expect("the client has its own patience"), [false]);
     assert!(server.seen(Opcode::Exists).len() >= 2);
 }
+
+#[test]
+fn a_batch_does_not_stand_behind_another_while_there_may_be_more_workers() {
+    let (server, client) = pair(Setup::default());
+    let queue = Queue::new(&client, 3).expect("a queue");
+    let one = || get(keys(&[b"none"]), std::iter::once(1));
+    // From now on there is a worker, which rests.
+    queue.submit(one(), None).expect("submit");
+    next(&queue);
+    server.play(Opcode::Get, Trick::Silent);
+    for _ in 0..2 {
+        queue.submit(one(), Some(LONG)).expect("submit");
+    }
+    assert!(queue.wait(LONG / 4).expect("wait"), "only one of them meets silence");
+    assert_eq!(queue.drain().expect("drain").len(), 1);
+    assert_eq!(queue.pending().expect("pending"), 1);
+    drop(server);
+    assert!(queue.close_within(2 * LONG));
+}
