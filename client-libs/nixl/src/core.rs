@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 
 /// In every 1.x, in no 0.x.
 const MARK: &CStr =
@@ -25,13 +25,28 @@ pub(crate) enum Core {
 }
 
 /// Looks at the libraries that are loaded.
+///
+/// First at their names, and at the core itself when they are known: while the loader tells of its libraries it
+/// has one of its locks, and whoever opens one meanwhile has the other and waits for the first.
 pub(crate) fn look() -> Core {
-    let mut found = Core::Unknown;
-    // SAFETY: the callback has the type that it must have, and `found` outlives the call.
-    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut found).cast()) };
-    found
+    let mut name: Option<CString> = None;
+    // SAFETY: the callback has the type that it must have, and `name` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut name).cast()) };
+    let Some(name) = name else { return Core::Unknown };
+    // SAFETY: the name ends with a NUL; the library is loaded already, so nothing of it runs, or is gone.
+    let mark = unsafe {
+        let library = libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        if library.is_null() {
+            return Core::Unknown;
+        }
+        let mark = libc::dlsym(library, MARK.as_ptr());
+        libc::dlclose(library);
+        mark
+    };
+    if mark.is_null() { Core::TooOld } else { Core::Known }
 }
 
+/// Keeps the name of a library if that is a core, and ends the visit then.
 unsafe extern "C" fn visit(
     info: *mut libc::dl_phdr_info,
     _: libc::size_t,
@@ -48,18 +63,8 @@ unsafe extern "C" fn visit(
     if !is_core(name.to_bytes()) {
         return 0;
     }
-    // SAFETY: the name ends with a NUL; the library is loaded already, so nothing of it runs.
-    let mark = unsafe {
-        let library = libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
-        if library.is_null() {
-            return 0;
-        }
-        let mark = libc::dlsym(library, MARK.as_ptr());
-        libc::dlclose(library);
-        mark
-    };
     // SAFETY: `look` gave a place for it.
-    unsafe { *found.cast::<Core>() = if mark.is_null() { Core::TooOld } else { Core::Known } };
+    unsafe { *found.cast::<Option<CString>>() = Some(name.to_owned()) };
     1
 }
 
@@ -71,6 +76,11 @@ fn is_core(path: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -82,8 +92,54 @@ mod tests {
         assert!(!is_core(b""));
     }
 
+    /// Opens a library, or finds it opened.
+    fn open(path: &Path) -> *mut c_void {
+        let name = CString::new(path.to_str().expect("a path")).expect("no NUL");
+        // SAFETY: a copy of a library that this process has already, whose beginning does nothing.
+        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        assert!(!library.is_null(), "{} cannot be opened", path.display());
+        library
+    }
+
+    /// The file of a library of this process that needs nothing but the C library.
+    fn some_library() -> PathBuf {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("a list");
+        let files = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
+        let mut some = files.filter(|file| file.contains("/libgcc_s.so"));
+        some.next().expect("what unwinds").into()
+    }
+
+    /// One test, for there is one list of libraries.
     #[test]
-    fn without_a_core_nothing_can_be_told() {
-        assert_eq!(look(), Core::Unknown);
+    fn a_core_is_looked_at_while_others_open_libraries() {
+        assert_eq!(look(), Core::Unknown, "without a core nothing can be told");
+        let folder = tempfile::tempdir().expect("a folder");
+        let [core, other] = ["libnixl.so", "libother.so"].map(|name| folder.path().join(name));
+        for file in [&core, &other] {
+            std::fs::copy(some_library(), file).expect("a copy");
+        }
+        open(&core);
+        let (done, is_over) = (mpsc::channel(), AtomicBool::new(false));
+        let (told, ends) = done;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    // SAFETY: it was just opened, and nobody uses it.
+                    unsafe { libc::dlclose(open(&other)) };
+                }
+            });
+            scope.spawn(move || {
+                let all_old = (0..20_000).all(|_| look() == Core::TooOld);
+                told.send(all_old).expect("somebody waits");
+            });
+            let ended = ends.recv_timeout(Duration::from_secs(60));
+            if ended.is_err() {
+                // Neither of them will ever end.
+                eprintln!("they wait for each other");
+                std::process::abort();
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(ended, Ok(true), "it has no mark");
+        });
     }
 }
