@@ -14,8 +14,9 @@ use crate::memory::Region;
 
 /// What moves bytes between the host and a GPU.
 pub(crate) trait Device: Send + Sync {
-    /// Memory of the host that GPUs reach without the processor. It is never given back.
-    fn pinned(&self, length: usize) -> Result<Region, DeviceError>;
+    /// Memory of the host that all GPUs reach without the processor. It is never given back. This GPU is in
+    /// use already: another one would be asked for some hundred MiB of its own memory.
+    fn pinned(&self, gpu: u64, length: usize) -> Result<Region, DeviceError>;
 
     /// Copies into a GPU's memory, and waits for it.
     ///
@@ -153,8 +154,8 @@ impl Cuda {
 }
 
 impl Device for Cuda {
-    fn pinned(&self, length: usize) -> Result<Region, DeviceError> {
-        self.within(0, || {
+    fn pinned(&self, gpu: u64, length: usize) -> Result<Region, DeviceError> {
+        self.within(gpu, || {
             let mut memory = std::ptr::null_mut();
             // SAFETY: it is called as it is declared, within a context.
             told("cuMemHostAlloc", unsafe {
@@ -200,7 +201,8 @@ pub(crate) mod stand_in {
     }
 
     impl Device for StandIn {
-        fn pinned(&self, length: usize) -> Result<Region, DeviceError> {
+        fn pinned(&self, gpu: u64, length: usize) -> Result<Region, DeviceError> {
+            check(gpu)?;
             let memory: &'static mut [u8] = vec![0; length].leak();
             Ok(Region::new(memory.as_mut_ptr() as usize, length).expect("memory"))
         }

@@ -12,7 +12,7 @@ use memkv_client::{Client, GatherItem, LocalCopy, Piece, Run, ScatterItem};
 
 use crate::device::DeviceError;
 use crate::memory::Region;
-use crate::staging::Staging;
+use crate::staging::{Slots, Staging};
 use crate::status::{Status, say_once_a_second};
 use crate::transfer::Posting;
 
@@ -34,7 +34,7 @@ impl Posting {
     ) -> Result<(), Status> {
         for group in groups(runs, staging) {
             let runs = &runs[group];
-            let slots = staging.take(needed(runs, staging)).map_err(failed)?;
+            let slots = self.take_slots(runs, staging)?;
             let shares = shares(runs, slots.regions(), staging);
             let item = |(run, share): (&Run, &Vec<Region>)| ScatterItem {
                 key: self.key(run),
@@ -66,7 +66,7 @@ impl Posting {
     ) -> Result<(), Status> {
         for group in groups(runs, staging) {
             let runs = &runs[group];
-            let slots = staging.take(needed(runs, staging)).map_err(failed)?;
+            let slots = self.take_slots(runs, staging)?;
             let shares = shares(runs, slots.regions(), staging);
             let take = || {
                 runs.iter().zip(&shares).try_for_each(|(run, share)| {
@@ -88,6 +88,12 @@ impl Posting {
             self.check_stored(client.put_gathered(&items))?;
         }
         Ok(())
+    }
+
+    /// Slots for all of these runs.
+    fn take_slots<'a>(&self, runs: &[Run], staging: &'a Staging) -> Result<Slots<'a>, Status> {
+        let (gpu, _) = self.memory_of(runs[0].pieces[0].descriptor);
+        staging.take(gpu, needed(runs, staging)).map_err(failed)
     }
 
     /// All of a run's memory on GPUs: what the wire brings, and what wants the same.

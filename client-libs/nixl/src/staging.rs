@@ -7,7 +7,7 @@
 //! Slots are pinned when the first transfer needs them and kept. A call takes all that it needs at once or
 //! waits, so two calls never wait for each other's; what needs more than there are has been refused.
 
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::device::{Device, DeviceError};
 use crate::memory::Region;
@@ -17,7 +17,8 @@ use crate::settings::StagingSize;
 pub(crate) struct Staging {
     device: &'static dyn Device,
     size: StagingSize,
-    pinned: OnceLock<Result<(), DeviceError>>,
+    /// Whether there are any yet. Who could get none leaves it to the next to try.
+    is_pinned: Mutex<bool>,
     free: Mutex<Vec<Region>>,
     returned: Condvar,
 }
@@ -32,7 +33,7 @@ impl Staging {
     /// Takes no memory yet.
     pub fn new(device: &'static dyn Device, size: StagingSize) -> Staging {
         let (free, returned) = (Mutex::default(), Condvar::new());
-        Staging { device, size, pinned: OnceLock::new(), free, returned }
+        Staging { device, size, is_pinned: Mutex::default(), free, returned }
     }
 
     /// What moves bytes to and from GPUs.
@@ -55,10 +56,10 @@ impl Staging {
         usize::try_from(bytes.div_ceil(self.size.slot as u64)).unwrap_or(usize::MAX)
     }
 
-    /// Takes so many, and waits until they are free.
-    pub fn take(&self, count: usize) -> Result<Slots<'_>, DeviceError> {
+    /// Takes so many for a transfer of this GPU, and waits until they are free.
+    pub fn take(&self, gpu: u64, count: usize) -> Result<Slots<'_>, DeviceError> {
         assert!(count <= self.count(), "what needs more was refused");
-        (*self.pinned.get_or_init(|| self.pin()))?;
+        self.pin(gpu)?;
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let few = |free: &mut Vec<Region>| free.len() < count;
         let waited = self.returned.wait_while(free, few);
@@ -67,10 +68,15 @@ impl Staging {
         Ok(Slots { staging: self, taken: free.split_off(at) })
     }
 
-    fn pin(&self) -> Result<(), DeviceError> {
-        let whole = self.device.pinned(self.count() * self.size.slot)?;
+    fn pin(&self, gpu: u64) -> Result<(), DeviceError> {
+        let mut is_pinned = self.is_pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_pinned {
+            return Ok(());
+        }
+        let whole = self.device.pinned(gpu, self.count() * self.size.slot)?;
         let slots = (0..self.count()).map(|at| whole.part(at * self.size.slot, self.size.slot));
         self.free.lock().unwrap_or_else(PoisonError::into_inner).extend(slots);
+        *is_pinned = true;
         Ok(())
     }
 }
