@@ -127,6 +127,9 @@ fn memory_of_gpus_goes_through_slots() {
     }
     let locals = memory(&sources, GPU);
     let (write, read, vram) = (Direction::Write, Direction::Read, kind::VRAM);
+    // A GPU that is not there gets no slots, and those that are get them all the same.
+    let elsewhere = memory(&sources, GPU + 1);
+    assert_eq!(carry_out(&engine, write, vram, &elsewhere, &objects(&parts)), Status::Backend);
     assert_eq!(carry_out(&engine, write, vram, &locals, &objects(&parts)), Status::Ok);
 
     let rooms: Vec<Vec<u8>> = (0..6).map(|_| vec![0; length]).collect();
@@ -252,4 +255,32 @@ fn transfers_at_all_distances_from_the_last_one_are_carried_out() {
         drop(prepared);
         assert!(given.iter().all(|read| *read == bytes), "{round}");
     }
+}
+
+#[test]
+fn the_end_of_a_backend_waits_for_no_server() {
+    // It takes connections, and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let patience = LONG.as_millis().to_string();
+    let given = [
+        ("servers", &*address),
+        ("connect_timeout_ms", &patience),
+        ("request_timeout_ms", &patience),
+    ];
+    let settings = Settings::new(given.into_iter(), |_| None).expect("settings");
+    let engine = Engine::new(settings, None).expect("a backend");
+    engine.add(kind::OBJECT, 1, b"").expect("registered");
+    let value = noise(MIB, 1);
+    let (locals, remotes) = (memory(&[(&value, MIB)], 0), objects(&[(1, 0, MIB)]));
+    let prepared =
+        engine.prepare(Direction::Write, (kind::DRAM, &locals), (kind::OBJECT, &remotes));
+    let prepared = prepared.unwrap_or_else(|refusal| panic!("{refusal}"));
+    engine.post(&prepared).expect("posted");
+    let greeted = silent.accept().expect("a worker connects");
+    let began = Instant::now();
+    drop(engine);
+    assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
+    assert_eq!(prepared.status(), Status::Canceled);
+    drop(greeted);
 }

@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -79,6 +79,8 @@ pub(crate) struct Posting {
     pid: u32,
     left: AtomicUsize,
     outcome: AtomicI32,
+    /// Its gate is closed, and nobody is inside.
+    is_given_up: AtomicBool,
 }
 
 /// Runs of a posting that one call carries.
@@ -111,6 +113,7 @@ impl Prepared {
             pid: std::process::id(),
             left: AtomicUsize::new(parts),
             outcome: AtomicI32::new(Status::Ok as i32),
+            is_given_up: AtomicBool::new(false),
         });
         let part = |number: usize| Part {
             posting: next.clone(),
@@ -145,7 +148,7 @@ impl Posting {
     fn status(&self) -> Status {
         if self.left.load(Ordering::Acquire) == 0 {
             Status::from_number(self.outcome.load(Ordering::Relaxed))
-        } else if self.pid != std::process::id() {
+        } else if self.pid != std::process::id() || self.is_given_up.load(Ordering::Acquire) {
             Status::Canceled
         } else {
             Status::InProgress
@@ -156,6 +159,7 @@ impl Posting {
     pub fn give_up(&self) {
         if self.pid == std::process::id() {
             self.gate.close();
+            self.is_given_up.store(true, Ordering::Release);
         }
     }
 

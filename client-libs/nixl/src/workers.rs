@@ -9,14 +9,14 @@
 //! * One of those that have nothing to do looks for more for [`LINGER`] before it sleeps: to wake a thread on
 //!   a core that is at rest takes 10 to 25 µs in a virtual machine, and transfers come in rows.
 //! * One connection is left for lookups, which are made by whoever asks.
-//! * Dropped, what is under way is given up. Nothing of it waits for a server.
+//! * Dropped, what is under way is given up, and nothing waits for a server: a worker that connects to one, or
+//!   leaves one that is busy alone for a while, has no memory of anybody and ends by itself.
 //! * After fork(2) the child has workers of its own.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use memkv_client::Client;
@@ -55,7 +55,8 @@ struct State {
     idle: usize,
     /// One looks for more, and will see what is there before it does anything else.
     lingers: bool,
-    threads: Vec<JoinHandle<()>>,
+    /// How many workers were started.
+    threads: usize,
     /// What the workers are at.
     current: Vec<Arc<Posting>>,
 }
@@ -78,7 +79,7 @@ impl Workers {
     pub fn submit(&self, parts: impl Iterator<Item = Part>) -> io::Result<()> {
         let shared = &self.process.current(&self.client).shared;
         let mut state = shared.lock();
-        if state.threads.is_empty() {
+        if state.threads == 0 {
             shared.start(&mut state)?;
         }
         state.parts.extend(parts);
@@ -136,7 +137,8 @@ impl Shared {
     fn start(self: &Arc<Shared>, state: &mut State) -> io::Result<()> {
         let shared = self.clone();
         let thread = std::thread::Builder::new().name("memkv-nixl".to_owned());
-        state.threads.push(thread.spawn(move || shared.work())?);
+        thread.spawn(move || shared.work())?;
+        state.threads += 1;
         Ok(())
     }
 
@@ -147,7 +149,7 @@ impl Shared {
         } else if state.idle > 0 {
             drop(state);
             self.wake.notify_one();
-        } else if !state.parts.is_empty() && state.threads.len() < self.most {
+        } else if !state.parts.is_empty() && state.threads < self.most {
             // Those that there are will do where no more can be had.
             let _ = self.start(&mut state);
         }
@@ -199,20 +201,15 @@ impl Shared {
         }
     }
 
-    /// Gives everything up and ends the workers.
+    /// Gives everything up; the workers end when they next look.
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         let queued = state.parts.iter().map(|part| part.posting().clone());
         let postings: Vec<Arc<Posting>> = queued.chain(state.current.iter().cloned()).collect();
-        let threads = std::mem::take(&mut state.threads);
         drop(state);
         self.called.store(true, Ordering::Relaxed);
         self.wake.notify_all();
         postings.iter().for_each(|posting| posting.give_up());
-        for thread in threads {
-            // It catches what calls throw; of what is left nothing can be done here.
-            let _ = thread.join();
-        }
     }
 }
