@@ -1,10 +1,13 @@
-//! Looks after the drives that are driven from here, also when nobody asks anything of them: a thread of
-//! its own, for a drive that is asked about its health, or let go, keeps whoever asks waiting.
+//! Looks after the drives that are driven from here, also when nobody asks anything of them, by threads of
+//! their own: each of these things keeps whoever does it waiting.
 //!
-//! * Ten times a second: whether each is still there and well, and whether the system wants it back. One that
-//!   has failed is cut off from memory here, which keeps whoever does it waiting, and only then end the
-//!   commands that it had. It is told to the store, which may have nothing to do with it at the time.
-//! * Every minute: what it says of its health.
+//! * Ten times a second, by whoever has [drives](crate::bypass::Bypass), a node or a command: whether each is
+//!   still there and well, and whether the system wants it back. One that has failed is cut off from memory
+//!   here, and only then end the commands that it had. Nothing else is done by this thread: a drive that fails is
+//!   not to wait for another one that does not answer.
+//! * As often, by a node: the store is told of one that has failed, with which it may have nothing to do at the
+//!   time.
+//! * Every minute, by a node: what each says of its health.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,31 +26,39 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often they are asked for their health.
 const ASK: Duration = Duration::from_secs(60);
 
-/// The thread, until it is stopped.
-pub(crate) struct Attendant {
+/// A thread that looks at drives. Dropped, it is ended and waited for.
+pub(crate) struct Rounds {
     stop: Arc<(Mutex<bool>, Condvar)>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl Attendant {
-    /// Begins to look after the drives of a node, those that join later too.
-    pub fn start(shared: Arc<Shared>) -> std::io::Result<Attendant> {
+impl Rounds {
+    /// Makes a round now and then.
+    pub fn start(name: &str, round: impl Fn() + Send + 'static) -> std::io::Result<Rounds> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("drives".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             while !stops_within(&stopped, LOOK) {
-                shared.bypass.attended().iter().for_each(|drive| look(&shared, drive));
+                round();
             }
         })?;
-        Ok(Attendant { stop, thread })
+        Ok(Rounds { stop, thread: Some(thread) })
     }
 
-    /// Ends it.
-    pub fn stop(self) {
+    /// Looks after the drives of a node, those that join later too.
+    pub fn of_node(shared: Arc<Shared>) -> std::io::Result<Rounds> {
+        Rounds::start("drives", move || {
+            shared.bypass.attended().iter().for_each(|drive| look(&shared, drive));
+        })
+    }
+}
+
+impl Drop for Rounds {
+    fn drop(&mut self) {
         *self.stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stop.1.notify_all();
         // It does not panic; if it did, there is nothing to be had from that now.
-        let _ = self.thread.join();
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

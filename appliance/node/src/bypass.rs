@@ -11,7 +11,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use memkv_block::{BlockDevice, OpenError, OpenOptions};
@@ -19,6 +19,7 @@ use memkv_dma::{Hugepages, Pool};
 use memkv_nvme::{Health, Nvme, NvmeError, Options, PciAddress, PciDevice, Sysfs, Transport};
 use memkv_poller::SystemClock;
 
+use crate::attend::Rounds;
 use crate::config::{BypassUse, Config, IdlePolicy};
 use crate::seats::{self, Seat};
 
@@ -197,7 +198,9 @@ pub struct Bypass {
     sysfs: Sysfs,
     #[cfg(target_os = "linux")]
     iommu: Arc<memkv_nvme::Iommu>,
-    open: Mutex<Vec<Arc<Attended>>>,
+    open: Arc<Mutex<Vec<Arc<Attended>>>>,
+    /// Cuts off those that have failed, once there are any.
+    rounds: OnceLock<Option<Rounds>>,
 }
 
 /// A drive that is looked after.
@@ -227,6 +230,10 @@ impl Attended {
     }
 }
 
+fn listed(drives: &Mutex<Vec<Arc<Attended>>>) -> MutexGuard<'_, Vec<Arc<Attended>>> {
+    drives.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Bypass {
     /// None yet; `sysfs` is where the kernel shows what there is.
     pub fn new(sysfs: Sysfs) -> Arc<Bypass> {
@@ -234,16 +241,32 @@ impl Bypass {
             sysfs,
             #[cfg(target_os = "linux")]
             iommu: memkv_nvme::Iommu::new(),
-            open: Mutex::default(),
+            open: Arc::default(),
+            rounds: OnceLock::new(),
         })
     }
 
-    /// Notes a drive, for those who look after drives.
+    /// Notes a drive, for those who look after drives. From now on it is cut off when it fails.
     pub fn note(&self, drive: &Arc<Nvme>) {
         let mut open = self.open();
         open.retain(|attended| attended.drive.strong_count() > 0);
         let seen = Mutex::default();
         open.push(Arc::new(Attended { drive: Arc::downgrade(drive), seen }));
+        drop(open);
+        self.rounds.get_or_init(|| {
+            let drives = Arc::clone(&self.open);
+            let round = move || {
+                let drives = listed(&drives).clone();
+                drives.iter().filter_map(|attended| attended.drive()).for_each(|drive| {
+                    drive.attend();
+                });
+            };
+            Rounds::start("cut-off", round)
+                .inspect_err(|error| {
+                    tracing::error!(%error, "drives that fail are not cut off: no thread");
+                })
+                .ok()
+        });
     }
 
     /// The drives that are open.
@@ -258,7 +281,7 @@ impl Bypass {
     }
 
     fn open(&self) -> MutexGuard<'_, Vec<Arc<Attended>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        listed(&self.open)
     }
 
     /// The NUMA node of the device behind a drive's name, a PCI address or the path of a block device.

@@ -31,7 +31,7 @@ use memkv_store::{
     DriveId, DriveStatus, Listed, RemoteStore, Store, StoreHandle, StorePort, Tuning,
 };
 
-use crate::attend::Attendant;
+use crate::attend::Rounds;
 use crate::bypass::Bypass;
 use crate::config::{Config, HugepageUse, StorageMode};
 use crate::drives::{self, DrivesError, OpenStore};
@@ -138,7 +138,7 @@ pub struct Node {
     threads: Vec<JoinHandle<()>>,
     stop: StopFlag,
     /// Where there may be drives to look after.
-    attendant: Option<Attendant>,
+    attendant: Option<Rounds>,
 }
 
 /// What the thread of reactor 0 tells when it is ready.
@@ -233,7 +233,7 @@ impl Node {
     fn attend(mut self, parts: &Parts) -> Result<Self, StartError> {
         let direct = parts.config.storage.mode == StorageMode::Direct;
         if direct || parts.devices.iter().any(|device| device.kind() == Kind::Nvme) {
-            match Attendant::start(self.shared.clone()) {
+            match Rounds::of_node(self.shared.clone()) {
                 Ok(attendant) => self.attendant = Some(attendant),
                 Err(error) => {
                     let _ = self.stop();
@@ -267,9 +267,7 @@ impl Node {
     /// [`StopError`] when a reactor does not answer; nothing acknowledged is lost even then.
     pub fn stop(self) -> Result<(), StopError> {
         self.shared.close_doors();
-        if let Some(attendant) = self.attendant {
-            attendant.stop();
-        }
+        drop(self.attendant);
         let drained: Vec<_> = self.controls.iter().map(|c| order(c, Control::Drain)).collect();
         let mut result = Ok(());
         for (reactor, answer) in drained.into_iter().enumerate() {
