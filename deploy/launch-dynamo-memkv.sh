@@ -129,11 +129,17 @@ fi
 if [ "$ping" = yes ] && [ -n "$servers" ]; then
     IFS=',' read -ra list <<<"$servers"
     for server in "${list[@]}"; do
-        # host:port*weight; 9900 where no port is named.
-        address=${server%%\**}
+        # host:port*weight, perhaps with spaces around; 9900 where no port is named.
+        address=${server//[[:space:]]/}
+        address=${address%%\**}
+        case $address in
+            # A colon inside of brackets belongs to an IPv6 address.
+            \[*\]) address=$address:9900 ;;
+            *:*) ;;
+            *) address=$address:9900 ;;
+        esac
         host=${address%:*}
         port=${address##*:}
-        [ "$host" != "$address" ] || port=9900
         host=${host#[}
         # shellcheck disable=SC2016 # the inner shell is to expand them
         timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "${host%]}" "$port" 2>/dev/null ||
