@@ -2,10 +2,12 @@
 //! and compared by everybody else before the first block moves.
 //!
 //! A hash names tokens, and an identity the model, but neither names the layout of a block: with one layout's
-//! bytes under another an engine would go on with garbage.
+//! bytes under another an engine would go on with garbage. So what is written down of a layout also names
+//! the blocks: a note may be evicted before them, and who comes next and writes down another layout
+//! finds none of theirs.
 
 use kvbm_physical::layout::Layout;
-use memkv_client::{Client, ClientError, GetOutcome, PutMode, PutOptions};
+use memkv_client::{Client, ClientError, PutMode, PutOptions};
 use serde_json::{Value, json};
 
 /// Where a namespace says whose it is; all plug-ins write it there.
@@ -50,12 +52,13 @@ pub(crate) fn of_layout(layout: &dyn Layout) -> Value {
     })
 }
 
-/// Writes `ours` under `key` unless there is something, which must then be equal.
-pub(crate) fn bind(client: &Client, key: &str, ours: &Value) -> Result<(), BindError> {
+/// Writes `ours` under `key` unless there is something, which must then be equal. Answers what is written
+/// there: it may be another text that says the same.
+pub(crate) fn bind(client: &Client, key: &str, ours: &Value) -> Result<Vec<u8>, BindError> {
     let found = publish(client, key, &ours.to_string())?;
     let theirs: Option<Value> = serde_json::from_slice(&found).ok();
     if theirs.as_ref() == Some(ours) {
-        return Ok(());
+        return Ok(found);
     }
     Err(BindError::Mismatch {
         namespace: client.config().namespace.clone(),
@@ -65,16 +68,21 @@ pub(crate) fn bind(client: &Client, key: &str, ours: &Value) -> Result<(), BindE
     })
 }
 
+/// What is written under `key`, if there is anything.
+pub(crate) fn written(client: &Client, key: &str) -> Result<Option<Vec<u8>>, ClientError> {
+    let mut found = Vec::new();
+    let outcome = client.get(key.as_bytes(), &mut found)?;
+    Ok(outcome.is_hit().then_some(found))
+}
+
 /// Puts `value` unless the key has one, and returns what the key has then.
 fn publish(client: &Client, key: &str, value: &str) -> Result<Vec<u8>, BindError> {
     let failed = |source| BindError::Client { key: key.to_owned(), source };
     let options =
         PutOptions { mode: PutMode::Absent, pin_seconds: PIN_SECONDS, ..PutOptions::default() };
-    let mut found = Vec::new();
     for _ in 0..ATTEMPTS {
-        match client.get(key.as_bytes(), &mut found).map_err(failed)? {
-            GetOutcome::Hit { .. } => return Ok(found),
-            GetOutcome::Miss(_) => (),
+        if let Some(found) = written(client, key).map_err(failed)? {
+            return Ok(found);
         }
         match client.put(key.as_bytes(), value.as_bytes(), &options) {
             // Present, or of another length: somebody was faster, and is read next.

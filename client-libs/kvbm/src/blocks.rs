@@ -60,9 +60,9 @@ enum Failure {
 struct Move {
     /// Its place in the call.
     place: usize,
-    key: Vec<u8>,
-    /// The key of the block before it, where that is in the same call.
-    parent: Option<Vec<u8>>,
+    hash: SequenceHash,
+    /// That of the block before it, where that is in the same call.
+    parent: Option<SequenceHash>,
     memory: HostBlock,
 }
 
@@ -138,12 +138,9 @@ impl Blocks {
             let before = place.checked_sub(1).map(|before| &keys[before]);
             let parent = before.filter(|before| is_parent(before, hash));
             match memory {
-                Ok(memory) => moves.push(Move {
-                    place,
-                    key: self.tier.key(&self.rank, hash),
-                    parent: parent.map(|parent| self.tier.key(&self.rank, parent)),
-                    memory,
-                }),
+                Ok(memory) => {
+                    moves.push(Move { place, hash: *hash, parent: parent.copied(), memory })
+                }
                 Err(refusal) => failures[place] = Some(Failure::Memory(Arc::new(refusal))),
             }
         }
@@ -164,12 +161,16 @@ impl Blocks {
         let turn = tier.inner.bulk.clone().acquire_owned().await.expect("it is never closed");
         let work = move || {
             let _turn = turn;
-            if let Err(error) = tier.bind(&client, &rank, &*layout) {
-                return moves.iter().map(|_| Some(Failure::Bind(error.clone()))).collect();
-            }
+            let layout = match tier.bind(&client, &rank, &*layout) {
+                Ok(layout) => layout,
+                Err(error) => {
+                    return moves.iter().map(|_| Some(Failure::Bind(error.clone()))).collect();
+                }
+            };
+            let key = |hash: &SequenceHash| tier.block_key(&rank, &layout, hash);
             match direction {
-                Direction::Put => put(&client, &moves),
-                Direction::Get => get(&client, &mut moves),
+                Direction::Put => put(&client, &moves, key),
+                Direction::Get => get(&client, &mut moves, key),
             }
         };
         let failures: Vec<Option<Failure>> = match tokio::task::spawn_blocking(work).await {
@@ -206,17 +207,24 @@ impl ObjectBlockOps for Blocks {
         let (tier, rank) = (self.tier.clone(), self.rank.clone());
         Box::pin(async move {
             let client = tier.client_in_time();
-            let names: Vec<Vec<u8>> = keys.iter().map(|hash| tier.key(&rank, hash)).collect();
+            let asked = keys.clone();
             let work = move || {
+                let Some(layout) = tier.layout_of(&client, &rank)? else {
+                    return Ok(asked.iter().map(|_| Ok(None)).collect());
+                };
+                let name = |hash| tier.block_key(&rank, &layout, hash);
+                let names: Vec<Vec<u8>> = asked.iter().map(name).collect();
                 let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-                client.lengths(&names)
+                Ok::<Vec<_>, ClientError>(client.lengths(&names))
+            };
+            let nothing = |reason: String| {
+                tracing::warn!(reason, "memkv could not be asked for blocks");
+                keys.iter().map(|key| (*key, None)).collect()
             };
             let lengths = match tokio::task::spawn_blocking(work).await {
-                Ok(lengths) => lengths,
-                Err(error) => {
-                    tracing::warn!(%error, "memkv could not be asked for blocks");
-                    return keys.into_iter().map(|key| (key, None)).collect();
-                }
+                Ok(Ok(lengths)) => lengths,
+                Ok(Err(error)) => return nothing(one_line(&error)),
+                Err(error) => return nothing(one_line(&error)),
             };
             if let Some(error) = lengths.iter().find_map(|length| length.as_ref().err()) {
                 tracing::warn!(%error, "memkv could not be asked for all blocks");
@@ -265,27 +273,33 @@ impl ObjectBlockOps for Blocks {
 }
 
 /// Stores blocks that are not there yet.
-fn put(client: &Client, moves: &[Move]) -> Vec<Option<Failure>> {
+fn put(
+    client: &Client,
+    moves: &[Move],
+    key: impl Fn(&SequenceHash) -> Vec<u8>,
+) -> Vec<Option<Failure>> {
+    let keys: Vec<(Vec<u8>, Option<Vec<u8>>)> =
+        moves.iter().map(|block| (key(&block.hash), block.parent.as_ref().map(&key))).collect();
     let pieces: Vec<Vec<&[u8]>> = moves.iter().map(|block| block.memory.pieces()).collect();
     let options = PutOptions::default();
     let mut items = Vec::with_capacity(moves.len());
-    for (block, pieces) in moves.iter().zip(&pieces) {
-        items.push(GatherItem {
-            key: &block.key,
-            pieces,
-            options,
-            parent: block.parent.as_deref(),
-        });
+    for ((key, parent), pieces) in keys.iter().zip(&pieces) {
+        items.push(GatherItem { key, pieces, options, parent: parent.as_deref() });
     }
     let results = client.put_gathered(&items);
     results.into_iter().map(|result| result.err().map(Failure::Client)).collect()
 }
 
 /// Fills blocks with what is stored.
-fn get(client: &Client, moves: &mut [Move]) -> Vec<Option<Failure>> {
+fn get(
+    client: &Client,
+    moves: &mut [Move],
+    key: impl Fn(&SequenceHash) -> Vec<u8>,
+) -> Vec<Option<Failure>> {
+    let keys: Vec<Vec<u8>> = moves.iter().map(|block| key(&block.hash)).collect();
     let lengths: Vec<u64> = moves.iter().map(|block| block.memory.len()).collect();
     let mut items = Vec::with_capacity(moves.len());
-    for Move { key, memory, .. } in moves {
+    for (key, Move { memory, .. }) in keys.iter().zip(moves) {
         items.push(ScatterItem { key, offset: 0, pieces: memory.pieces_mut() });
     }
     let failure = |(result, wanted)| match result {

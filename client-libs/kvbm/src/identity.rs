@@ -46,11 +46,16 @@ impl Identity {
     }
 
     fn digest(&self, digits: usize) -> String {
-        let digest = Sha256::digest(self.document().to_string());
-        let mut text: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        text.truncate(digits);
-        text
+        digest(self.document().to_string().as_bytes(), digits)
     }
+}
+
+/// The first hexadecimal digits of the SHA-256 of a document.
+pub(crate) fn digest(document: &[u8], digits: usize) -> String {
+    let digest = Sha256::digest(document);
+    let mut text: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.truncate(digits);
+    text
 }
 
 #[cfg(test)]

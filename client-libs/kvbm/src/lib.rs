@@ -20,9 +20,10 @@
 //!
 //! # Keys
 //!
-//! `{identity}/{rank}/{hash}`: 16 hexadecimal digits of the [`Identity`], the rank or `-`, and all 128 bits of
-//! the sequence hash. What another model wrote cannot be found. The layout of a block is not known before
-//! the first block moves; it is written down once per rank, and another layout is refused.
+//! `{identity}/{rank}/{layout}/{hash}`: 16 hexadecimal digits of the [`Identity`], the rank or `-`, 16 digits of
+//! the layout, and all 128 bits of the sequence hash. What another model wrote cannot be found, and not
+//! what another layout did. A layout is not known before the first block moves; it is written down once per rank
+//! as `{identity}/{rank}/layout`, where lookups find it, and another one is refused.
 //!
 //! # Memory
 //!

@@ -116,9 +116,14 @@ impl Locks {
 impl ObjectLockManager for Locks {
     fn has_meta(&self, hash: SequenceHash) -> BoxFuture<'static, Result<bool>> {
         self.run(move |locks, client| {
-            let ranks = (0..locks.ranks).map(|rank| rank_name(Some(rank)));
-            let blocks = ranks.map(|rank| locks.tier.key(&rank, &hash));
-            let keys: Vec<Vec<u8>> = blocks.chain([locks.tier.key("meta", &hash)]).collect();
+            let mut keys = vec![locks.tier.key("meta", &hash)];
+            for rank in (0..locks.ranks).map(|rank| rank_name(Some(rank))) {
+                let layout = locks.tier.layout_of(client, &rank);
+                let Some(layout) = layout.context("a layout cannot be looked up")? else {
+                    return Ok(false);
+                };
+                keys.push(locks.tier.block_key(&rank, &layout, &hash));
+            }
             let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
             for length in client.lengths(&keys) {
                 if length.context("a block cannot be looked up")?.is_none() {

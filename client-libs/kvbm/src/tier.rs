@@ -11,11 +11,13 @@ use tokio::sync::Semaphore;
 
 use crate::binding::{self, BindError, FINGERPRINT_KEY};
 use crate::blocks::Blocks;
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::locks::Locks;
 
 /// The namespace of a client that was told none.
 const UNNAMED: &str = "default";
+/// Digits of the name of a layout.
+const LAYOUT_DIGITS: usize = 16;
 /// How long a refusal holds before it is looked at again: the other deployment may have been deleted.
 const REFUSAL: Duration = Duration::from_secs(10);
 
@@ -53,7 +55,18 @@ pub(crate) struct Inner {
 #[derive(Debug)]
 struct Bound {
     layout: serde_json::Value,
-    refusal: Option<(Arc<BindError>, Instant)>,
+    outcome: Result<LayoutName, (Arc<BindError>, Instant)>,
+}
+
+/// What the keys of blocks say of their layout.
+#[derive(Clone, Debug)]
+pub(crate) struct LayoutName(Arc<str>);
+
+impl LayoutName {
+    /// By what is written down of it.
+    fn of(note: &[u8]) -> LayoutName {
+        LayoutName(identity::digest(note, LAYOUT_DIGITS).into())
+    }
 }
 
 impl Tier {
@@ -101,40 +114,72 @@ impl Tier {
     }
 
     /// The key of a block.
-    pub(crate) fn key(&self, rank: &str, hash: &SequenceHash) -> Vec<u8> {
-        format!("{}/{rank}/{:032x}", self.inner.prefix, hash.as_u128()).into_bytes()
+    pub(crate) fn block_key(
+        &self,
+        rank: &str,
+        layout: &LayoutName,
+        hash: &SequenceHash,
+    ) -> Vec<u8> {
+        let Inner { prefix, .. } = &*self.inner;
+        format!("{prefix}/{rank}/{}/{:032x}", layout.0, hash.as_u128()).into_bytes()
     }
 
-    /// Whether blocks of this layout may be moved for this rank. The first call asks the servers.
+    /// The key of what else there is about a block.
+    pub(crate) fn key(&self, what: &str, hash: &SequenceHash) -> Vec<u8> {
+        format!("{}/{what}/{:032x}", self.inner.prefix, hash.as_u128()).into_bytes()
+    }
+
+    fn note_key(&self, rank: &str) -> String {
+        format!("{}/{rank}/layout", self.inner.prefix)
+    }
+
+    /// How the blocks of a rank are named, if there are any: as they are here, or as the servers say, of whom
+    /// the layout is asked for where no block has moved yet.
+    pub(crate) fn layout_of(
+        &self,
+        client: &Client,
+        rank: &str,
+    ) -> Result<Option<LayoutName>, ClientError> {
+        let bound = self.inner.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Bound { outcome: Ok(name), .. }) = bound.get(rank) {
+            return Ok(Some(name.clone()));
+        }
+        drop(bound);
+        let note = binding::written(client, &self.note_key(rank))?;
+        Ok(note.map(|note| LayoutName::of(&note)))
+    }
+
+    /// How blocks of this layout are named, if they may be moved for this rank. The first call asks the
+    /// servers.
     pub(crate) fn bind(
         &self,
         client: &Client,
         rank: &str,
         layout: &dyn Layout,
-    ) -> Result<(), Arc<BindError>> {
+    ) -> Result<LayoutName, Arc<BindError>> {
         let layout = binding::of_layout(layout);
         let lock = || self.inner.bound.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bound) = lock().get(rank).filter(|bound| bound.layout == layout) {
-            match &bound.refusal {
-                None => return Ok(()),
-                Some((error, since)) if since.elapsed() < REFUSAL => return Err(error.clone()),
-                Some(_) => (),
+            match &bound.outcome {
+                Ok(name) => return Ok(name.clone()),
+                Err((error, since)) if since.elapsed() < REFUSAL => return Err(error.clone()),
+                Err(_) => (),
             }
         }
-        let key = format!("{}/{rank}/layout", self.inner.prefix);
         let result = binding::bind(client, FINGERPRINT_KEY, &self.inner.identity.document())
-            .and_then(|()| binding::bind(client, &key, &layout))
+            .and_then(|_| binding::bind(client, &self.note_key(rank), &layout))
+            .map(|note| LayoutName::of(&note))
             .map_err(Arc::new);
-        let refusal = match &result {
-            Ok(()) => None,
+        let outcome = match &result {
+            Ok(name) => Ok(name.clone()),
             Err(error) if matches!(**error, BindError::Mismatch { .. }) => {
                 tracing::error!(%error, "memkv is not used");
-                Some((error.clone(), Instant::now()))
+                Err((error.clone(), Instant::now()))
             }
             // Nobody could say: the next call asks again.
             Err(_) => return result,
         };
-        lock().insert(rank.to_owned(), Bound { layout, refusal });
+        lock().insert(rank.to_owned(), Bound { layout, outcome });
         result
     }
 }

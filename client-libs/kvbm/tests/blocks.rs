@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Order, chain, client, elsewhere, identity, layout, layout_of, node, tier};
+use common::{Order, block_key, chain, client, elsewhere, identity, layout, layout_of, node, tier};
 use dynamo_memory::StorageKind;
 use kvbm_common::{LogicalLayoutHandle, SequenceHash};
 use kvbm_engine::object::ObjectBlockOps;
@@ -65,7 +65,7 @@ async fn a_value_is_its_regions_in_the_order_of_layers() {
         assert!(all_ok(&put, &keys), "{put:?}");
         let rank = rank.map_or("-".to_owned(), |rank: usize| rank.to_string());
         for (block, key) in keys.iter().enumerate() {
-            let name = format!("{}/{rank}/{:032x}", identity().prefix(), key.as_u128());
+            let name = block_key(tier.client(), &rank, key);
             let mut value = Vec::new();
             assert!(
                 tier.client().get(name.as_bytes(), &mut value).expect("a node").is_hit(),
@@ -163,6 +163,37 @@ async fn ranks_models_and_layouts_do_not_read_each_others_blocks() {
     assert_eq!(got, [Err(keys[0])]);
     let got = blocks.get_blocks_with_layout(keys.clone(), source, place).await;
     assert!(all_ok(&got, &keys), "the right one is still served");
+    node.stop().expect("it stops");
+}
+
+#[tokio::test]
+async fn a_layout_whose_note_was_evicted_is_not_read_as_another() {
+    let node = node();
+    let (first, keys, place) = (tier(node.address()), chain(1, 1), vec![0]);
+    let source = layout_of(Order::Layers, 1, 4, 4096);
+    let fill = |pattern| TransferChecksums::fill_and_capture(&source, &[0], pattern);
+    let sums = fill(FillPattern::Sequential).expect("host memory");
+    let put =
+        first.blocks(None).put_blocks_with_layout(keys.clone(), source.clone(), place.clone());
+    assert!(all_ok(&put.await, &keys));
+    let note = format!("{}/-/layout", identity().prefix());
+    assert!(first.client().delete(note.as_bytes(), None).expect("a node"));
+
+    // Blocks as long, in a process that knows of no other layout: nothing is there for it.
+    let second = Tier::new(client(node.address()), identity());
+    let (blocks, halves) = (second.blocks(None), layout_of(Order::Layers, 1, 8, 2048));
+    assert_eq!(blocks.has_blocks(keys.clone()).await, [(keys[0], None)]);
+    let got = blocks.get_blocks_with_layout(keys.clone(), halves.clone(), place.clone()).await;
+    assert_eq!(got, [Err(keys[0])]);
+    let put = blocks.put_blocks_with_layout(keys.clone(), halves.clone(), place.clone()).await;
+    assert!(all_ok(&put, &keys), "{put:?}");
+    assert_eq!(blocks.has_blocks(keys.clone()).await, [(keys[0], Some(8 * 4096))]);
+    // Who was there before goes on with its own, which the other one has not replaced.
+    fill(FillPattern::Constant(9)).expect("host memory");
+    assert_eq!(first.blocks(None).has_blocks(keys.clone()).await, [(keys[0], Some(8 * 4096))]);
+    let got = first.blocks(None).get_blocks_with_layout(keys.clone(), source.clone(), place).await;
+    assert!(all_ok(&got, &keys), "{got:?}");
+    sums.verify_against(&source, &[0]).expect("what was stored first");
     node.stop().expect("it stops");
 }
 

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, Order, chain, client, identity, layout, node, tier};
+use common::{LIMIT, Order, block_key, chain, client, identity, layout, node, tier};
 use futures::future::join_all;
 use kvbm_engine::object::{ObjectBlockOps, ObjectLockManager};
 use memkv_kvbm::Tier;
@@ -81,7 +81,7 @@ async fn a_note_counts_while_its_blocks_are_there() {
         assert_eq!(put, [Ok(hash)]);
     }
     assert!(of_two.has_meta(hash).await.expect("an answer"));
-    let key = format!("{}/1/{:032x}", identity().prefix(), hash.as_u128());
+    let key = block_key(tier.client(), "1", &hash);
     assert!(tier.client().delete(key.as_bytes(), None).expect("an answer"));
     assert!(!of_two.has_meta(hash).await.expect("an answer"), "a rank has lost it");
     node.stop().expect("it stops");

@@ -21,6 +21,7 @@ use memkv_kvbm::{Identity, Tier};
 use memkv_node::config::{Config, Overrides};
 use memkv_node::node::Node;
 use memkv_node::paths::ThisMachine;
+use sha2::{Digest, Sha256};
 
 /// How long a call of these tests may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -282,4 +283,15 @@ fn may_pass((state, changed): &(Mutex<State>, Condvar), wanted: usize) -> usize 
     let now = state.left.map_or(wanted, |left| left.min(wanted));
     state.left = state.left.map(|left| left - now);
     now
+}
+
+/// The key of a block of a rank whose layout is written down: as the crate's first page says.
+pub fn block_key(client: &Client, rank: &str, hash: &SequenceHash) -> String {
+    let rank = format!("{}/{rank}", identity().prefix());
+    let mut note = Vec::new();
+    let found = client.get(format!("{rank}/layout").as_bytes(), &mut note).expect("a node");
+    assert!(found.is_hit(), "no layout is written down for {rank}");
+    let digest: Vec<String> =
+        Sha256::digest(&note).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{rank}/{}/{:032x}", digest.concat(), hash.as_u128())
 }
