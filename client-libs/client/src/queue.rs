@@ -12,7 +12,8 @@
 //! * No thread exists before the first batch. The quick lane has a worker of its own, so that a lookup does
 //!   not stand behind gigabytes; workers of the bulk lane help there, too.
 //! * A large batch is cut into pieces that travel side by side, and is complete when all are.
-//! * The time of a batch runs from its submission: every batch completes by its deadline.
+//! * The time of a batch runs from its submission, and its calls end by its deadline. What waits until then
+//!   is given up by the next worker that is free, which may be at a batch with more time.
 //! * Its memory belongs to the queue until its completion gives it back. Nothing of a caller is dropped by a
 //!   worker.
 //! * After fork(2) the child has a queue of its own, empty and with another file descriptor.
@@ -180,7 +181,7 @@ pub struct Completion {
     pub took: Duration,
     /// Bytes of values moved.
     pub bytes: u64,
-    /// Of a put or get: bytes of memory that each key has.
+    /// Of a put or get: bytes of memory that each key has. None where the memory's own code panics.
     pub lengths: Vec<u64>,
     /// The memory of a put, in its order.
     pub sources: Vec<Source>,
@@ -655,7 +656,9 @@ impl Piece {
         let parts = std::mem::take(&mut progress.parts);
         let began = progress.began.unwrap_or(began);
         let mut whole = parts.into_iter().flatten().reduce(Part::join).expect("a piece at least");
-        let lengths = group.lengths(&mut whole);
+        // The caller's own code again, which may have failed the calls.
+        let lengths = catch_unwind(AssertUnwindSafe(|| group.lengths(&mut whole)));
+        let lengths = lengths.unwrap_or_default();
         Some(Completion {
             bytes: whole.answers.moved(&lengths),
             lengths,

@@ -330,3 +330,27 @@ fn a_batch_does_not_stand_behind_another_while_there_may_be_more_workers() {
     drop(server);
     assert!(queue.close_within(2 * LONG));
 }
+
+/// Memory whose owner has a bug.
+struct Broken(std::thread::ThreadId);
+
+impl AsRef<[u8]> for Broken {
+    fn as_ref(&self) -> &[u8] {
+        assert_eq!(std::thread::current().id(), self.0, "a worker cannot read it");
+        b"bytes"
+    }
+}
+
+#[test]
+fn memory_that_panics_fails_its_batch_and_no_worker() {
+    let (_server, client) = pair(Setup::default());
+    let queue = Queue::new(&client, 1).expect("a queue");
+    let values = vec![Box::new(Broken(std::thread::current().id())) as Source];
+    let batch = Batch::Put { keys: keys(&[b"key"]), values, options: ABSENT };
+    queue.submit(batch, None).expect("submit");
+    let Answers::Put(answers) = next(&queue).answers else { panic!("of a put") };
+    assert!(matches!(answers[..], [Err(ClientError::Broken { .. })]), "{answers:?}");
+    queue.submit(put(keys(&[b"key"]), vec![vec![1; 9]]), None).expect("submit");
+    let Answers::Put(answers) = next(&queue).answers else { panic!("of a put") };
+    assert!(matches!(answers[..], [Ok(_)]), "{answers:?}");
+}
