@@ -233,29 +233,84 @@ impl Odds {
 
 /// The index at each age of something that comes back with the given odds, at ages as `shares` say.
 ///
+/// Up to each age so much is read and so much time taken, and the index of an age is the steepest way from
+/// there to any later one: the next corner of the upper hull of what lies behind it (the hull as in
+/// Andrew 1979, "Another efficient algorithm for convex hulls in two dimensions").
+///
 /// It never rises again with the age: a queue gives its oldest away first, so what is young is worth
 /// at least what it will be when it is older.
 fn values(odds: f64, shares: &[f64; AGES], edges: &[f64; AGES + 1]) -> [f32; AGES] {
-    let mut values = [0f32; AGES];
-    let mut left = 1.0;
+    let (mut read, mut time) = ([0.0; AGES + 1], [0.0; AGES + 1]);
+    let mut waiting = 1.0;
     for age in 0..AGES {
-        let (mut best, mut read, mut time, mut waiting) = ((0f64, 1f64), 0.0, 0.0, left);
-        for until in age..AGES {
-            let back = odds * shares[until];
-            // Those that come back in this span take up half of it.
-            time += (waiting - back / 2.0) * (edges[until + 1] - edges[until]);
-            read += back;
-            waiting -= back;
-            // A comparison of ratios without a division.
-            if read * best.1 > best.0 * time {
-                best = (read, time);
-            }
+        let back = odds * shares[age];
+        // Those that come back in this span take up half of it.
+        time[age + 1] = time[age] + (waiting - back / 2.0) * (edges[age + 1] - edges[age]);
+        read[age + 1] = read[age] + back;
+        waiting -= back;
+    }
+    let mut values = [0f32; AGES];
+    // Corners, the nearest last.
+    let mut hull = [AGES; AGES + 1];
+    let mut last = 0;
+    for age in (0..AGES).rev() {
+        let way = |to: usize| (read[to] - read[age]) / (time[to] - time[age]);
+        while last > 0 && way(hull[last - 1]) >= way(hull[last]) {
+            last -= 1;
         }
-        values[age] = (best.0 / best.1) as f32;
-        left -= odds * shares[age];
+        values[age] = way(hull[last]) as f32;
+        last += 1;
+        hull[last] = age;
     }
     for age in (1..AGES).rev() {
         values[age - 1] = values[age - 1].max(values[age]);
     }
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// As it is defined: the best over all moments at which one could give up.
+    fn by_definition(odds: f64, shares: &[f64; AGES], edges: &[f64; AGES + 1]) -> [f32; AGES] {
+        let mut values = [0f32; AGES];
+        let mut left = 1.0;
+        for age in 0..AGES {
+            let (mut best, mut read, mut time, mut waiting) = (0f64, 0.0, 0.0, left);
+            for until in age..AGES {
+                let back = odds * shares[until];
+                time += (waiting - back / 2.0) * (edges[until + 1] - edges[until]);
+                read += back;
+                waiting -= back;
+                best = best.max(read / time);
+            }
+            values[age] = best as f32;
+            left -= odds * shares[age];
+        }
+        for age in (1..AGES).rev() {
+            values[age - 1] = values[age - 1].max(values[age]);
+        }
+        values
+    }
+
+    proptest! {
+        #[test]
+        fn the_hull_gives_what_the_definition_says(
+            odds in 0.0..ODDS_MAX,
+            ages in prop::collection::vec(0u32..100_000_000, 0..3000),
+        ) {
+            let mut counts = Ages { counts: [0.0; AGES], total: 0.0 };
+            // Most ages are short.
+            ages.iter().for_each(|age| counts.add(age >> (age % 24)));
+            let (shares, edges) = (counts.shares(), Odds::default().edges);
+            let (hull, definition) =
+                (values(odds, &shares, &edges), by_definition(odds, &shares, &edges));
+            for (one, other) in hull.iter().zip(&definition) {
+                prop_assert!((one - other).abs() <= other * 1e-4, "{one} {other}");
+            }
+        }
+    }
 }
