@@ -380,7 +380,9 @@ def cost(client, order):
         )
         prepared.append((time.perf_counter() - begun) * 1e6)
         assert measured.finish(handle, measured.agent.transfer(handle)) == "DONE"
-        posted.append(measured.agent.get_xfer_telemetry(handle).postDuration)
+        told = measured.agent.get_xfer_telemetry(handle)
+        posted.append(told.postDuration)
+        assert told.totalBytes == count * size, told.totalBytes
         measured.agent.release_xfer_handle(handle)
     measured.forget(known)
     memory.close()
