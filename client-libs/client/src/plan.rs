@@ -364,8 +364,12 @@ impl Client {
         let mut outcomes: Vec<Option<Result<GetOutcome, ClientError>>> =
             items.iter().map(|_| None).collect();
         for (run, answer) in plan.runs.iter().zip(answers) {
+            let is_read = answer.as_ref().is_ok_and(GetOutcome::is_hit);
             for copy in &run.copies {
-                copy_between(items, copy);
+                // What was not read is left as it was, as of a miss that stands alone.
+                if is_read {
+                    copy_between(items, copy);
+                }
                 outcomes[copy.to.0] = Some(answer.clone());
             }
             for piece in &run.pieces {

@@ -106,14 +106,17 @@ fn ranges_of_a_value_are_read_by_one_operation_and_shared() {
         (b"one", 0, 30_000),
         (b"none", 5, 10),
     ];
-    let mut buffers: Vec<Vec<u8>> = ranges.iter().map(|(.., length)| vec![0; *length]).collect();
+    // Each is of its own colour before.
+    let mut buffers: Vec<Vec<u8>> =
+        ranges.iter().zip(1..).map(|((.., length), colour)| vec![colour; *length]).collect();
     let item = |(&(key, offset, _), buf)| GetItem { key, offset, buf };
     let mut items: Vec<GetItem<'_>> =
         ranges.iter().zip(buffers.iter_mut().map(Vec::as_mut_slice)).map(item).collect();
     let answers = client.get_coalesced(&mut items).expect("a plan");
-    for ((&(key, offset, length), answer), buffer) in ranges.iter().zip(&answers).zip(&buffers) {
+    let all = ranges.iter().zip(&answers).zip(&buffers).zip(1..);
+    for (((&(key, offset, length), answer), buffer), colour) in all {
         match (key, answer) {
-            (b"none", Ok(GetOutcome::Miss(_))) => {}
+            (b"none", Ok(GetOutcome::Miss(_))) => assert_eq!(buffer, &[colour; 10]),
             (_, Ok(GetOutcome::Hit { .. })) => {
                 let offset = offset as usize;
                 assert_eq!(buffer, &value[offset..offset + length]);
