@@ -156,27 +156,29 @@ fn a_session_of_which_a_chunk_was_evicted_is_not_there_until_it_is_saved_again()
     node.stop().expect("an orderly stop");
 }
 
-/// Stores half as much again as a node of 64 MiB has room for, and goes on for so long at least.
-fn fill(client: &Client, least: Duration) {
+/// Stores for so long, and then half as much again as a node of 64 MiB has room for.
+fn fill(client: &Client, first: Duration) {
     let began = Instant::now();
+    let mut since = 0;
     for number in 0.. {
-        if number >= 96 && began.elapsed() >= least {
-            return;
-        }
         let key = format!("{began:?} {number}");
         client.put(key.as_bytes(), &[1; 1 << 20], &PutOptions::default()).expect("stored");
+        since += usize::from(began.elapsed() >= first);
+        if since == 96 {
+            return;
+        }
     }
 }
 
 #[test]
 fn a_session_outlasts_others_for_a_while_and_is_evicted_as_a_whole_then() {
-    // Pins end after a second on the second of them.
+    // A pin of a second, in whole seconds of the store's clock, ends within three on the second of them.
     let storage = "drives: [{max_size: 64 MiB}]";
     let pinned = common::node_of(0, storage);
     let storage = format!("{storage}, eviction: {{policy: lru, pin_max_seconds: 1}}");
     let pressed = common::node_of(0, &storage);
     let program = Program::compile();
-    for (node, least, after) in [(&pinned, 0, "session 1"), (&pressed, 2, "none")] {
+    for (node, least, after) in [(&pinned, 0, "session 1"), (&pressed, 3, "none")] {
         let address = node.address().to_string();
         let client = common::client(&address);
         for _ in 0..2 {
