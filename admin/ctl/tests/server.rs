@@ -50,6 +50,8 @@ impl Server {
         for variable in ["MEMKV_CONFIG", "MEMKV_AUTH_KEY", "MEMKV_NAMESPACE", "MEMKV_SERVERS"] {
             command.env_remove(variable);
         }
+        // The machines of tests are slow at times.
+        command.env("MEMKV_CONNECT_TIMEOUT_MS", "60000");
         command.args(["--server", &self.data]).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
@@ -195,16 +197,17 @@ fn bench_and_replay_measure_a_real_server() {
 
 #[test]
 fn a_bench_waits_for_a_server_that_is_just_starting() {
-    // An address where nobody is yet: that of a node which has just stopped.
-    let server = serve();
-    let address: std::net::SocketAddr = server.data.parse().expect("an address");
-    server.node.stop().expect("an orderly stop");
+    // An address where nobody is yet, below those that the system gives to connections.
+    let first = std::process::id() as u16 % 10_000;
+    let mut ports = (0..10_000).map(|step| 20_000 + (first + step) % 10_000);
+    let port = ports.find(|&port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok());
+    let address = format!("127.0.0.1:{}", port.expect("a free port"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_memkvctl"));
-    command.args(["--server", &address.to_string(), "bench", "--sizes", "64KiB", "--ops", "put"]);
+    command.args(["--server", &address, "bench", "--sizes", "64KiB", "--ops", "put"]);
     command.args(["--seconds", "10ms", "--stored", "1MiB", "--memory", "1MiB", "--wait", "60s"]);
     let bench = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let bench = bench.expect("the binary runs");
-    let text = CONFIG.replace("127.0.0.1:0", &address.to_string());
+    let text = CONFIG.replace("127.0.0.1:0", &address);
     let config = Config::parse(&text, &Overrides::default(), &ThisMachine);
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     let node = Node::start(config, &(Rc::new(|_: &str, _, _| ()) as _)).expect("a node starts");

@@ -29,7 +29,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// The time a client has to send the header of a request, idle time before it included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time requests under way have to end when the server stops.
-const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, which is usually a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -464,7 +464,7 @@ fn stop_ends_idle_connections_and_frees_the_port() {
 
     let start = Instant::now();
     server.stop();
-    assert!(start.elapsed() < Duration::from_secs(2), "an idle connection does not delay the stop");
+    assert!(start.elapsed() < Duration::from_secs(5), "an idle connection does not delay the stop");
     assert_eq!(idle.read(&mut answer).expect("an orderly close"), 0);
     let again = AdminServer::start(address, Arc::new(fake())).expect("the port is free again");
     assert_eq!(get(&again, "/v1/ready").code, 200);

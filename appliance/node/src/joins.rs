@@ -30,7 +30,7 @@ use crate::node::{Control, order};
 use crate::offline;
 use crate::reload::{self, Source};
 use crate::serve::chain;
-use crate::status::{ANSWER, Shared};
+use crate::status::{DONE, Shared};
 
 /// A drive that is about to join.
 pub(crate) struct Joining {
@@ -134,7 +134,7 @@ impl Shared {
         let added = self.add_everywhere(id, &device);
         let opened =
             order(self.store_reactor(), |done| Control::OpenDrive(id, added.clone(), done));
-        opened.recv_timeout(ANSWER).map_err(no_answer)?;
+        opened.recv_timeout(DONE).map_err(no_answer)?;
         added.map_err(told)?;
         Ok((drive, uuid))
     }
@@ -150,7 +150,7 @@ impl Shared {
         let answers: Vec<mpsc::Receiver<Result<(), String>>> =
             self.reactor_inboxes().iter().map(add).collect();
         for answer in answers {
-            answer.recv_timeout(ANSWER).map_err(|_| "a reactor does not answer".to_owned())??;
+            answer.recv_timeout(DONE).map_err(|_| "a reactor does not answer".to_owned())??;
         }
         Ok(())
     }
@@ -271,7 +271,7 @@ impl Shared {
         let id = drives[number].id;
         for reactor in self.reactor_inboxes() {
             let asked = order(reactor, |answer| Control::Outstanding(id, answer));
-            outstanding += asked.recv_timeout(ANSWER).map_err(|_| no_answer())?;
+            outstanding += asked.recv_timeout(DONE).map_err(|_| no_answer())?;
         }
         if outstanding > 0 {
             return Err(refused(format!(

@@ -20,7 +20,7 @@ use crate::config::{Changes, Config, ConfigError, Drive, Overrides, Warning};
 use crate::logging::Level;
 use crate::node::{Control, order};
 use crate::paths::Machine;
-use crate::status::{ANSWER, Shared};
+use crate::status::{DONE, Shared};
 
 /// Where the configuration is read from, and what a level of the log is set by.
 pub struct Source {
@@ -170,7 +170,7 @@ impl Shared {
         let answers: Vec<_> = self.reactor_inboxes().iter().map(told).collect();
         let mut ended = 0;
         for answer in answers {
-            let answer = answer.recv_timeout(ANSWER);
+            let answer = answer.recv_timeout(DONE);
             ended += answer.map_err(|_| api::ReloadError::NoAnswer(api::NoAnswer))?;
         }
         Ok(ended)

@@ -27,8 +27,10 @@ use crate::reload::Reloads;
 use crate::seats::Seat;
 use crate::work::{self, QueueLoad, SeatedReactor};
 
-/// How long the admin endpoint waits for reactor 0.
+/// How long the admin endpoint waits for what reactor 0 knows.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
+/// And for reactors that are told to do something: half of it done is worse than late.
+pub(crate) const DONE: Duration = Duration::from_secs(10);
 
 /// What became of the configured drives when the node started, and since.
 pub(crate) struct DrivesAtStart {

@@ -272,7 +272,9 @@ impl Requests {
     /// Does as it is told, until nobody tells any more.
     fn serve(address: SocketAddr) {
         let servers = vec![address.to_string()];
-        let config = Config { servers, num_connections: 1, ..Config::default() };
+        // The machines of tests are slow at times.
+        let config =
+            Config { servers, num_connections: 1, connect_timeout_ms: 60_000, ..Config::default() };
         let mut requests = Requests {
             client: Client::new(config).expect("a client"),
             wire: Wire::connect_to(address),

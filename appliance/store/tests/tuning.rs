@@ -64,7 +64,7 @@ fn leases_last_as_long_as_the_setting_of_the_moment() {
     let count = fill(&mut node);
     let tuning = Tuning::of(node.store.config());
     let eviction = watermarks(0.5, 0.01).eviction;
-    node.store.tune(Tuning { lease_max: Duration::from_secs(5), ..tuning });
+    node.store.tune(Tuning { lease_max: Duration::from_secs(60), ..tuning });
     let (held, hour) = (node.hash("small 0"), Duration::from_secs(3600));
     node.store.hold(held, 1, hour).expect("it is there");
     node.store.tune(Tuning { eviction, lease_max: hour, ..tuning });

@@ -297,10 +297,11 @@ fn empty_batches_complete_too() {
 #[test]
 fn a_client_that_is_told_until_when_ends_its_calls_then() {
     let (server, client) = pair(Setup::default());
+    client.put(b"other", b"value", &ABSENT).expect("a link, so that time is lost in silence only");
     server.play(Opcode::Exists, Trick::Silent);
     server.play(Opcode::Put, Trick::Silent);
     let began = Instant::now();
-    let hurried = client.until(began + Duration::from_millis(200));
+    let hurried = client.until(began + Duration::from_secs(2));
     let there = hurried.exists(&[b"key"]).expect("a server that is silent has no keys");
     assert_eq!(there, [false]);
     let patient = PutOptions { deadline: Some(LONG), ..ABSENT };

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -224,12 +224,18 @@ fn a_second_save_of_the_same_session_sends_no_chunk() {
     node.stop().expect("an orderly stop");
 }
 
-/// A port that no connection is given while its server is away.
+/// A port that no connection and no other test is given while its server is away.
 fn lasting_port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id() as u16 % 10_000;
-    let ports = (0..10_000).map(|step| 20_000 + (first + step) % 10_000);
-    let mut free = ports.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    free.next().expect("a free port")
+    loop {
+        let step = TAKEN.fetch_add(1, Ordering::Relaxed);
+        assert!(step < 10_000, "no port is free");
+        let port = 20_000 + (first + step) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 #[test]
@@ -238,7 +244,7 @@ fn a_server_that_goes_is_an_error_within_the_deadline_and_serves_again_when_it_i
     let address = node.address();
     let program = Program::compile();
     let mut command = program.command(&[], &uri(&address.to_string()));
-    command.env("MEMKV_REQUEST_TIMEOUT_MS", "3000").env("MEMKV_CONNECT_TIMEOUT_MS", "3000");
+    command.env("MEMKV_REQUEST_TIMEOUT_MS", "10000").env("MEMKV_CONNECT_TIMEOUT_MS", "10000");
     let mut talk = program.start_command(command.arg("serve"));
     assert_eq!(talk.line(), "saved");
     node.stop().expect("an orderly stop");
@@ -248,7 +254,7 @@ fn a_server_that_goes_is_an_error_within_the_deadline_and_serves_again_when_it_i
     let seconds: u32 =
         seconds.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{errors}"));
     // Four calls, each with its own deadline.
-    assert!(seconds < 14, "{errors}");
+    assert!(seconds < 45, "{errors}");
     let node = common::node(address.port());
     talk.go_on();
     assert_eq!(talk.line(), "served again");
@@ -264,7 +270,7 @@ fn a_full_disk_under_standard_error_ends_nobody() {
     let program = Program::compile();
     let command = |word| {
         let mut command = program.command(&[], &uri(&address));
-        command.env("MEMKV_REQUEST_TIMEOUT_MS", "1000").arg(word).stderr(full());
+        command.env("MEMKV_REQUEST_TIMEOUT_MS", "10000").arg(word).stderr(full());
         command
     };
     let mut talk = program.start_command(&mut command("serve"));

@@ -58,7 +58,7 @@ async fn a_server_that_falls_silent_costs_one_deadline() {
     let got = tier.blocks(None).get_blocks_with_layout(keys.clone(), host.clone(), ids.clone());
     let got = got.await;
     assert!(got.iter().any(Result::is_err), "{got:?}");
-    assert!(began.elapsed() < 2 * PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < 4 * PATIENCE, "{:?}", began.elapsed());
     door.release();
     serves_again(&tier, &keys, &host).await;
     node.stop().expect("it stops");

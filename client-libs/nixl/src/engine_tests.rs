@@ -27,7 +27,13 @@ fn pair() -> (Node, Engine) {
         .unwrap_or_else(|error| panic!("{error}"));
     let node = Node::start(config, &(Rc::new(|_: &str, _, _| ()) as _)).expect("a node");
     let address = node.address().to_string();
-    let given = [("servers", &*address), ("staging_size_mb", "4"), ("staging_slot_mb", "1")];
+    let given = [
+        ("servers", &*address),
+        // The machines of tests are slow at times.
+        ("connect_timeout_ms", "60000"),
+        ("staging_size_mb", "4"),
+        ("staging_slot_mb", "1"),
+    ];
     let settings = Settings::new(given.into_iter(), |_| None).expect("settings");
     (node, Engine::new(settings, Some(&StandIn)).expect("a backend"))
 }

@@ -90,7 +90,9 @@ impl World {
         let node = Node::start(config, &(Rc::new(|_: &str, _, _| ()) as _)).expect("a node");
         let address = node.address().to_string();
         let agent = Agent::new("real-agent").expect("an agent");
-        let settings = Params::from([("servers", &*address)]).expect("settings");
+        // The machines of tests are slow at times.
+        let settings = [("servers", &*address), ("connect_timeout_ms", "60000")];
+        let settings = Params::from(settings).expect("settings");
         let backend = agent.create_backend("MEMKV", &settings).expect("a backend");
         let mut options = OptArgs::new().expect("options");
         options.add_backend(&backend).expect("options of a backend");

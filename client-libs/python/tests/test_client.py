@@ -184,9 +184,9 @@ def test_namespaces_do_not_see_each_other(server):
 
 
 def test_a_value_with_a_time_to_live_goes(client):
-    client.put("short", b"value", ttl=1)
+    client.put("short", b"value", ttl=5)
     assert client.get("short") == b"value"
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while client.get("short") is not None:
         assert time.monotonic() < ends
     assert client.get("short") is None
@@ -219,7 +219,7 @@ def test_counters_count(client):
 
 def test_a_server_that_is_not_there_is_told_and_nothing_hangs(new_server):
     server = new_server()
-    client = memkv.Client(server.address, connect_timeout=0.5, request_timeout=5)
+    client = memkv.Client(server.address, connect_timeout=20, request_timeout=20)
     client.put("key", b"value")
     server.kill()
     begun = time.monotonic()
@@ -233,7 +233,7 @@ def test_a_server_that_is_not_there_is_told_and_nothing_hangs(new_server):
     assert [place for place, _ in errors] == [0]
     assert client.exists(["key"]) == [False] and client.match_prefix(["key"]) == 0
     assert isinstance(client.server_stats()[server.address], memkv.Unavailable)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10
     server.start()
     ends = time.monotonic() + 30
     value = None

@@ -463,9 +463,9 @@ mod tests {
     #[test]
     fn a_worker_runs_anywhere_wherever_it_was_started() {
         let cores = |task: &str| {
-            let status = std::fs::read_to_string(format!("/proc/{task}/status")).unwrap();
+            let status = std::fs::read_to_string(format!("/proc/{task}/status")).ok()?;
             let line = status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap();
-            line.to_owned()
+            Some(line.to_owned())
         };
         let mut one = std::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
         // SAFETY: all zeroes is an empty set, and its first core is put into it.
@@ -484,10 +484,11 @@ mod tests {
             .map(|task| task.unwrap().file_name().into_string().unwrap())
             .filter(|task| name(task).is_ok_and(|name| name.trim() == "memkv-block"))
             .collect();
-        assert!(!workers.is_empty());
-        let process = std::process::id();
-        for worker in workers {
-            assert_eq!(cores(&format!("self/task/{worker}")), cores(&format!("{process}")));
-        }
+        // One of another test may have ended meanwhile.
+        let seen = workers.iter().filter_map(|worker| cores(&format!("self/task/{worker}")));
+        let seen: Vec<String> = seen.collect();
+        assert!(!seen.is_empty());
+        let all = cores("self").expect("this process is there");
+        assert!(seen.iter().all(|cores| *cores == all), "{seen:?}, but {all}");
     }
 }

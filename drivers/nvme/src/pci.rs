@@ -489,8 +489,9 @@ mod tests {
                 if !address.is_empty() {
                     let wanted = self.read(&format!("bus/pci/devices/{address}/driver_override"));
                     let wanted = if wanted.trim().is_empty() { "nvme" } else { wanted.trim() };
-                    self.bind(&address, wanted);
+                    // First: who sees it bound may write the next one at once.
                     self.write("bus/pci/drivers_probe", "");
+                    self.bind(&address, wanted);
                 }
                 thread::yield_now();
             }

@@ -311,8 +311,9 @@ mod tests {
                     let told = format!("sys/bus/pci/devices/{address}/driver_override");
                     let told = fs::read_to_string(self.path(&told)).expect("it was written first");
                     let driver = if told.trim().is_empty() { NVME } else { told.trim() };
-                    self.give(&address, driver);
+                    // First: who sees it bound may write the next one at once.
                     fs::write(&probe, "").expect("it is there");
+                    self.give(&address, driver);
                 }
                 std::thread::yield_now();
             }

@@ -45,7 +45,7 @@ pub use args::{BindArgs, ChangeArgs, DriveArgs, DriveCommand, SetupArgs, Which, 
 
 /// How long a drive that is in use is asked for again: a server that was just killed holds its
 /// drives until the kernel has taken its rings apart.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// And how often.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Memory to move bytes through, for each drive …

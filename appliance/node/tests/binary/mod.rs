@@ -140,6 +140,8 @@ impl Server {
             "MEMKV_SERVERS" => network["address"].as_str().map(str::to_owned),
             "MEMKV_AUTH_KEY" => network["auth_key"].as_str().map(str::to_owned),
             "MEMKV_NAMESPACE" => Some("models".to_owned()),
+            // The machines of tests are slow at times.
+            "MEMKV_CONNECT_TIMEOUT_MS" => Some("60000".to_owned()),
             _ => None,
         });
         Client::new(config.expect("a good configuration")).expect("a client")
@@ -166,7 +168,7 @@ impl Server {
 
     /// Asks for the status until it is as wanted.
     pub fn wait_for_status(&self, wanted: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(90);
         loop {
             let (_, body) = self.ask("GET", "/v1/status");
             let status: NodeStatus = serde_json::from_str(&body).expect("a status");

@@ -94,7 +94,7 @@ impl Wire {
         namespace: &str,
     ) -> Result<Self, Refused> {
         let mut socket = TcpStream::connect(address).expect("the node listens");
-        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        socket.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
         socket.set_nodelay(true).expect("no delay");
         let (mut sealer, mut opener) = connect_keys(key, key_id, Side::Client);
         let client_nonce = [7; 32];

@@ -226,6 +226,8 @@ pub fn client(address: SocketAddr, connections: usize) -> Result<Client, ServerE
         transport: Transport::Tcp,
         auth_key,
         num_connections: connections,
+        // A server that is not there refuses at once; one that is late is no finding.
+        connect_timeout_ms: 60_000,
         ..Config::default()
     };
     Client::new(config).map_err(ServerError::Client)

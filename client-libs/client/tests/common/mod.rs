@@ -230,6 +230,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 pub fn config(servers: &[&TestServer]) -> Config {
     Config {
         servers: servers.iter().map(|server| server.address.clone()).collect(),
+        // The machines of tests are slow at times.
+        connect_timeout_ms: 60_000,
         request_timeout_ms: 20_000,
         ..Config::default()
     }

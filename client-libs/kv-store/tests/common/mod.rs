@@ -36,6 +36,8 @@ pub fn client(address: &str) -> Client {
     let variable = |name: &str| match name {
         "MEMKV_SERVERS" => Some(address.to_owned()),
         "MEMKV_NAMESPACE" => Some("sessions".to_owned()),
+        // The machines of tests are slow at times.
+        "MEMKV_CONNECT_TIMEOUT_MS" => Some("60000".to_owned()),
         _ => None,
     };
     let config = memkv_client::Config::from_parts(None, variable).expect("a configuration");

@@ -53,6 +53,8 @@ pub fn client(address: SocketAddr) -> Client {
     let config = memkv_client::Config {
         servers: vec![address.to_string()],
         namespace: "kvbm-tests".to_owned(),
+        // The machines of tests are slow at times.
+        connect_timeout_ms: 60_000,
         request_timeout_ms: PATIENCE.as_millis() as u64,
         ..memkv_client::Config::default()
     };

@@ -47,7 +47,12 @@ impl World {
 
     /// A client of the node.
     pub fn client(&self) -> Client {
-        let variable = |name: &str| (name == "MEMKV_SERVERS").then(|| self.address.clone());
+        let variable = |name: &str| match name {
+            "MEMKV_SERVERS" => Some(self.address.clone()),
+            // The machines of tests are slow at times.
+            "MEMKV_CONNECT_TIMEOUT_MS" => Some("60000".to_owned()),
+            _ => None,
+        };
         let config = memkv_client::Config::from_parts(None, variable).expect("a configuration");
         Client::new(config).expect("a client")
     }

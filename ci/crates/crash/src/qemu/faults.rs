@@ -195,7 +195,7 @@ impl Scene {
         let [first, second] = exports.each_ref().map(|export| export.mount.display());
         let rest = format!(
             "memory:\n  max_size: 64 MiB\n\
-             storage:\n  mode: file\n  drive_timeout_ms: 1000\n  drives:\n\
+             storage:\n  mode: file\n  drive_timeout_ms: 5000\n  drives:\n\
              \x20   - media: {first}\n\x20   - media: {second}\n\
              \x20 eviction:\n    enabled: false\n"
         );

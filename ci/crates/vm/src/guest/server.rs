@@ -147,6 +147,8 @@ impl Server {
             namespace: "guest".to_owned(),
             transport: Transport::Tcp,
             num_connections: 1,
+            // An emulated machine is slow at times.
+            connect_timeout_ms: 60_000,
             ..Config::default()
         };
         Client::new(config).unwrap_or_else(|error| panic!("{error}"))

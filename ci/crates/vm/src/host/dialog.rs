@@ -14,9 +14,9 @@ use crate::plan::{Plan, Word};
 /// How often it is looked whether QEMU still lives.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Looks for which the guest may say nothing, two minutes: many times what any check takes. Counted in
+/// Looks for which the guest may say nothing, five minutes: many times what any check takes. Counted in
 /// looks, for by the clock all is late after a pause of the whole machine.
-const SILENCE: u32 = 600;
+const SILENCE: u32 = 1500;
 
 /// Why a plan did not come to its end.
 #[derive(Debug, Error)]
