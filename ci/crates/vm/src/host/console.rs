@@ -14,7 +14,7 @@ pub const CHECKS: [LogCheck; 2] = [
 ];
 
 /// Whether a processor of the guest had no more interrupts of its timer, which are QEMU's to give.
-pub fn lost_its_timer(places: &Places) -> bool {
+pub fn tells_of_a_lost_timer(places: &Places) -> bool {
     let log = fs::read(places.console()).unwrap_or_default();
     String::from_utf8_lossy(&log).lines().any(is_lost_timer)
 }

@@ -14,9 +14,12 @@ use crate::plan::{Plan, Word};
 /// How often it is looked whether QEMU still lives.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Looks for which the guest may say nothing, five minutes: many times what any check takes. Counted in
+/// Looks for which the guest may say nothing, three minutes: many times what any check takes. Counted in
 /// looks, for by the clock all is late after a pause of the whole machine.
-const SILENCE: u32 = 1500;
+const SILENCE: u32 = 900;
+
+/// After so many silent looks, five seconds, it is asked whether the guest can still say something.
+const ASK: u32 = 25;
 
 /// Why a plan did not come to its end.
 #[derive(Debug, Error)]
@@ -33,6 +36,9 @@ pub enum DialogError {
     /// It says nothing more.
     #[error("the guest has said nothing for {} s", (LOOK * SILENCE).as_secs())]
     Silent,
+    /// It cannot say anything more.
+    #[error("a processor of the guest is given no interrupt of its timer any more")]
+    LostTimer,
 }
 
 /// What became of a plan.
@@ -93,6 +99,9 @@ pub fn serve(
                     return Err(machine.ended_by_itself(status).into());
                 }
                 silent += 1;
+                if silent % ASK == 0 && machine.lost_a_timer() {
+                    return Err(DialogError::LostTimer);
+                }
                 if silent > SILENCE {
                     return Err(DialogError::Silent);
                 }

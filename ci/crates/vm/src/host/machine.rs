@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::console;
 use super::monitor::{Monitor, MonitorError};
 use crate::plan::{BAD_DEALLOCATE, BAD_READ, BAD_WRITE, Drive, Kind, Plan, Processors};
 
@@ -143,6 +144,11 @@ impl Machine {
     /// When the system does not tell.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>, MachineError> {
         self.child.try_wait().map_err(io_error("cannot be waited for"))
+    }
+
+    /// Whether a processor of the guest has had no more interrupts of its timer, as its kernel says.
+    pub fn lost_a_timer(&self) -> bool {
+        console::tells_of_a_lost_timer(&self.places)
     }
 
     /// Pulls a drive.

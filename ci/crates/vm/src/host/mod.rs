@@ -124,27 +124,21 @@ pub fn run(arguments: &HostArguments) -> Result<bool, HostError> {
 /// With this QEMU ends when its map of memory was changed while a processor of the guest looked something up.
 const MAP_CHANGED: &str = "iotlb_to_section: Assertion";
 
-/// Boots once, and once more if QEMU failed, with images made anew. Its map of memory is changed early in a
+/// How often a plan is booted at most, where QEMU fails each time.
+const BOOTS: usize = 3;
+
+/// Boots a plan, and again if QEMU failed, with images made anew. Its map of memory is changed early in a
 /// boot and whenever a drive changes hands, and that now and then ends it. Or a processor of the guest
 /// gets no interrupt of its timer any more: on a busy host QEMU loses one now and then, and nothing wakes
 /// that processor then.
 fn boot(plan: &Plan, places: &Places, aborts: &mut usize) -> Found {
-    for last in [false, true] {
+    for left in (0..BOOTS).rev() {
         let mut found = Found::default();
-        let outcome = Machine::boot(plan, places).map_err(DialogError::from).and_then(
-            |(mut machine, talk)| {
-                match dialog::serve(plan, &mut machine, &talk, &mut found)? {
-                    End::Done => Ok(machine.wait()?),
-                    // It is killed when it is dropped.
-                    End::Cut => Ok(()),
-                }
-            },
-        );
-        let Err(error) = outcome else { return found };
+        let Err(error) = serve(plan, places, &mut found) else { return found };
         println!("{}: {}", plan.name, crate::told(&error));
-        let is_stuck = matches!(error, DialogError::Silent) && console::lost_its_timer(places);
-        let is_qemus = crate::told(&error).contains(MAP_CHANGED);
-        if last || (found.begun && !is_stuck && !is_qemus) {
+        let is_qemus =
+            matches!(error, DialogError::LostTimer) || crate::told(&error).contains(MAP_CHANGED);
+        if left == 0 || (found.begun && !is_qemus) {
             return found;
         }
         *aborts += 1;
@@ -155,7 +149,19 @@ fn boot(plan: &Plan, places: &Places, aborts: &mut usize) -> Found {
             images.chain([ledger]).for_each(|file| drop(fs::remove_file(file)));
         }
     }
-    unreachable!("the second boot is the last one");
+    unreachable!("the last boot is returned from")
+}
+
+/// One boot of a plan, to its end.
+fn serve(plan: &Plan, places: &Places, found: &mut Found) -> Result<(), DialogError> {
+    let (mut machine, talk) = Machine::boot(plan, places)?;
+    match dialog::serve(plan, &mut machine, &talk, found)? {
+        // What was late for want of a timer is no finding of ours.
+        _ if machine.lost_a_timer() => Err(DialogError::LostTimer),
+        End::Done => Ok(machine.wait()?),
+        // It is killed when it is dropped.
+        End::Cut => Ok(()),
+    }
 }
 
 /// Holds the images of a plan to the ledger, as the files that they are. The complaint, if there is one.
