@@ -273,7 +273,11 @@ impl TcpConnection {
             }
             let rest = &mut buf.as_mut_slice()[at + *got..];
             let asked = rest.len().min(allowance);
-            match (&self.socket).read(&mut rest[..asked]) {
+            let read = (&self.socket).read(&mut rest[..asked]);
+            if read.is_ok() {
+                self.engine.came_in();
+            }
+            match read {
                 Ok(0) => return Step::Finished(Ok(*got)),
                 Ok(count) => {
                     self.spend(count, weight);

@@ -76,6 +76,9 @@ pub struct Engine {
     round: Cell<u64>,
     /// A small message is expected soon: an answer to one that was sent.
     expected: Cell<Expected>,
+    /// Bytes have come in since this round began. Events alone are no answer: one may tell of bytes that
+    /// were read before it was seen.
+    came_in: Cell<bool>,
     spin: RefCell<Spin>,
     pipes: RefCell<Vec<Pipe>>,
     /// Pipes can be had, as far as is known.
@@ -101,6 +104,7 @@ impl Engine {
             // Above what a new socket has, so that its first visit counts.
             round: Cell::new(1),
             expected: Cell::default(),
+            came_in: Cell::new(false),
             spin: RefCell::new(Spin::new()),
             pipes: RefCell::default(),
             has_pipes: Cell::new(cfg!(target_os = "linux")),
@@ -238,7 +242,12 @@ impl Engine {
         self.expected.set(Expected::Nothing);
     }
 
-    /// Something happened at a socket.
+    /// A socket has read something, or the end.
+    pub(super) fn came_in(&self) {
+        self.came_in.set(true);
+    }
+
+    /// Something came in.
     fn heard(&self) {
         if matches!(self.expected.replace(Expected::Nothing), Expected::Until(_)) {
             self.spin.borrow_mut().ended(true);
@@ -327,8 +336,9 @@ impl Poller for EnginePoller {
         engine.round.set(engine.round.get() + 1);
         engine.active_before.set(engine.active.replace(0));
         engine.bulk_spent.set(0);
+        engine.came_in.set(false);
         let done = engine.collect() + engine.visit();
-        if done > 0 {
+        if engine.came_in.get() {
             engine.heard();
         }
         Progress::of(done)

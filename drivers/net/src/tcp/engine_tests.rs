@@ -122,6 +122,23 @@ fn what_comes_ends_the_wait() {
 }
 
 #[test]
+fn news_of_what_was_read_already_does_not_end_the_wait() {
+    let mut bench = Bench::new();
+    bench.peer.write_all(b"half").expect("write");
+    while !bench.reactor.step().is_busy() {}
+    // Of these the set tells when they have been read with the others.
+    bench.peer.write_all(b"more").expect("write");
+    bench.connection.start_recv(RecvBuf::Small(vec![0; 8]), 0, 8);
+    let mut cx = std::task::Context::from_waker(Waker::noop());
+    let read = bench.connection.poll_recv(&mut cx);
+    assert!(matches!(read, std::task::Poll::Ready((Ok(8), _))), "both are there");
+    bench.connection.start_recv(RecvBuf::Small(vec![0; 8]), 0, 8);
+    bench.reply(64);
+    while !bench.reactor.step().is_busy() {}
+    assert!(bench.eager());
+}
+
+#[test]
 fn after_a_large_message_or_before_one_nothing_is_expected() {
     let mut bench = Bench::new();
     bench.reply(SMALL);

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memkv_poller::{Interrupt, Local, Poller, Progress};
+use memkv_poller::{Instant as Moment, Interrupt, Local, Poller, Progress};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::blocking;
@@ -19,9 +19,9 @@ use crate::NetError;
 
 /// Connections the kernel may hold for us between two accepts.
 const BACKLOG: i32 = 1024;
-/// Rounds between two looks at the listening socket while the reactor does not sleep: a look is a system
+/// Pause between two looks at the listening socket while the reactor does not sleep: a look is a system
 /// call, and nobody notices a connection that is accepted some microseconds later.
-const LOOK_EVERY: u32 = 16;
+const LOOK_EVERY: Duration = Duration::from_micros(50);
 /// How often an address that is in use is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long accepting rests when the process is out of descriptors or memory.
@@ -96,8 +96,8 @@ impl Listener {
             found: RefCell::new(None),
             short: Cell::new(false),
         });
-        local
-            .add_poller(Box::new(AcceptPoller { acceptor: acceptor.clone(), skipped: LOOK_EVERY }));
+        let poller = AcceptPoller { acceptor: acceptor.clone(), look_at: Moment::default() };
+        local.add_poller(Box::new(poller));
         acceptor
     }
 }
@@ -190,7 +190,7 @@ fn is_shortage(error: &io::Error) -> bool {
 /// Looks at the listening socket for the waiting task. One connection a round.
 struct AcceptPoller {
     acceptor: Rc<Acceptor>,
-    skipped: u32,
+    look_at: Moment,
 }
 
 impl Poller for AcceptPoller {
@@ -202,11 +202,11 @@ impl Poller for AcceptPoller {
         if self.acceptor.waiting.borrow().is_none() {
             return Progress::Idle;
         }
-        self.skipped += 1;
-        if self.skipped < LOOK_EVERY {
+        let now = self.acceptor.local.pass_began();
+        if now < self.look_at {
             return Progress::Idle;
         }
-        self.skipped = 0;
+        self.look_at = now + LOOK_EVERY;
         let Some(result) = self.acceptor.look() else { return Progress::Idle };
         *self.acceptor.found.borrow_mut() = Some(result);
         let waker = self.acceptor.waiting.borrow_mut().take();
@@ -222,7 +222,7 @@ impl Poller for AcceptPoller {
     }
 
     fn disarm(&mut self) {
-        self.skipped = LOOK_EVERY;
+        self.look_at = Moment::default();
     }
 
     fn retired(&self) -> bool {
