@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! inline   Put(keys, CRCs, payload) ─► checked, placed, written, committed ─► reply per item
+//!          of one item that has to wait for nothing: placed first, received straight into its place
 //! offered  Offer(keys, lengths) ─► each placed, or refused: present, busy, full ─► Want per item
 //!          Data(item, payload, CRCs) ─► received straight into its place ─► committed ─► reply
 //! ```
@@ -12,15 +13,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use memkv_dma::{Class, DmaBuf};
+use memkv_poller::local::LocalPermit;
 use memkv_poller::spare::{self, Row};
 use memkv_poller::{Instant, timeout};
-use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, ReserveRequest};
+use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, Reservation, ReserveRequest};
 use memkv_wire as wire;
 use memkv_wire::{
     CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_INLINE, MetaError, Opener,
     PutItem, PutItems, PutMode, Status, crc32c, trailer_len,
 };
 
+use crate::context::Working;
 use crate::input::Input;
 use crate::join::join_all;
 use crate::replies;
@@ -65,7 +68,9 @@ impl Payload {
 }
 
 impl Session {
-    /// An inline put: its payload is received whole, then the reader goes on to the next frame.
+    /// An inline put: its payload is received whole, then the reader goes on to the next frame. Received
+    /// into memory of the pool, since what it has to wait for must not keep the next frame waiting; or, if
+    /// it is one item whose place is known at once, into that.
     pub async fn put_inline(
         self: &Rc<Self>,
         input: &mut Input,
@@ -76,6 +81,9 @@ impl Session {
         let length = header.payload_length();
         if length > u64::from(MAX_INLINE) || self.credits.borrow_mut().take(1).is_err() {
             return Err(End::NoCredit);
+        }
+        if let Some((reservation, claimed)) = self.place_at_once(&header, &meta) {
+            return self.put_in_place(input, header, reservation, claimed, began).await;
         }
         let mut payload = match length {
             0 => Payload::Heap(Row::new()),
@@ -105,27 +113,72 @@ impl Session {
         let work = self.context.work();
         let session = self.clone();
         self.context.local.spawn(async move {
-            let (status, meta) = match session.put_items(&header, &meta, payload).await {
-                Ok(items) => {
-                    let mut meta = Row::new();
-                    ItemReplies::encode_all(&items, &mut meta);
-                    (Status::Ok, meta)
-                }
+            match session.put_items(&header, &meta, payload).await {
+                Ok(items) => session.answer_inline(&header, &items, began),
                 Err(error) => {
                     let mut meta = Row::new();
                     wire::Refusal { retry_ms: 0, text: &error.to_string() }.encode(&mut meta);
-                    (error.status(), meta)
+                    session.answer_put(&header, error.status(), meta, began);
                 }
-            };
-            let returned = session.credits.borrow_mut().put_back(1);
-            returned.expect("the credit was taken when the frame came");
-            let reply = Header::reply(&header, status).with_credits(1);
-            let now = session.context.local.now();
-            session.context.counters.put_total.record(now.saturating_duration_since(began));
-            session.send(reply, meta);
+            }
             drop((permit, work));
         });
         Ok(())
+    }
+
+    /// The place of the only item of an inline put, and the CRCs that its putter claims, where there is
+    /// nothing that it has to wait for or be refused by.
+    fn place_at_once(&self, header: &Header, meta: &[u8]) -> Option<(Reservation, CrcList)> {
+        let item = PutItems::lone(meta)?;
+        if item.length != header.payload_length() {
+            return None;
+        }
+        let request = self.reserve_request(header, 0, &item).ok()?;
+        let reservation = self.context.store.reserve_at_once(&request)?;
+        self.context.counters.wait_reserve.record(Duration::ZERO);
+        Some((reservation, item.crcs))
+    }
+
+    /// An inline put of one item that has its place.
+    async fn put_in_place(
+        self: &Rc<Self>,
+        input: &mut Input,
+        header: Header,
+        reservation: Reservation,
+        claimed: CrcList,
+        began: Instant,
+    ) -> Result<(), End> {
+        let mut writes = Writes::new(reservation);
+        self.receiving.set(true);
+        if let Err(end) = self.receive(input, &header, &mut writes).await {
+            self.context.counters.lost_after_reserve.bump();
+            writes.abandon(&self.context).await;
+            return Err(end);
+        }
+        let (permit, work) = self.received(began).await;
+        let session = self.clone();
+        self.context.local.spawn(async move {
+            let length = header.payload_length();
+            let reply = session.commit_if(writes, &claimed, length).await;
+            session.answer_inline(&header, &[reply], began);
+            drop((permit, work));
+        });
+        Ok(())
+    }
+
+    /// Answers an inline put, item by item, and gives its credit back.
+    fn answer_inline(&self, header: &Header, items: &[ItemReply], began: Instant) {
+        let mut meta = Row::new();
+        ItemReplies::encode_all(items, &mut meta);
+        self.answer_put(header, Status::Ok, meta, began);
+    }
+
+    fn answer_put(&self, header: &Header, status: Status, meta: Row<u8>, began: Instant) {
+        let returned = self.credits.borrow_mut().put_back(1);
+        returned.expect("the credit was taken when the frame came");
+        let now = self.context.local.now();
+        self.context.counters.put_total.record(now.saturating_duration_since(began));
+        self.send(Header::reply(header, status).with_credits(1), meta);
     }
 
     async fn put_items(
@@ -409,7 +462,10 @@ impl Session {
         }
         let mut writes = Writes::new(reservation);
         self.receiving.set(true);
-        let received = self.receive(input, opener, &header, &mut writes).await;
+        let received = match self.receive(input, &header, &mut writes).await {
+            Ok(()) => self.claimed(input, opener, &header, writes.crcs().len()).await,
+            Err(end) => Err(end),
+        };
         let claimed = match received {
             Ok(claimed) => claimed,
             Err(end) => {
@@ -418,12 +474,7 @@ impl Session {
                 return Err(end);
             }
         };
-        let now = self.context.local.now();
-        self.context.counters.wait_receive.record(now.saturating_duration_since(began));
-        let permit = self.requests.acquire(1).await;
-        self.receiving.set(false);
-        self.payload_done.notify_all();
-        let work = self.context.work();
+        let (permit, work) = self.received(began).await;
         let session = self.clone();
         self.context.local.spawn(async move {
             session.finish_data(&header, item, writes, &claimed, began).await;
@@ -433,13 +484,13 @@ impl Session {
         Ok(())
     }
 
+    /// The payload of a block, into its places.
     async fn receive(
         &self,
         input: &mut Input,
-        opener: &Opener,
         header: &Header,
         writes: &mut Writes,
-    ) -> Result<CrcList, End> {
+    ) -> Result<(), End> {
         let extents = (header.payload_length() as usize).div_ceil(self.extent_bytes());
         while writes.crcs().len() < extents {
             let mut place = writes.next_place(&self.context).await;
@@ -448,11 +499,42 @@ impl Session {
             place.buffer = buffer;
             writes.arrived(&self.context, place);
         }
+        Ok(())
+    }
+
+    /// The CRCs behind a payload.
+    async fn claimed(
+        &self,
+        input: &mut Input,
+        opener: &Opener,
+        header: &Header,
+        extents: usize,
+    ) -> Result<CrcList, End> {
         if !header.has_trailer() {
             return Err(End::NoTrailer);
         }
         let trailer = input.bytes(trailer_len(extents)).await?;
         Ok(opener.open_trailer(header.mac(), &trailer)?)
+    }
+
+    /// A block's payload is there: it may be finished when there is room for one more request.
+    async fn received(&self, began: Instant) -> (LocalPermit, Working) {
+        let now = self.context.local.now();
+        self.context.counters.wait_receive.record(now.saturating_duration_since(began));
+        let permit = self.requests.acquire(1).await;
+        self.receiving.set(false);
+        self.payload_done.notify_all();
+        (permit, self.context.work())
+    }
+
+    /// Commits what has arrived, if it is what its putter says that it is.
+    async fn commit_if(&self, writes: Writes, claimed: &CrcList, length: u64) -> ItemReply {
+        if claimed.as_slice() == writes.crcs() {
+            return self.commit(writes, length).await;
+        }
+        self.context.counters.crc_refused.bump();
+        writes.abandon(&self.context).await;
+        replies::item(Status::CrcMismatch)
     }
 
     async fn finish_data(
@@ -463,14 +545,7 @@ impl Session {
         claimed: &CrcList,
         began: Instant,
     ) {
-        let length = header.payload_length();
-        let reply = if claimed.as_slice() == writes.crcs() {
-            self.commit(writes, length).await
-        } else {
-            self.context.counters.crc_refused.bump();
-            writes.abandon(&self.context).await;
-            replies::item(Status::CrcMismatch)
-        };
+        let reply = self.commit_if(writes, claimed, header.payload_length()).await;
         let now = self.context.local.now();
         self.context.counters.put_total.record(now.saturating_duration_since(began));
         let mut meta = Row::new();

@@ -43,6 +43,44 @@ fn a_peer_that_stops_within_its_payload_does_not_keep_the_key() {
 }
 
 #[test]
+fn a_peer_that_stops_within_an_inline_payload_does_not_keep_the_key() {
+    let mut machine = Machine::new(Options::default());
+    for reactor in 0..2 {
+        let (mut stops, mut other) = (machine.client(reactor), machine.client(1 - reactor));
+        let (old, new) = (value(1, 100_000), value(2, 200_000));
+        assert_eq!(other.put(&mut machine, "k", &old).status, Status::Ok);
+        stops.send_lone("k", &new, common::crcs(&new, stops.extent), 150_000);
+        machine.pass(Duration::from_secs(1));
+        assert!(other.get(&mut machine, "k").1 == old, "what is there serves on");
+        machine.pass(LONGEST);
+        assert_ne!(stops.end.fate(), Fate::Open);
+        machine.assert_at_rest();
+        assert!(other.get(&mut machine, "k").1 == old);
+        assert_eq!(delete(&mut machine, &mut other, "k"), Status::Ok);
+    }
+}
+
+#[test]
+fn an_inline_put_that_is_not_what_its_crc_says_replaces_nothing() {
+    let mut machine = Machine::new(Options::default());
+    for reactor in 0..2 {
+        let mut client = machine.client(reactor);
+        let (old, new) = (value(1, 100_000), value(2, 200_000));
+        assert_eq!(client.put(&mut machine, "k", &old).status, Status::Ok);
+        let right = common::crcs(&new, client.extent);
+        for wrong in [common::crcs(&old, client.extent), CrcList::EMPTY] {
+            client.send_lone("k", &new, wrong, new.len());
+            assert_eq!(client.lone_reply(&mut machine).status, Status::CrcMismatch);
+            machine.assert_at_rest();
+            assert!(client.get(&mut machine, "k").1 == old);
+        }
+        client.send_lone("k", &new, right, new.len());
+        assert_eq!(client.lone_reply(&mut machine).status, Status::Ok);
+        assert!(client.get(&mut machine, "k").1 == new);
+    }
+}
+
+#[test]
 fn a_peer_that_stops_within_a_meta_is_cut_off_and_an_idle_one_is_not() {
     let mut machine = Machine::new(Options::default());
     let (mut stops, mut idle) = (machine.client(0), machine.client(0));

@@ -249,6 +249,14 @@ impl StoreHandle {
         Ok(Reservation { id, length, extents, end: Some(end) })
     }
 
+    /// See [`Store::reserve_at_once`]; a store on another reactor is never asked.
+    pub fn reserve_at_once(&self, request: &ReserveRequest) -> Option<Reservation> {
+        let store = self.here()?;
+        let ReservationGrant { id, extents } = store.reserve_at_once(request)?;
+        let end = Some(ReservationEnd::Here(store.clone()));
+        Some(Reservation { id, length: request.length, extents, end })
+    }
+
     /// See [`Store::lease`].
     ///
     /// # Errors

@@ -132,6 +132,34 @@ impl Store {
         }
         self.refuse(&request).await?;
         let extents = self.take_units(request.length)?;
+        Ok(self.grant(request, extents, guard))
+    }
+
+    /// [`Store::reserve`] for a put that has to wait for nothing and is refused by nothing; of any other
+    /// nothing is done, and it is to be reserved for as usual.
+    pub fn reserve_at_once(&self, request: &ReserveRequest) -> Option<ReservationGrant> {
+        let max = u64::from(self.config.extent_bytes) * EXTENTS_MAX;
+        let may_be = (1..=max).contains(&request.length) && !self.draining.get();
+        if !may_be
+            || self.remembered(&request.caller, request.hash).is_some()
+            || self.refuse_by_state(request).is_err()
+            || self.checkpoint_due()
+        {
+            return None;
+        }
+        let guard = self.locks.try_lock(request.hash)?;
+        let extents = self.try_units(request.length)?;
+        self.watch_space();
+        Some(self.grant(request.clone(), extents, guard))
+    }
+
+    /// What was taken belongs to the put until it is settled.
+    fn grant(
+        &self,
+        request: ReserveRequest,
+        extents: Row<Extent>,
+        guard: KeyGuard,
+    ) -> ReservationGrant {
         if let Some(parent) = request.parent {
             self.follows(parent, request.hash);
         }
@@ -139,7 +167,7 @@ impl Store {
         self.next_pending.set(id + 1);
         let pending = Pending { request, extents: extents.clone(), guard };
         self.pending.borrow_mut().insert(id, pending);
-        Ok(ReservationGrant { id, extents })
+        ReservationGrant { id, extents }
     }
 
     pub(crate) async fn lock_key(

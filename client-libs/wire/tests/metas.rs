@@ -227,6 +227,28 @@ fn plain_puts<'a>(request: &Request<'a>) -> Option<(PutItems<'a>, usize)> {
     Some((puts, bytes.len()))
 }
 
+/// The only item of a put or an offer, by reading all of it.
+fn lone(meta: &[u8]) -> Option<PutItem<'_>> {
+    let mut items = PutItems::parse(meta).ok()?.items;
+    items.pop().filter(|_| items.is_empty())
+}
+
+/// Both ways to read it, with each of its bytes changed.
+#[test]
+fn a_put_of_one_item_is_known_by_itself() {
+    let mut meta = put_item();
+    append_extension(&mut meta, 2, &[0, 0, 0, 0, 9, 0, 0, 0]);
+    assert_eq!(PutItems::lone(&meta).map(|item| item.advice.pin_seconds), Some(9));
+    for at in 0..meta.len() {
+        for bit in 0..8 {
+            meta[at] ^= 1 << bit;
+            assert_eq!(PutItems::lone(&meta), lone(&meta), "byte {at}, bit {bit}");
+            meta[at] ^= 1 << bit;
+        }
+        assert_eq!(PutItems::lone(&meta[..at]), lone(&meta[..at]), "{at} bytes");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -239,6 +261,7 @@ proptest! {
             let mut bytes = Vec::new();
             request.encode(&mut bytes);
             let opcode = request.opcode();
+            prop_assert_eq!(PutItems::lone(&bytes), lone(&bytes));
             prop_assert_eq!(Request::parse(opcode, &bytes), Ok(request));
             check_extensions(&bytes, &|meta| Request::parse(opcode, meta).map(drop))?;
         }

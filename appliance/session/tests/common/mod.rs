@@ -392,6 +392,23 @@ impl Client {
         self.send(header, &meta, &payload);
     }
 
+    /// Sends an inline put of one value with these CRCs, and only so many bytes of its payload.
+    pub fn send_lone(&mut self, key: &str, value: &[u8], crcs: CrcList, sent: usize) {
+        let mut meta = Vec::new();
+        PutItems { items: vec![put_item(key, value.len(), crcs)] }.encode(&mut meta);
+        let header = self.request(Opcode::Put).with_payload_length(value.len() as u64);
+        let mut frame = Vec::new();
+        self.seal(&mut header.with_consumed(self.consumed), &meta, &mut frame);
+        frame.extend_from_slice(&value[..sent]);
+        self.end.send(&frame);
+    }
+
+    /// The answer to an inline put of one value.
+    pub fn lone_reply(&mut self, machine: &mut Machine) -> ItemReply {
+        let frame = self.receive(machine).expect("an answer");
+        ItemReplies::parse(&frame.meta).expect("a reply per item").items[0]
+    }
+
     /// Offers a value; the request's id when it is wanted.
     pub fn offer(
         &mut self,

@@ -390,6 +390,18 @@ impl<'a> PutItems<'a> {
         Ok(PutItems { items })
     }
 
+    /// The item of a meta that is well formed and has one alone. A batch is told from it by four bytes.
+    pub fn lone(meta: &'a [u8]) -> Option<PutItem<'a>> {
+        let mut reader = Reader::new(meta);
+        if reader.u32().ok()? != 1 {
+            return None;
+        }
+        let mut item = [PutItem::take(&mut reader).ok()?];
+        PutAdvice::take_all(&mut reader, &mut item).ok()?;
+        let [item] = item;
+        Some(item)
+    }
+
     /// The payload bytes of a Put with these items.
     ///
     /// # Errors
