@@ -1,5 +1,6 @@
 //! Reading frames: a small buffer for headers and metas, payload straight into its place.
 
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ impl Input {
 
     /// Waits for what is outstanding on the connection; shuts it down when that takes too long: a
     /// peer that stops within a frame holds a key, space and memory that others wait for.
-    async fn within<T>(&self, until: Instant, receiving: impl Future<Output = T>) -> T {
+    async fn within<F: Future>(&self, until: Instant, receiving: Pin<&mut F>) -> F::Output {
         if until == Instant::MAX {
             return receiving.await;
         }
@@ -71,7 +72,7 @@ impl Input {
         self.start = 0;
         let min = want - self.end;
         let buffer = RecvBuf::Small(std::mem::take(&mut self.buffer));
-        let receiving = recv(&*self.connection, buffer, self.end, min);
+        let receiving = pin!(recv(&*self.connection, buffer, self.end, min));
         let (got, buffer) = self.within(until, receiving).await;
         self.buffer = small(buffer);
         let got = got?;
@@ -113,7 +114,8 @@ impl Input {
         }
         let have = self.take(&mut bytes);
         let min = length - have;
-        let receiving = recv(&*self.connection, RecvBuf::Small(bytes.into_vec()), have, min);
+        let bytes = RecvBuf::Small(bytes.into_vec());
+        let receiving = pin!(recv(&*self.connection, bytes, have, min));
         let (got, bytes) = self.within(until, receiving).await;
         if got? < min {
             return Err(InputError::Truncated);
@@ -136,7 +138,7 @@ impl Input {
         while have < length {
             let min = (length - have).min(SLICE);
             into.set_len(have + min);
-            let receiving = pull(&*self.connection, PayloadRef::Inline, into, have, min);
+            let receiving = pin!(pull(&*self.connection, PayloadRef::Inline, into, have, min));
             let (got, back) = self.within(until, receiving).await;
             into = back;
             into.set_len(length);

@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::rc::Rc;
 
 use memkv_dma::DmaRef;
@@ -293,7 +294,7 @@ async fn send_part(
 ) -> Result<Vec<u8>, Broken> {
     // A peer that does not read holds leases and memory that others wait for.
     let until = context.local.turn_began() + context.limits().longest();
-    let sending = push(connection, PayloadRef::Inline, op);
+    let sending = pin!(push(connection, PayloadRef::Inline, op));
     let hasten = || connection.shutdown();
     let (result, op) = hastened(&context.local, until, hasten, sending).await;
     spare::keep_vec(op.payload);

@@ -68,9 +68,15 @@ impl Payload {
 }
 
 impl Session {
-    /// An inline put: its payload is received whole, then the reader goes on to the next frame. Received
-    /// into memory of the pool, since what it has to wait for must not keep the next frame waiting; or, if
-    /// it is one item whose place is known at once, into that.
+    /// Whether there is credit for the payload of an inline put; takes it.
+    pub fn admit_inline(&self, header: &Header) -> Result<(), End> {
+        let admitted = header.payload_length() <= u64::from(MAX_INLINE)
+            && self.credits.borrow_mut().take(1).is_ok();
+        if admitted { Ok(()) } else { Err(End::NoCredit) }
+    }
+
+    /// An inline put that may have to wait: its payload is received whole, into memory of the pool, then
+    /// the reader goes on to the next frame.
     pub async fn put_inline(
         self: &Rc<Self>,
         input: &mut Input,
@@ -79,12 +85,6 @@ impl Session {
         began: Instant,
     ) -> Result<(), End> {
         let length = header.payload_length();
-        if length > u64::from(MAX_INLINE) || self.credits.borrow_mut().take(1).is_err() {
-            return Err(End::NoCredit);
-        }
-        if let Some((reservation, claimed)) = self.place_at_once(&header, &meta) {
-            return self.put_in_place(input, header, reservation, claimed, began).await;
-        }
         let mut payload = match length {
             0 => Payload::Heap(Row::new()),
             length => {
@@ -128,7 +128,7 @@ impl Session {
 
     /// The place of the only item of an inline put, and the CRCs that its putter claims, where there is
     /// nothing that it has to wait for or be refused by.
-    fn place_at_once(&self, header: &Header, meta: &[u8]) -> Option<(Reservation, CrcList)> {
+    pub fn place_at_once(&self, header: &Header, meta: &[u8]) -> Option<(Reservation, CrcList)> {
         let item = PutItems::lone(meta)?;
         if item.length != header.payload_length() {
             return None;
@@ -139,8 +139,8 @@ impl Session {
         Some((reservation, item.crcs))
     }
 
-    /// An inline put of one item that has its place.
-    async fn put_in_place(
+    /// An inline put of one item that has its place: its payload is received straight into that.
+    pub async fn put_in_place(
         self: &Rc<Self>,
         input: &mut Input,
         header: Header,
@@ -528,7 +528,7 @@ impl Session {
     }
 
     /// Commits what has arrived, if it is what its putter says that it is.
-    async fn commit_if(&self, writes: Writes, claimed: &CrcList, length: u64) -> ItemReply {
+    async fn commit_if(&self, mut writes: Writes, claimed: &CrcList, length: u64) -> ItemReply {
         if claimed.as_slice() == writes.crcs() {
             return self.commit(writes, length).await;
         }

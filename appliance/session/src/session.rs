@@ -223,7 +223,15 @@ impl Session {
         let header = opener.open(&raw, &meta)?;
         self.outbox.lent.consumed(&self.context, header.consumed())?;
         match header.opcode() {
-            Opcode::Put => self.put_inline(input, header, meta, began).await,
+            Opcode::Put => {
+                self.admit_inline(&header)?;
+                match self.place_at_once(&header, &meta) {
+                    Some((place, claimed)) => {
+                        self.put_in_place(input, header, place, claimed, began).await
+                    }
+                    None => self.put_inline(input, header, meta, began).await,
+                }
+            }
             Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
             Opcode::Goodbye => Err(End::Goodbye),
             Opcode::Exists | Opcode::MatchPrefix | Opcode::Stats

@@ -218,10 +218,9 @@ impl Writes {
         Ok(())
     }
 
-    /// Gives up: waits until no write is under way, then returns the space.
-    pub async fn abandon(mut self, context: &Context) {
+    /// Gives up: waits until no write is under way. Dropped then, it returns the space.
+    pub async fn abandon(&mut self, context: &Context) {
         self.settle(context).await;
-        drop(self.reservation);
     }
 
     /// All written: lets go of the buffers and hands over what is to be committed.
