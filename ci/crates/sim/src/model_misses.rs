@@ -55,13 +55,22 @@ impl Model {
             && self.keys[sight.key as usize].vanish == sight.vanish + sight.own.0
     }
 
-    /// A checkpoint drops a block whose record it cannot read, and says so.
+    /// A checkpoint drops a block whose record it cannot read, and says so. And whoever asked while a block
+    /// was there may be told that it is corrupt, where a fault has touched it since, even if another has
+    /// replaced it by then: that one is not lost.
     pub(super) fn excuse_harm(&mut self, sight: &Sight, reason: MissReason) -> bool {
+        if reason != MissReason::Corrupt {
+            return false;
+        }
+        let seen = self.by_generation.get(&sight.newest);
+        let replaced = self.keys[sight.key as usize].newest > sight.newest;
+        if replaced && seen.is_some_and(|&version| self.values[version as usize].harmed) {
+            return true;
+        }
         let state = &mut self.keys[sight.key as usize];
-        let excused = reason == MissReason::Corrupt && state.journal_harm;
         // Others that began before see the same.
-        state.vanish += u32::from(excused);
-        excused
+        state.vanish += u32::from(state.journal_harm);
+        state.journal_harm
     }
 
     pub(super) fn excuse_eviction(

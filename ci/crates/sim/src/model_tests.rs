@@ -224,6 +224,20 @@ fn a_fault_excuses_what_it_touched_and_nothing_else() {
 }
 
 #[test]
+fn a_fault_in_a_replaced_value_excuses_who_asked_before_and_nobody_else() {
+    let mut model = model();
+    let first = stored(&mut model, 0, 5);
+    let before = model.look(0, NOW);
+    stored(&mut model, 0, 6);
+    let after = model.look(0, NOW);
+    model.value_harmed(first.version);
+    assert_eq!(what(model.saw_miss(&after, MissReason::Corrupt, NOW)), What::Missing);
+    assert_eq!(what(model.saw_miss(&before, MissReason::Never, NOW)), What::Missing);
+    model.saw_miss(&before, MissReason::Corrupt, NOW).unwrap();
+    assert_eq!(model.presence(0), Presence::Present, "what replaced it is there");
+}
+
+#[test]
 fn a_harmed_frame_matters_from_the_next_start_on() {
     let mut model = model();
     let first = stored(&mut model, 0, 5);
