@@ -16,6 +16,10 @@ use super::pci::{self, Driver};
 
 pub const MIB: u64 = 1 << 20;
 
+/// What the host's file system counts to an image beside its bytes, at most: the lists of its pieces, which
+/// grow as holes are punched.
+pub const PIECE_LISTS: u64 = MIB;
+
 /// How long a command may take before the driver does something about it: longer than any machine is
 /// too busy for.
 pub const PATIENT: Duration = Duration::from_secs(60);

@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KERNEL_WORDS: &str = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr \
                             no5lvl tsc=reliable intel_iommu=on iommu=pt hugepages=128";
 
+/// What it is told besides where processors are emulated and a lost interrupt of a timer would stop one of
+/// them for ever: a timer that is set once for each interrupt is lost with it, one that ticks is not.
+const TICKING: &str = "nohz=off highres=off";
+
 /// Why there is no machine.
 #[derive(Debug, Error)]
 pub enum MachineError {
@@ -267,6 +271,7 @@ fn has_kvm() -> bool {
 fn arguments(plan: &Plan, places: &Places) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |line: &[&str]| words.extend(line.iter().map(|word| (*word).to_owned()));
+    let mut told = KERNEL_WORDS.to_owned();
     add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     match plan.processors {
         // One at a time: what runs at the same time cannot be counted.
@@ -281,12 +286,13 @@ fn arguments(plan: &Plan, places: &Places) -> Vec<String> {
         // Without system management mode the map of memory changes less often while the guest runs.
         Processors::Fast => {
             add(&["-accel", "tcg,thread=multi", "-M", "q35,smm=off", "-cpu", "max", "-smp", "2"]);
+            told = format!("{told} {TICKING}");
         }
     }
     let guest = |name: &str| places.guest.join(name).display().to_string();
     add(&["-m", "1536M", "-device", "intel-iommu,intremap=on"]);
     add(&["-kernel", &guest("vmlinuz"), "-initrd", &guest("initrd.img")]);
-    add(&["-append", KERNEL_WORDS, "-serial", "file:console.log"]);
+    add(&["-append", &told, "-serial", "file:console.log"]);
     add(&["-qmp", "unix:monitor", "-device", "virtio-serial-pci"]);
     add(&["-chardev", "socket,id=talk,path=talk"]);
     add(&["-device", "virtserialport,chardev=talk,name=memkv"]);
