@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cpu::CpuClock;
 use crate::error::{BenchError, doing};
-use crate::plain;
+use crate::plain::{self, summed};
 use crate::ring::{Ring, is_stamped, stamp};
 
 /// What is measured.
@@ -125,6 +125,16 @@ impl Worker for plain::Client {
 
     fn get(&mut self, slot: u32, into: &mut [u8]) -> Result<(), BenchError> {
         plain::Client::get(self, slot, into).map_err(doing("the plain server"))
+    }
+}
+
+impl Worker for summed::Client {
+    fn put(&mut self, slot: u32, value: &[u8]) -> Result<(), BenchError> {
+        summed::Client::put(self, slot, value).map_err(doing("the summing server"))
+    }
+
+    fn get(&mut self, slot: u32, into: &mut [u8]) -> Result<(), BenchError> {
+        summed::Client::get(self, slot, into).map_err(doing("the summing server"))
     }
 }
 

@@ -6,18 +6,23 @@
 //! each way and nothing else.
 //!
 //! ```text
-//!   0  operation u32   1 put, 2 get, 3 ping
+//!   0  operation u32   1 put, 2 get, 3 ping; 4 put and 5 get with a sum, see `summed`
 //!   4  slot      u32   the value's place is slot * length
 //!   8  length    u64   in a ping and in a reply to a put 0
 //!  16  zeroes          as many bytes as a question about a key takes
 //! ```
 
-use std::io::{self, IoSlice, Read, Write};
+pub mod summed;
+
+use std::io::{self, IoSlice, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread;
 
 use crate::stream::{congestion_control, receive, send, tune};
 use memkv_dma::{Arena, Hugepages};
+
+use self::summed::{End, Sums};
 
 const HEADER: usize = 64;
 const PUT: u32 = 1;
@@ -63,11 +68,12 @@ pub fn serve(arena_bytes: u64) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     println!("ready {} {}", listener.local_addr()?.port(), arena.backing());
     io::stdout().flush()?;
+    let sums = Arc::new(Sums::default());
     loop {
         let (stream, _) = listener.accept()?;
-        let arena = arena.clone();
+        let (arena, sums) = (arena.clone(), sums.clone());
         thread::spawn(move || {
-            if let Err(error) = serve_one(stream, &arena)
+            if let Err(error) = serve_one(stream, &arena, &sums)
                 && error.kind() != io::ErrorKind::UnexpectedEof
             {
                 eprintln!("plain: {error}");
@@ -76,14 +82,22 @@ pub fn serve(arena_bytes: u64) -> io::Result<()> {
     }
 }
 
-fn serve_one(mut stream: TcpStream, arena: &Arena) -> io::Result<()> {
+fn serve_one(mut stream: TcpStream, arena: &Arena, sums: &Sums) -> io::Result<()> {
     tune(&stream)?;
+    let mut end: Option<End> = None;
     loop {
         let mut raw = [0; HEADER];
         receive(&stream, &mut raw)?;
         let frame = Frame::parse(&raw);
         if frame.operation == PING {
             stream.write_all(&raw)?;
+            continue;
+        }
+        if matches!(frame.operation, summed::PUT | summed::GET) {
+            if end.is_none() {
+                end = Some(End::new(stream.try_clone()?)?);
+            }
+            end.iter_mut().try_for_each(|end| end.answer(&frame, arena, sums))?;
             continue;
         }
         let place = frame.place(arena.size());
@@ -113,9 +127,7 @@ impl Client {
     /// # Errors
     /// As the system says.
     pub fn connect(port: u16) -> io::Result<Client> {
-        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-        tune(&stream)?;
-        Ok(Client { stream })
+        Ok(Client { stream: connect(port)? })
     }
 
     /// The congestion control of the connection.
@@ -131,7 +143,7 @@ impl Client {
         let frame = Frame { operation: PUT, slot, length: value.len() as u64 };
         let header = frame.encode();
         send(&mut self.stream, &mut [IoSlice::new(&header), IoSlice::new(value)])?;
-        self.reply(slot, 0)
+        reply(&self.stream, slot, 0)
     }
 
     /// Fetches a value into the whole of `into`.
@@ -141,7 +153,7 @@ impl Client {
     pub fn get(&mut self, slot: u32, into: &mut [u8]) -> io::Result<()> {
         let length = into.len() as u64;
         self.stream.write_all(&Frame { operation: GET, slot, length }.encode())?;
-        self.reply(slot, length)?;
+        reply(&self.stream, slot, length)?;
         receive(&self.stream, into)
     }
 
@@ -151,17 +163,24 @@ impl Client {
     /// As the system says.
     pub fn ping(&mut self) -> io::Result<()> {
         self.stream.write_all(&Frame { operation: PING, slot: 0, length: 0 }.encode())?;
-        self.reply(0, 0)
+        reply(&self.stream, 0, 0)
     }
+}
 
-    fn reply(&mut self, slot: u32, length: u64) -> io::Result<()> {
-        let mut raw = [0; HEADER];
-        self.stream.read_exact(&mut raw)?;
-        let reply = Frame::parse(&raw);
-        match (reply.slot, reply.length) == (slot, length) {
-            true => Ok(()),
-            false => Err(io::ErrorKind::InvalidData.into()),
-        }
+fn connect(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+    tune(&stream)?;
+    Ok(stream)
+}
+
+/// Waits for the header of an answer.
+fn reply(stream: &TcpStream, slot: u32, length: u64) -> io::Result<()> {
+    let mut raw = [0; HEADER];
+    receive(stream, &mut raw)?;
+    let reply = Frame::parse(&raw);
+    match (reply.slot, reply.length) == (slot, length) {
+        true => Ok(()),
+        false => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -174,7 +193,8 @@ mod tests {
         let arena = Arena::new(1 << 20, Hugepages::Never).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = thread::spawn(move || serve_one(listener.accept().unwrap().0, &arena));
+        let sums = Sums::default();
+        let server = thread::spawn(move || serve_one(listener.accept().unwrap().0, &arena, &sums));
         let mut client = Client::connect(port).unwrap();
         let values = [vec![7; 300_000], vec![9; 300_000]];
         for (slot, value) in (0..).zip(&values) {

@@ -176,8 +176,8 @@ impl Plan {
 
     /// Hugepages of 2 MiB that all sides together can use, fio and the rounding included.
     pub fn hugepages(&self) -> u64 {
-        // What plain server and copier hold, and Mooncake's store and client.
-        let limits = 2 * self.stored_bytes;
+        // What both plain servers and the copier hold, and Mooncake's store and client.
+        let limits = 3 * self.stored_bytes;
         let mooncake = mooncake::segment_bytes(self.stored_bytes) + self.ring_bytes;
         let nodes = 3 * POOL_BYTES + self.memory_drive_bytes() + self.first_drive_bytes();
         let asked = if exists::is_wanted(self) { exists::HUGEPAGES } else { 0 };

@@ -15,7 +15,7 @@ use crate::exists::{Exists, ExistsReport};
 use crate::fio::Fio;
 use crate::measure::{Load, MemkvWorker, Operation, Party, Progress, Sample, Worker};
 use crate::peers::{Absent, Copier, Entrant, Needs, Side, Slices};
-use crate::plain;
+use crate::plain::{self, summed};
 use crate::plan::{IDLE, LARGE, MIDDLE, POOL_BYTES, Plan, Row, SEVERAL};
 use crate::ring::{self, Ring};
 use crate::servers::{Counters, Medium, Node, PlainServer};
@@ -71,6 +71,7 @@ pub struct Bench {
     folder: PathBuf,
     copier: Option<Party>,
     plain: Party,
+    summed: Option<(PlainServer, Party)>,
     peers: Vec<Entrant>,
     missing: Missing,
     nodes: Vec<Member>,
@@ -92,6 +93,7 @@ pub struct Bench {
 enum Holder {
     Copier,
     Plain,
+    Summed,
     Peer(Side),
     Memory,
     File,
@@ -100,13 +102,14 @@ enum Holder {
 impl Holder {
     /// Its values have places by their slots alone: those of one size lie over those of others.
     fn overlays(self) -> bool {
-        matches!(self, Holder::Copier | Holder::Plain)
+        matches!(self, Holder::Copier | Holder::Plain | Holder::Summed)
     }
 
     fn of(row: &Row, side: Side) -> Holder {
         match side {
             Side::Copy => Holder::Copier,
             Side::Plain | Side::Again => Holder::Plain,
+            Side::Summed => Holder::Summed,
             Side::Memcached | Side::Redis | Side::Mooncake => Holder::Peer(side),
             Side::Reference => Holder::Memory,
             Side::Memkv if row.file => Holder::File,
@@ -177,6 +180,10 @@ impl Bench {
             nodes.push(Member::start(binary, folder, true, &plan)?);
         }
         let (server, plain, congestion) = start_plain(folder, plan.stored_bytes)?;
+        let summed = match rows.iter().any(|row| sides(row).contains(&Side::Summed)) {
+            true => Some(start_summed(folder, plan.stored_bytes)?),
+            false => None,
+        };
         let region = Arena::new(plan.ring_bytes, Hugepages::Prefer)?;
         ring::fill(&region);
         let noise = region.lend_mut(0, LARGE);
@@ -213,6 +220,7 @@ impl Bench {
             folder: folder.to_owned(),
             copier,
             plain,
+            summed,
             peers,
             missing,
             nodes,
@@ -338,6 +346,7 @@ impl Bench {
         let party = match holder {
             Holder::Copier => self.copier.as_mut().expect("there is memory to copy to"),
             Holder::Plain => &mut self.plain,
+            Holder::Summed => &mut self.summed.as_mut().expect("a row has it").1,
             Holder::Peer(side) => {
                 let peer = self.peers.iter_mut().find(|peer| peer.side == side);
                 let peer = peer.expect("only peers that run take part");
@@ -443,7 +452,8 @@ impl Bench {
         let Some(all) = cpu::of_machine() else { return Ok(None) };
         let nodes = self.nodes.iter().map(Member::clock);
         let peers = self.peers.iter().flat_map(|peer| peer.clocks.iter().copied());
-        let plain = self.plain.server.into_iter().chain([CpuClock::OWN]);
+        let summed = self.summed.iter().filter_map(|(_, party)| party.server);
+        let plain = self.plain.server.into_iter().chain(summed).chain([CpuClock::OWN]);
         let mut own = cpu::of_children();
         for clock in nodes.chain(peers).chain(plain).chain(self.exists.clocks()) {
             own += clock.read().map_err(doing("a CPU clock"))?;
@@ -467,6 +477,17 @@ fn start_plain(
     }
     let party = Party { server: Some(server.clock()?), workers };
     Ok((server, party, congestion))
+}
+
+/// The same with sums and lent pages.
+fn start_summed(folder: &Path, bytes: u64) -> Result<(PlainServer, Party), BenchError> {
+    let server = PlainServer::start(folder, bytes)?;
+    let connect = |_| -> Result<Box<dyn Worker>, BenchError> {
+        Ok(Box::new(summed::Client::connect(server.port).map_err(doing("the summing server"))?))
+    };
+    let workers = (0..SEVERAL).map(connect).collect::<Result<_, _>>()?;
+    let party = Party { server: Some(server.clock()?), workers };
+    Ok((server, party))
 }
 
 /// The peers that rows have, and why others cannot be had.
@@ -504,6 +525,9 @@ pub fn sides(row: &Row) -> Vec<Side> {
     }
     let is_middling = (MIDDLE..=LARGE).contains(&value_bytes) && depth == 1;
     let mut sides = vec![Side::Plain];
+    if (MIDDLE..=LARGE).contains(&value_bytes) && !row.file {
+        sides.push(Side::Summed);
+    }
     if is_middling && row.busy == 0 {
         sides.push(Side::Copy);
     }

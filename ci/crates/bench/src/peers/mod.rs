@@ -30,6 +30,8 @@ pub enum Side {
     Plain,
     /// The plain server once more: what differs is noise.
     Again,
+    /// The plain server with sums and lent pages.
+    Summed,
     /// memcached.
     Memcached,
     /// Redis or Valkey.
@@ -58,6 +60,7 @@ impl Side {
             Side::Mooncake => "Mooncake",
             Side::Plain => "plain TCP",
             Side::Again => "plain TCP again",
+            Side::Summed => "lent, summed",
             Side::Reference => "memkv, reference",
             Side::Memkv => "memkv",
         }
@@ -65,7 +68,7 @@ impl Side {
 
     /// Whether it is a limit and no store.
     pub fn is_limit(self) -> bool {
-        matches!(self, Side::Copy | Side::Plain | Side::Again)
+        matches!(self, Side::Copy | Side::Plain | Side::Again | Side::Summed)
     }
 
     /// A slow side does so many times less in a round.
