@@ -47,8 +47,11 @@ pub const STARTS_MAX: usize = 16;
 /// Version of the format this program writes, and the newest it reads.
 pub const VERSION: u32 = 1;
 
-/// No counter ever gets this far; what does is damage, and adding to it would overflow.
+/// No counter ever gets this far; what does on a drive is damage, and adding to it would overflow.
 pub(crate) const COUNTER_MAX: u64 = 1 << 62;
+
+/// What counters that were read may have been counted up to since, and be written.
+const COUNTER_WRITTEN_MAX: u64 = 1 << 63;
 
 const MAGIC: [u8; 8] = *b"MEMKVSB\x01";
 const SUMMED_FROM: usize = 16;
@@ -322,7 +325,8 @@ impl Superblock {
         out.copy_from_slice(raw.as_bytes());
         let crc = crc32c(&out[SUMMED_FROM..]);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::parse(out).as_ref(), Ok(self), "what is written can be read");
+        let written = Superblock::parse_up_to(COUNTER_WRITTEN_MAX, out);
+        assert_eq!(written.as_ref(), Ok(self), "what is written can be read");
     }
 
     fn encode_identity(&self, raw: &mut Raw) {
@@ -372,6 +376,10 @@ impl Superblock {
     /// Reads one copy, whichever it is. The entry for fuzzers and offline readers; a drive is read
     /// with [`crate::read_superblock`], which asks all four.
     pub fn parse(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
+        Superblock::parse_up_to(COUNTER_MAX, bytes)
+    }
+
+    fn parse_up_to(counter_max: u64, bytes: &[u8]) -> Result<Superblock, SuperblockError> {
         let raw = whole(bytes)?;
         if raw.version.get() > VERSION {
             return Err(SuperblockError::Newer { found: raw.version.get() });
@@ -411,8 +419,9 @@ impl Superblock {
         for at in &superblock.checkpoints {
             counters.extend([at.number, at.start_sequence, at.start_position]);
         }
-        if counters.iter().any(|counter| *counter > COUNTER_MAX) {
-            return Err(SuperblockError::Field("counters"));
+        counters.extend(superblock.starts.iter().map(|start| start.first_sequence));
+        if counters.iter().any(|counter| *counter > counter_max) {
+            return Err(SuperblockError::Field("set of counters"));
         }
         let last = superblock.starts.last().map_or(0, |start| start.incarnation);
         if last > superblock.incarnation {
@@ -476,7 +485,8 @@ fn parse_starts(raw: &Raw) -> Result<Vec<Start>, SuperblockError> {
         .collect();
     let ascending = starts
         .is_sorted_by(|a, b| a.incarnation < b.incarnation && a.first_sequence <= b.first_sequence);
-    if ascending { Ok(starts) } else { Err(SuperblockError::Field("list of starts")) }
+    let first = starts.first().map_or(1, |start| start.incarnation);
+    if ascending && first > 0 { Ok(starts) } else { Err(SuperblockError::Field("list of starts")) }
 }
 
 #[cfg(test)]
@@ -578,7 +588,7 @@ mod tests {
             Superblock::parse(&out).map(|superblock| superblock.generation_high)
         };
         assert_eq!(parsed(COUNTER_MAX), Ok(COUNTER_MAX));
-        assert_eq!(parsed(COUNTER_MAX + 1), Err(SuperblockError::Field("counters")));
+        assert_eq!(parsed(COUNTER_MAX + 1), Err(SuperblockError::Field("set of counters")));
     }
 
     #[test]

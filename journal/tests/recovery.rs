@@ -490,6 +490,31 @@ fn what_is_newer_is_refused_with_a_sentence_and_left_alone() {
 }
 
 #[test]
+fn counters_at_their_end_are_counted_on_and_refused_at_the_next_start() {
+    // Revision, epoch, incarnation, highest generation, clock; the starts of both checkpoints.
+    for fields in [&[48][..], &[88], &[232], &[240], &[248], &[264, 296], &[272, 304]] {
+        let mut bench = Bench::new();
+        let disk = formatted(&mut bench);
+        for at in fields {
+            patch(&disk, *at, &(1u64 << 62).to_le_bytes());
+        }
+        let (journal, recovered) = bench.open(&disk);
+        assert!(recovered.live.is_empty(), "{fields:?}");
+        let extent = journal.allocate(1).unwrap();
+        let records = vec![put(1, extent)];
+        bench.append(&journal, records.clone());
+        bench.checkpoint(&journal, records, true);
+        drop(journal);
+        match bench.try_open(&disk) {
+            Ok((_, recovered)) => assert_eq!(recovered.live.len(), 1, "{fields:?}"),
+            Err(error) => {
+                assert_eq!(error.to_string(), "the superblock's set of counters makes no sense");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_failed_write_takes_the_journal_offline_and_loses_nothing_acknowledged() {
     let mut bench = Bench::new();
     let (disk, model) = with_puts(&mut bench, 3);

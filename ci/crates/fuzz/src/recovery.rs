@@ -52,6 +52,7 @@ impl Default for Recovery {
             "recovered from the other checkpoint",
             "recovered, conflicts",
             "written to",
+            "a checkpoint more",
         ];
         Recovery { reactor, pool, images, counts: Counts::of(names.map(str::to_owned)) }
     }
@@ -68,6 +69,10 @@ impl Target for Recovery {
         let mut patches = Patches { size: choice | summed, patches: Vec::new() };
         let ring = SUPERBLOCK_STRIDE as u32 * 4;
         for _ in 0..rng.below(5) {
+            if once_in(rng, 4) {
+                patches.patches.push(counter(rng));
+                continue;
+            }
             let at = match rng.below(4) {
                 // A field of a superblock.
                 0 => rng.below(4) as u32 * SUPERBLOCK_STRIDE as u32 + rng.below(640) as u32,
@@ -109,6 +114,14 @@ impl Target for Recovery {
     fn counts(&self) -> &Counts {
         &self.counts
     }
+}
+
+/// A whole number of a superblock, often one at the end of what counters may be.
+fn counter(rng: &mut Rng) -> Patch {
+    const END: u64 = 1 << 62;
+    let at = 48 + 8 * rng.below(72) as u32;
+    let value = if once_in(rng, 2) { END - 1 + rng.below(3) } else { number(rng) };
+    Patch { at, bytes: value.to_le_bytes().to_vec() }
 }
 
 /// Makes every patch of a superblock copy in all of them.
@@ -185,8 +198,15 @@ async fn recover(
     let Some(extent) = journal.allocate(1).filter(|_| journal.room_for_put()) else {
         return reached;
     };
-    if journal.append(vec![put(99, extent)]).await.is_ok() {
-        reached.push("written to");
+    let more = put(99, extent);
+    if journal.append(vec![more.clone()]).await.is_err() {
+        return reached;
+    }
+    reached.push("written to");
+    let start = journal.begin_checkpoint();
+    let live = contents.live.into_iter().chain([more]).collect();
+    if journal.write_checkpoint(start, live, false, 0, 0).await.is_ok() {
+        reached.push("a checkpoint more");
     }
     reached
 }
