@@ -22,6 +22,10 @@ const CALLS_PER_PASS: usize = 64;
 const TIMERS_PER_PASS: u32 = 256;
 /// Most turns given to tasks in one pass.
 const TURNS_PER_PASS: u32 = 128;
+/// A pass that found so much to do is followed by an offer of the core to other threads. Where one waits
+/// for it, it gets it now, and the system need not take it in the middle of a later pass, for as long as its
+/// ticks are apart. Passes for a few peers are shorter than what the offer might cost them.
+const MUCH: u32 = 32;
 
 /// Which reactor of the process.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
@@ -197,7 +201,10 @@ impl Reactor {
         self.core.was_away();
         self.meter.since = self.core.clock.now();
         while !stop.is_stopped() {
-            if self.step().is_busy() {
+            if let Progress::Busy(work) = self.step() {
+                if work >= MUCH && self.idle == IdlePolicy::Adaptive {
+                    self.offer_core();
+                }
                 continue;
             }
             if self.idle == IdlePolicy::Busy || self.is_eager() {
@@ -223,6 +230,13 @@ impl Reactor {
                 self.sleep();
             }
         }
+    }
+
+    /// Lets other threads have the core, if any wait for it.
+    fn offer_core(&self) {
+        std::thread::yield_now();
+        let stats = &self.core.shared.stats;
+        stats::add(&stats.offers, 1);
     }
 
     fn take_inbox(&mut self) -> u32 {

@@ -22,6 +22,8 @@ pub struct ReactorStats {
     pub idle_ns: AtomicU64,
     /// How often the reactor slept.
     pub sleeps: AtomicU64,
+    /// How often it offered its core to other threads between two passes.
+    pub offers: AtomicU64,
     /// Tasks ever spawned.
     pub tasks_spawned: AtomicU64,
     /// Tasks that live now.

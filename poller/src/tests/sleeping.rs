@@ -74,6 +74,32 @@ fn a_busy_reactor_never_sleeps() {
 }
 
 #[test]
+fn a_reactor_with_much_to_do_offers_its_core_between_passes() {
+    const PASSES: u64 = 10;
+    let offers = |idle, tasks| {
+        let config = ReactorConfig { idle, ..ReactorConfig::default() };
+        let mut reactor = Reactor::new(config, Rc::new(SystemClock), Rng::seeded(1));
+        let stop = StopFlag::new();
+        for number in 0..tasks {
+            let (local, stop) = (reactor.local(), stop.clone());
+            reactor.local().spawn(async move {
+                for _ in 0..PASSES {
+                    local.yield_now().await;
+                }
+                if number == 0 {
+                    stop.stop();
+                }
+            });
+        }
+        reactor.run(&stop);
+        reactor.stats().offers.load(Relaxed)
+    };
+    assert!(offers(IdlePolicy::Adaptive, 100) >= PASSES);
+    assert_eq!(offers(IdlePolicy::Adaptive, 3), 0, "few are done before the offer could pay");
+    assert_eq!(offers(IdlePolicy::Busy, 100), 0, "the core is its own");
+}
+
+#[test]
 fn an_idle_reactor_sleeps_through() {
     let mut reactor = real();
     let (local, stats) = (reactor.local(), reactor.stats());
