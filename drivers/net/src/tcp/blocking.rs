@@ -342,6 +342,7 @@ impl Connecting {
     fn start(peer: SocketAddr) -> Result<Connecting, NetError> {
         let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
+        options::prepare(&socket, &peer);
         match socket.connect(&SockAddr::from(peer)) {
             Ok(()) => Ok(Connecting { socket, peer }),
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
@@ -367,7 +368,7 @@ impl Connecting {
             return Err(NetError::Os(error));
         }
         let loopback = options::is_local(&self.socket, &self.peer);
-        options::tune(&self.socket, loopback)?;
+        options::tune(&self.socket, loopback, None)?;
         Ok(Stream {
             socket: self.socket,
             peer: self.peer,

@@ -2,39 +2,100 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use socket2::Socket;
 
 use crate::NetError;
 
-/// Sets what every connection has: TCP_NODELAY, no SIGPIPE, and for a peer on this machine a congestion
-/// control that does not pace (the default of many servers, bbr, costs a third more CPU on loopback).
-pub(super) fn tune(socket: &Socket, on_this_machine: bool) -> Result<(), NetError> {
+/// Sets what every connection has: TCP_NODELAY, no SIGPIPE, and the congestion control.
+///
+/// With a peer on this machine that is one that does not pace: the default of many servers, bbr, costs up
+/// to half as much CPU again on loopback. It has to be chosen before the connection stands, by [`prepare`]
+/// or [`prepare_listener`]: bbr marks a connection that it is given as one that is paced, and the mark stays
+/// when another takes its place (Linux, `sk_pacing_status`). Here it is chosen where that was not possible.
+/// `system` is the control that a connection from elsewhere gets back.
+pub(super) fn tune(
+    socket: &Socket,
+    on_this_machine: bool,
+    system: Option<&Control>,
+) -> Result<(), NetError> {
     socket.set_tcp_nodelay(true)?;
     #[cfg(any(target_os = "macos", target_os = "ios"))]
     socket.set_nosigpipe(true)?;
-    if on_this_machine {
-        set_loopback_congestion(socket);
+    match system {
+        _ if on_this_machine => drop(set_loopback_congestion(socket)),
+        Some(Control(name)) => set_congestion(socket, name),
+        None => {}
     }
     Ok(())
 }
 
-/// Tries reno, then cubic. Which algorithms a process may choose is the machine's policy, and a failure
-/// costs speed only, so it is ignored.
+/// The name of a congestion control.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Control(Arc<[u8]>);
+
+/// Before a socket is connected to `peer`.
+pub(super) fn prepare(socket: &Socket, peer: &SocketAddr) {
+    if is_here(peer) {
+        drop(set_loopback_congestion(socket));
+    }
+}
+
+/// Before a socket listens: what it accepts begins with its congestion control. The one that it had, where
+/// it got another.
+pub(super) fn prepare_listener(socket: &Socket) -> Option<Control> {
+    set_loopback_congestion(socket)
+}
+
+/// Tries reno, then cubic; the one that the socket had before, when that is another. Which a process may
+/// choose is the machine's policy, and a failure costs speed only, so it is ignored.
 #[cfg(target_os = "linux")]
-fn set_loopback_congestion(socket: &Socket) {
+fn set_loopback_congestion(socket: &Socket) -> Option<Control> {
+    let before = socket.tcp_congestion().ok()?;
+    let before = before.split(|byte| *byte == 0).next().unwrap_or_default();
     let chosen = [b"reno".as_slice(), b"cubic"]
         .into_iter()
         .find(|name| socket.set_tcp_congestion(name).is_ok());
     if chosen.is_none() {
         tracing::debug!("neither reno nor cubic is available; keeping the default");
     }
+    (chosen? != before).then(|| Control(before.into()))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_loopback_congestion(_socket: &Socket) {}
+fn set_loopback_congestion(_socket: &Socket) -> Option<Control> {
+    None
+}
+
+/// The system's own choice may be made by anybody, so this does not fail but with the connection.
+#[cfg(target_os = "linux")]
+fn set_congestion(socket: &Socket, name: &[u8]) {
+    if let Err(error) = socket.set_tcp_congestion(name) {
+        tracing::debug!(%error, "a connection keeps a congestion control for loopback");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_congestion(_socket: &Socket, _name: &[u8]) {}
+
+/// Whether an address is one of this machine's, as far as can be told before there is a connection: it is
+/// the one from which it would be spoken to. Nothing is sent.
+fn is_here(peer: &SocketAddr) -> bool {
+    let own = || {
+        let any: IpAddr = match peer {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(peer)?;
+        socket.local_addr()
+    };
+    let address = canonical(peer.ip());
+    address.is_loopback() || own().is_ok_and(|own| canonical(own.ip()) == address)
+}
 
 /// True when both ends of a connection are on this machine: a loopback address, or the peer has the
 /// address that we have.
@@ -111,4 +172,65 @@ fn set_low_water(socket: &Socket, bytes: usize) -> io::Result<()> {
         )
     };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use socket2::{Domain, Protocol, SockAddr, Type};
+
+    use super::*;
+
+    fn socket() -> Socket {
+        Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
+    }
+
+    fn control(socket: &Socket) -> Control {
+        let name = socket.tcp_congestion().expect("every connection has one");
+        Control(name.split(|byte| *byte == 0).next().expect("a name").into())
+    }
+
+    /// What the machine lets a process choose for loopback, and what it gives by itself.
+    fn chosen_and_default() -> (Control, Control) {
+        let socket = socket();
+        let default = control(&socket);
+        set_loopback_congestion(&socket);
+        (control(&socket), default)
+    }
+
+    #[test]
+    fn the_congestion_control_of_loopback_is_chosen_before_there_is_a_connection() {
+        let (chosen, default) = chosen_and_default();
+        let (near, far) = (socket(), socket());
+        prepare(&near, &"127.0.0.1:9".parse().expect("an address"));
+        // Of a block that is kept for documentation (RFC 5737): it is nobody's.
+        prepare(&far, &"192.0.2.1:9".parse().expect("an address"));
+        assert_eq!((control(&near), control(&far)), (chosen, default));
+    }
+
+    #[test]
+    fn what_is_accepted_has_it_from_the_start_and_what_comes_from_elsewhere_gets_the_systems_back()
+    {
+        let (chosen, default) = chosen_and_default();
+        let listener = socket();
+        let system = prepare_listener(&listener);
+        assert_eq!(system.is_some(), chosen != default);
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        listener.bind(&SockAddr::from(any)).expect("a port");
+        listener.listen(1).expect("it listens");
+        let client = socket();
+        client.connect(&listener.local_addr().expect("it is bound")).expect("it listens");
+        let (accepted, _) = listener.accept().expect("the client");
+        assert_eq!(control(&accepted), chosen);
+        tune(&accepted, true, system.as_ref()).expect("it stands");
+        assert_eq!(control(&accepted), chosen);
+        tune(&accepted, false, system.as_ref()).expect("it stands");
+        assert_eq!(control(&accepted), default);
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_told_from_others() {
+        let here = |address: &str| is_here(&address.parse().expect("an address"));
+        assert!(here("127.0.0.1:1") && here("127.3.2.1:1") && here("[::ffff:127.0.0.1]:1"));
+        assert!(!here("192.0.2.1:1") && !here("[2001:db8::1]:1"));
+    }
 }
