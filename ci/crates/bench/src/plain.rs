@@ -15,11 +15,11 @@
 pub mod summed;
 
 use std::io::{self, IoSlice, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use crate::stream::{congestion_control, receive, send, tune};
+use crate::stream::{self, congestion_control, listen, receive, send};
 use memkv_dma::{Arena, Hugepages};
 
 use self::summed::{End, Sums};
@@ -65,7 +65,7 @@ impl Frame {
 /// When there is no memory or no port.
 pub fn serve(arena_bytes: u64) -> io::Result<()> {
     let arena = Arena::new(arena_bytes, Hugepages::Prefer).map_err(io::Error::other)?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = listen()?;
     println!("ready {} {}", listener.local_addr()?.port(), arena.backing());
     io::stdout().flush()?;
     let sums = Arc::new(Sums::default());
@@ -83,7 +83,7 @@ pub fn serve(arena_bytes: u64) -> io::Result<()> {
 }
 
 fn serve_one(mut stream: TcpStream, arena: &Arena, sums: &Sums) -> io::Result<()> {
-    tune(&stream)?;
+    stream.set_nodelay(true)?;
     let mut end: Option<End> = None;
     loop {
         let mut raw = [0; HEADER];
@@ -168,9 +168,7 @@ impl Client {
 }
 
 fn connect(port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-    tune(&stream)?;
-    Ok(stream)
+    stream::connect((Ipv4Addr::LOCALHOST, port).into())
 }
 
 /// Waits for the header of an answer.
@@ -191,7 +189,7 @@ mod tests {
     #[test]
     fn values_come_back_from_their_slots() {
         let arena = Arena::new(1 << 20, Hugepages::Never).unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listener = listen().unwrap();
         let port = listener.local_addr().unwrap().port();
         let sums = Sums::default();
         let server = thread::spawn(move || serve_one(listener.accept().unwrap().0, &arena, &sums));

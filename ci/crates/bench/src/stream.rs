@@ -1,11 +1,14 @@
 //! Connections of blocking clients: tuned alike for all sides, values in as few calls as can be.
 
 use std::io::{self, IoSlice, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{MsgFlags, recv};
-use socket2::SockRef;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// All parts in one call where the system takes all at once.
 ///
@@ -39,19 +42,41 @@ pub fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What memkv sets on both of its ends for a peer on this machine.
+/// Connects with what memkv sets for a peer on this machine.
 ///
 /// # Errors
 /// As the system says.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    if SockRef::from(stream).set_tcp_congestion(b"reno").is_err() {
-        // Neither may be allowed here: then both sides have the machine's default.
-        let _ = SockRef::from(stream).set_tcp_congestion(b"cubic");
-    }
-    Ok(())
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    prefer_reno(&socket);
+    socket.connect(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
 }
+
+/// Listens on a free port of loopback; what is accepted has the same congestion control.
+///
+/// # Errors
+/// As the system says.
+pub fn listen() -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    prefer_reno(&socket);
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Before there is a connection: one that began with bbr stays paced with any other. Neither may be allowed
+/// here: then both sides have the machine's default.
+#[cfg(target_os = "linux")]
+fn prefer_reno(socket: &Socket) {
+    if socket.set_tcp_congestion(b"reno").is_err() {
+        let _ = socket.set_tcp_congestion(b"cubic");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prefer_reno(_socket: &Socket) {}
 
 /// The congestion control of a connection, where the system tells.
 #[cfg(target_os = "linux")]

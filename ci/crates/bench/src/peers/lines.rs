@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use crate::error::{BenchError, doing};
 use crate::process::PATIENCE;
-use crate::stream::{receive, send, tune};
+use crate::stream::{self, receive, send};
 
 /// What ends a line.
 const END: &[u8] = b"\r\n";
@@ -25,8 +25,7 @@ impl Lines {
     /// # Errors
     /// As the system says.
     pub fn connect(address: SocketAddr, name: &'static str) -> Result<Lines, BenchError> {
-        let stream = TcpStream::connect(address).map_err(doing("a peer"))?;
-        tune(&stream).map_err(doing("a peer"))?;
+        let stream = stream::connect(address).map_err(doing("a peer"))?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(doing("a peer"))?;
         Ok(Lines { stream, name })
     }
