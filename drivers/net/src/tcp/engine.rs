@@ -118,10 +118,10 @@ impl Engine {
 
     /// Takes a connection over: it lives on this reactor from here on.
     pub fn attach(self: &Rc<Self>, accepted: Accepted) -> Result<Rc<dyn Connection>, NetError> {
-        let Accepted { socket, peer, system } = accepted;
+        let Accepted { socket, peer, replaced } = accepted;
         socket.set_nonblocking(true)?;
         let loopback = options::is_local(&socket, &peer);
-        options::tune(&socket, loopback, system.as_ref())?;
+        options::tune(&socket, loopback, replaced.as_ref())?;
         let token = self.table.borrow_mut().reserve();
         if let Err(error) = self.readiness.borrow_mut().add(socket.as_raw_fd(), token) {
             self.table.borrow_mut().release(token);

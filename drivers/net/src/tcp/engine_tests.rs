@@ -55,7 +55,7 @@ impl Bench {
         socket2::SockRef::from(&ours).set_send_buffer_size(1 << 20).expect("send buffer");
         // As if from another machine: there nobody's core is in question.
         let distant = SocketAddr::from(([192, 0, 2, 1], 1));
-        let accepted = Accepted { socket: Socket::from(ours), peer: distant, system: None };
+        let accepted = Accepted { socket: Socket::from(ours), peer: distant, replaced: None };
         let connection = engine.attach(accepted).expect("attach");
         let poller = EnginePoller { engine, local: reactor.local(), silent: false };
         while reactor.step().is_busy() {}

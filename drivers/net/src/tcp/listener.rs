@@ -15,7 +15,7 @@ use memkv_poller::{Instant as Moment, Interrupt, Local, Poller, Progress};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::blocking;
-use super::options::{self, Control};
+use super::options::{self, Replaced};
 use crate::NetError;
 
 /// Connections the kernel may hold for us between two accepts.
@@ -32,8 +32,8 @@ const REST: Duration = Duration::from_millis(100);
 pub struct Listener {
     socket: Arc<Socket>,
     address: SocketAddr,
-    /// The congestion control of peers elsewhere.
-    system: Option<Control>,
+    /// What peers elsewhere get back of the congestion control.
+    replaced: Option<Replaced>,
 }
 
 /// A connection that no reactor owns yet; `Send`, so that it can be dealt to any of them.
@@ -41,8 +41,8 @@ pub struct Listener {
 pub struct Accepted {
     pub(super) socket: Socket,
     pub(super) peer: SocketAddr,
-    /// The congestion control of peers elsewhere, where it has another.
-    pub(super) system: Option<Control>,
+    /// What it gets back of the congestion control, if it comes from elsewhere.
+    pub(super) replaced: Option<Replaced>,
 }
 
 impl Accepted {
@@ -59,9 +59,9 @@ impl Listener {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for address in addr.to_socket_addrs()? {
             match listen(address) {
-                Ok((socket, system)) => {
+                Ok((socket, replaced)) => {
                     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-                    return Ok(Listener { socket: Arc::new(socket), address: bound, system });
+                    return Ok(Listener { socket: Arc::new(socket), address: bound, replaced });
                 }
                 Err(error) => last = error,
             }
@@ -96,7 +96,7 @@ impl Listener {
     pub fn accept_queue(&self, local: &Local) -> Rc<Acceptor> {
         let acceptor = Rc::new(Acceptor {
             socket: self.socket.clone(),
-            system: self.system.clone(),
+            replaced: self.replaced.clone(),
             local: local.clone(),
             waiting: RefCell::new(None),
             found: RefCell::new(None),
@@ -108,21 +108,21 @@ impl Listener {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<(Socket, Option<Control>)> {
+fn listen(address: SocketAddr) -> io::Result<(Socket, Option<Replaced>)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restarted server may bind at once, while connections of the last one still time out.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    let system = options::prepare_listener(&socket);
+    let replaced = options::prepare_listener(&socket);
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
-    Ok((socket, system))
+    Ok((socket, replaced))
 }
 
 /// Accepts connections on one reactor, for one waiting task at a time.
 pub struct Acceptor {
     socket: Arc<Socket>,
-    system: Option<Control>,
+    replaced: Option<Replaced>,
     local: Local,
     waiting: RefCell<Option<Waker>>,
     found: RefCell<Option<Result<Accepted, NetError>>>,
@@ -169,7 +169,7 @@ impl Acceptor {
                 Ok((socket, peer)) => {
                     // A peer that is gone already has no address; the next one may have.
                     let Some(peer) = peer.as_socket() else { continue };
-                    return Some(Ok(Accepted { socket, peer, system: self.system.clone() }));
+                    return Some(Ok(Accepted { socket, peer, replaced: self.replaced.clone() }));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) if is_shortage(&error) => return Some(Err(NetError::Os(error))),

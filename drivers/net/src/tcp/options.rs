@@ -16,26 +16,30 @@ use crate::NetError;
 /// to half as much CPU again on loopback. It has to be chosen before the connection stands, by [`prepare`]
 /// or [`prepare_listener`]: bbr marks a connection that it is given as one that is paced, and the mark stays
 /// when another takes its place (Linux, `sk_pacing_status`). Here it is chosen where that was not possible.
-/// `system` is the control that a connection from elsewhere gets back.
+/// `replaced` is what a connection from elsewhere gets back.
 pub(super) fn tune(
     socket: &Socket,
     on_this_machine: bool,
-    system: Option<&Control>,
+    replaced: Option<&Replaced>,
 ) -> Result<(), NetError> {
     socket.set_tcp_nodelay(true)?;
     #[cfg(any(target_os = "macos", target_os = "ios"))]
     socket.set_nosigpipe(true)?;
-    match system {
+    match replaced {
         _ if on_this_machine => drop(set_loopback_congestion(socket)),
-        Some(Control(name)) => set_congestion(socket, name),
+        Some(control) => give_back(socket, control),
         None => {}
     }
     Ok(())
 }
 
-/// The name of a congestion control.
+/// The names of two congestion controls: the system's own, and the one that took its place.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Control(Arc<[u8]>);
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no such choice"))]
+pub(super) struct Replaced {
+    system: Arc<[u8]>,
+    by: &'static [u8],
+}
 
 /// Before a socket is connected to `peer`.
 pub(super) fn prepare(socket: &Socket, peer: &SocketAddr) {
@@ -44,42 +48,53 @@ pub(super) fn prepare(socket: &Socket, peer: &SocketAddr) {
     }
 }
 
-/// Before a socket listens: what it accepts begins with its congestion control. The one that it had, where
-/// it got another.
-pub(super) fn prepare_listener(socket: &Socket) -> Option<Control> {
+/// Before a socket listens: what it accepts begins with its congestion control.
+pub(super) fn prepare_listener(socket: &Socket) -> Option<Replaced> {
     set_loopback_congestion(socket)
 }
 
-/// Tries reno, then cubic; the one that the socket had before, when that is another. Which a process may
+/// Tries reno, then cubic; says what that took the place of, unless the socket had it already. Which a process may
 /// choose is the machine's policy, and a failure costs speed only, so it is ignored.
 #[cfg(target_os = "linux")]
-fn set_loopback_congestion(socket: &Socket) -> Option<Control> {
-    let before = socket.tcp_congestion().ok()?;
-    let before = before.split(|byte| *byte == 0).next().unwrap_or_default();
+fn set_loopback_congestion(socket: &Socket) -> Option<Replaced> {
+    let system = congestion(socket).ok()?;
     let chosen = [b"reno".as_slice(), b"cubic"]
         .into_iter()
         .find(|name| socket.set_tcp_congestion(name).is_ok());
     if chosen.is_none() {
         tracing::debug!("neither reno nor cubic is available; keeping the default");
     }
-    (chosen? != before).then(|| Control(before.into()))
+    let by = chosen?;
+    (*by != *system).then_some(Replaced { system, by })
+}
+
+/// The name without the zeros behind it.
+#[cfg(target_os = "linux")]
+fn congestion(socket: &Socket) -> io::Result<Arc<[u8]>> {
+    let name = socket.tcp_congestion()?;
+    Ok(name.split(|byte| *byte == 0).next().unwrap_or_default().into())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_loopback_congestion(_socket: &Socket) -> Option<Control> {
+fn set_loopback_congestion(_socket: &Socket) -> Option<Replaced> {
     None
 }
 
-/// The system's own choice may be made by anybody, so this does not fail but with the connection.
+/// The system's own choice may be made by anybody, so this does not fail but with the connection. One
+/// that a route chose for this peer stays.
 #[cfg(target_os = "linux")]
-fn set_congestion(socket: &Socket, name: &[u8]) {
-    if let Err(error) = socket.set_tcp_congestion(name) {
-        tracing::debug!(%error, "a connection keeps a congestion control for loopback");
+fn give_back(socket: &Socket, replaced: &Replaced) {
+    let result = match congestion(socket) {
+        Ok(name) if *name == *replaced.by => socket.set_tcp_congestion(&replaced.system),
+        other => other.map(drop),
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection keeps the congestion control of loopback");
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_congestion(_socket: &Socket, _name: &[u8]) {}
+fn give_back(_socket: &Socket, _replaced: &Replaced) {}
 
 /// Whether an address is one of this machine's, as far as can be told before there is a connection: it is
 /// the one from which it would be spoken to. Nothing is sent.
@@ -184,13 +199,12 @@ mod tests {
         Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
     }
 
-    fn control(socket: &Socket) -> Control {
-        let name = socket.tcp_congestion().expect("every connection has one");
-        Control(name.split(|byte| *byte == 0).next().expect("a name").into())
+    fn control(socket: &Socket) -> Arc<[u8]> {
+        congestion(socket).expect("every connection has one")
     }
 
     /// What the machine lets a process choose for loopback, and what it gives by itself.
-    fn chosen_and_default() -> (Control, Control) {
+    fn chosen_and_default() -> (Arc<[u8]>, Arc<[u8]>) {
         let socket = socket();
         let default = control(&socket);
         set_loopback_congestion(&socket);
@@ -212,8 +226,8 @@ mod tests {
     {
         let (chosen, default) = chosen_and_default();
         let listener = socket();
-        let system = prepare_listener(&listener);
-        assert_eq!(system.is_some(), chosen != default);
+        let replaced = prepare_listener(&listener);
+        assert_eq!(replaced.is_some(), chosen != default);
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         listener.bind(&SockAddr::from(any)).expect("a port");
         listener.listen(1).expect("it listens");
@@ -221,9 +235,13 @@ mod tests {
         client.connect(&listener.local_addr().expect("it is bound")).expect("it listens");
         let (accepted, _) = listener.accept().expect("the client");
         assert_eq!(control(&accepted), chosen);
-        tune(&accepted, true, system.as_ref()).expect("it stands");
+        tune(&accepted, true, replaced.as_ref()).expect("it stands");
         assert_eq!(control(&accepted), chosen);
-        tune(&accepted, false, system.as_ref()).expect("it stands");
+        tune(&accepted, false, replaced.as_ref()).expect("it stands");
+        assert_eq!(control(&accepted), default);
+        // As if a route had chosen it.
+        let other = Replaced { system: chosen.clone(), by: b"another" };
+        tune(&accepted, false, Some(&other)).expect("it stands");
         assert_eq!(control(&accepted), default);
     }
 

@@ -115,14 +115,14 @@ fn sockets(buffer: Option<usize>) -> (TcpStream, TcpStream) {
 
 fn attach(engine: &Rc<Engine>, stream: TcpStream) -> Rc<dyn Connection> {
     let peer = stream.peer_addr().expect("peer");
-    engine.attach(Accepted { socket: Socket::from(stream), peer, system: None }).expect("attach")
+    engine.attach(Accepted { socket: Socket::from(stream), peer, replaced: None }).expect("attach")
 }
 
 /// As if the peer were on another machine.
 fn attach_as_distant(engine: &Rc<Engine>, stream: TcpStream) -> Rc<dyn Connection> {
     let peer = SocketAddr::from(([192, 0, 2, 1], 1));
     let connection = engine
-        .attach(Accepted { socket: Socket::from(stream), peer, system: None })
+        .attach(Accepted { socket: Socket::from(stream), peer, replaced: None })
         .expect("attach");
     assert!(!connection.is_loopback());
     connection
