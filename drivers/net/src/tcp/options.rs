@@ -53,8 +53,8 @@ pub(super) fn prepare_listener(socket: &Socket) -> Option<Replaced> {
     set_loopback_congestion(socket)
 }
 
-/// Tries reno, then cubic; says what that took the place of, unless the socket had it already. Which a process may
-/// choose is the machine's policy, and a failure costs speed only, so it is ignored.
+/// Tries reno, then cubic; says what that took the place of, unless the socket had it already. Which a
+/// process may choose is the machine's policy, and a failure costs speed only, so it is ignored.
 #[cfg(target_os = "linux")]
 fn set_loopback_congestion(socket: &Socket) -> Option<Replaced> {
     let system = congestion(socket).ok()?;
