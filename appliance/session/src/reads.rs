@@ -72,9 +72,8 @@ async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Row<DmaBuf>
     if let Ok(chunks) = at_once {
         return Ok(chunks);
     }
-    // A quarter of the pool is kept for other work.
     let runs = lengths.iter().map(|len| len.div_ceil(UNIT).next_power_of_two() * UNIT);
-    if runs.sum::<usize>() as u64 > pool.stats().size / 4 * 3 {
+    if runs.sum::<usize>() as u64 > pool.attainable(class) {
         return Err(TooMuch);
     }
     let _turn = if lengths.len() > 1 { Some(context.store.gather_turn().await) } else { None };

@@ -32,6 +32,27 @@ fn a_value_larger_than_the_pool_is_stored_piece_by_piece() {
 }
 
 #[test]
+fn a_get_that_memory_will_never_be_enough_for_is_told_so() {
+    let mut machine = machine();
+    let mut client = machine.client(0);
+    let bytes = value(1, 6 * MIB);
+    assert_eq!(client.put(&mut machine, "large", &bytes).status, Status::Ok);
+    let mut had = 0;
+    for length in (4 * MIB..=6 * MIB).step_by(16 << 10) {
+        client.send_get("large", 0, length as u64);
+        let (reply, got) = client.got(&mut machine);
+        match reply.status {
+            Status::Ok => assert!(had == length - (16 << 10) || length == 4 * MIB, "{length}"),
+            status => assert_eq!(status, Status::LimitExceeded, "{length} bytes"),
+        }
+        assert!(got == bytes[..got.len()]);
+        had = had.max(got.len());
+    }
+    assert!((4 * MIB..6 * MIB).contains(&had), "{had}");
+    machine.assert_at_rest();
+}
+
+#[test]
 fn puts_of_several_extents_do_not_wait_for_each_other() {
     let mut machine = machine();
     let values: Vec<_> = (0..4).map(|n| value(n, 5 * MIB)).collect();

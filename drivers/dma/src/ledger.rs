@@ -327,6 +327,18 @@ impl Ledger {
         units + kept <= self.buddy.free_units()
     }
 
+    /// Units that a class may come to have, once all others have given back what they do give back: what
+    /// drives and peers have now they may keep.
+    pub fn attainable(&self, class: Class) -> u32 {
+        let keeps = |c: Class| match c {
+            Class::Drive | Class::Lent => self.used[c.index()],
+            c => self.reserve[c.index()],
+        };
+        let kept: u32 = Class::ALL.iter().filter(|&&c| c != class).map(|&c| keeps(c)).sum();
+        let units = self.buddy.free_units() + self.used.iter().sum::<u32>();
+        units.saturating_sub(kept).min(self.limit[class.index()])
+    }
+
     pub fn stats(&self) -> crate::PoolStats {
         let bytes = |units: u32| u64::from(units) * UNIT as u64;
         crate::PoolStats {
@@ -361,6 +373,24 @@ mod tests {
         assert_eq!(fill(&mut ledger, Class::Send).len() as u32, UNITS / 16 * 3);
         assert_eq!(fill(&mut ledger, Class::Checkpoint).len() as u32, UNITS / 16);
         assert_eq!(ledger.buddy.free_units(), 0);
+    }
+
+    #[test]
+    fn what_is_attainable_is_had_and_no_more() {
+        for class in Class::ALL {
+            let mut ledger = Ledger::new(UNITS);
+            for (other, units) in [(Class::Drive, 40), (Class::Lent, 3)] {
+                for _ in 0..units {
+                    let mut run = ledger.allocate(Class::Receive, 0).expect("there is room");
+                    ledger.charge(&mut run, other, &mut Vec::new());
+                }
+            }
+            let attainable = ledger.attainable(class);
+            let had = fill(&mut ledger, class).len() as u32;
+            let own = ledger.used[class.index()] - had;
+            assert_eq!(own + had, attainable, "{class:?}");
+            assert_eq!(ledger.attainable(class), attainable, "whoever has how much of it");
+        }
     }
 
     #[test]
