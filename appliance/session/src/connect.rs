@@ -132,6 +132,7 @@ fn server_hello(
             lease_ms_max: u32::try_from(limits.lease.as_millis()).unwrap_or(u32::MAX),
             extent,
         },
+        payload_with_offer: true,
     }
 }
 

@@ -18,6 +18,8 @@ const BUFFER: usize = 4096;
 /// the processor's own cache: from there it costs a third of what it costs from the cache of all
 /// cores.
 const SLICE: usize = 256 * 1024;
+/// Payload that nobody wants is read in slices of this size.
+const DISCARD: usize = 64 * 1024;
 
 /// The reading side of a connection.
 pub struct Input {
@@ -155,6 +157,29 @@ impl Input {
             }
         }
         (Ok(()), into)
+    }
+
+    /// Reads `length` bytes of payload that nobody wants.
+    pub async fn discard(&mut self, length: u64) -> Result<(), InputError> {
+        let skipped = length.min(self.buffered() as u64);
+        self.start += skipped as usize;
+        let mut left = length - skipped;
+        let mut bytes = Row::zeros(left.min(DISCARD as u64) as usize).into_vec();
+        while left > 0 {
+            bytes.truncate(left.min(DISCARD as u64) as usize);
+            let min = bytes.len();
+            let until = self.local.now() + self.patience;
+            let receiving = pin!(recv(&*self.connection, RecvBuf::Small(bytes), 0, min));
+            let (got, back) = self.within(until, receiving).await;
+            if got? < min {
+                return Err(InputError::Truncated);
+            }
+            left -= min as u64;
+            bytes = small(back);
+        }
+        // Used again.
+        drop(Row::from(bytes));
+        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ mod put;
 mod reads;
 mod replies;
 mod session;
+mod unasked;
 mod writes;
 
 pub use context::{

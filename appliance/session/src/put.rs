@@ -6,6 +6,8 @@
 //! offered  Offer(keys, lengths) ─► each placed, or refused: present, busy, full ─► Want per item
 //!          Data(item, payload, CRCs) ─► received straight into its place ─► committed ─► reply
 //! ```
+//!
+//! An Offer may bring its payload as well: see `unasked.rs`.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -19,13 +21,14 @@ use memkv_poller::{Instant, timeout};
 use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, Reservation, ReserveRequest};
 use memkv_wire as wire;
 use memkv_wire::{
-    CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_INLINE, MetaError, Opener,
-    PutItem, PutItems, PutMode, Status, crc32c, trailer_len,
+    CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_EXTENTS, MAX_INLINE,
+    MetaError, Opener, PutItem, PutItems, PutMode, Status, crc32c, trailer_len,
 };
 
 use crate::context::Working;
 use crate::input::Input;
 use crate::join::join_all;
+use crate::offers::Place;
 use crate::replies;
 use crate::session::{End, Session};
 use crate::writes::{WriteError, Writes};
@@ -275,7 +278,7 @@ impl Session {
         self.context.store.config().extent_bytes as usize
     }
 
-    fn reserve_request(
+    pub fn reserve_request(
         &self,
         header: &Header,
         index: usize,
@@ -398,9 +401,7 @@ impl Session {
             replies[index] = self.offer_one(header, index as u32, request).await;
         }
         self.offers.told(self, header.request_id(), self.deadline(header));
-        let mut meta = Row::new();
-        ItemReplies::encode_all(&replies, &mut meta);
-        self.reply(header, Status::Ok, meta);
+        self.answer_offer(header, &replies);
         Ok(())
     }
 
@@ -410,36 +411,45 @@ impl Session {
         item: u32,
         request: ReserveRequest,
     ) -> ItemReply {
-        let context = &self.context;
         let name = (header.request_id(), item);
         if self.offers.has(name) {
             return replies::item(Status::BadRequest);
         }
-        if self.offers.len() >= context.limits().offers as usize {
+        if self.offers.len() >= self.context.limits().offers as usize {
             return replies::item(Status::LimitExceeded);
         }
-        if self.retired.get() {
-            return replies::item(Status::ShuttingDown);
-        }
         let length = request.length;
+        match self.promised_place(request).await {
+            // The client left while we waited: the place goes back at once.
+            Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
+            // Another request of the same number was faster.
+            Ok(_) if self.offers.has(name) => replies::item(Status::BadRequest),
+            Ok(place) => {
+                self.offers.add(name, place);
+                ItemReply { length, ..replies::item(Status::Want) }
+            }
+            Err(reply) => reply,
+        }
+    }
+
+    /// A place for a value, and the promise to take its bytes; the answer of one that gets none.
+    pub async fn promised_place(&self, request: ReserveRequest) -> Result<Place, ItemReply> {
+        let context = &self.context;
+        if self.retired.get() {
+            return Err(replies::item(Status::ShuttingDown));
+        }
         if let Err(retry_ms) = self.share.admits() {
             context.counters.busy.bump();
-            return ItemReply::busy(retry_ms);
+            return Err(ItemReply::busy(retry_ms));
         }
+        let length = request.length;
         let promise = self.share.promise(length);
         let since = context.local.now();
         let reserved = context.store.reserve(request).await;
         context.counters.wait_reserve.record(context.local.now().saturating_duration_since(since));
         match reserved {
-            // The client left while we waited: the place goes back at once.
-            Ok(_) if self.closed.get() => replies::item(Status::ShuttingDown),
-            // Another request of the same number was faster.
-            Ok(_) if self.offers.has(name) => replies::item(Status::BadRequest),
-            Ok(reservation) => {
-                self.offers.add(name, (reservation, promise));
-                ItemReply { length, ..replies::item(Status::Want) }
-            }
-            Err(refusal) => replies::refusal(&refusal, length),
+            Ok(reservation) => Ok((reservation, promise)),
+            Err(refusal) => Err(replies::refusal(&refusal, length)),
         }
     }
 
@@ -460,20 +470,7 @@ impl Session {
         if got != offered {
             return Err(End::WrongLength { got, offered });
         }
-        let mut writes = Writes::new(reservation);
-        self.receiving.set(true);
-        let received = match self.receive(input, &header, &mut writes).await {
-            Ok(()) => self.claimed(input, opener, &header, writes.crcs().len()).await,
-            Err(end) => Err(end),
-        };
-        let claimed = match received {
-            Ok(claimed) => claimed,
-            Err(end) => {
-                self.context.counters.lost_after_reserve.bump();
-                writes.abandon(&self.context).await;
-                return Err(end);
-            }
-        };
+        let (writes, claimed) = self.take_payload(input, opener, &header, reservation).await?;
         let (permit, work) = self.received(began).await;
         let session = self.clone();
         self.context.local.spawn(async move {
@@ -484,6 +481,31 @@ impl Session {
         Ok(())
     }
 
+    /// The payload of an offered item into its place, and the CRCs behind it. When it does not come, the
+    /// place goes back.
+    pub async fn take_payload(
+        &self,
+        input: &mut Input,
+        opener: &Opener,
+        header: &Header,
+        reservation: Reservation,
+    ) -> Result<(Writes, CrcList), End> {
+        let mut writes = Writes::new(reservation);
+        self.receiving.set(true);
+        let received = match self.receive(input, header, &mut writes).await {
+            Ok(()) => self.claimed(input, opener, header).await,
+            Err(end) => Err(end),
+        };
+        match received {
+            Ok(claimed) => Ok((writes, claimed)),
+            Err(end) => {
+                self.context.counters.lost_after_reserve.bump();
+                writes.abandon(&self.context).await;
+                Err(end)
+            }
+        }
+    }
+
     /// The payload of a block, into its places.
     async fn receive(
         &self,
@@ -491,7 +513,7 @@ impl Session {
         header: &Header,
         writes: &mut Writes,
     ) -> Result<(), End> {
-        let extents = (header.payload_length() as usize).div_ceil(self.extent_bytes());
+        let extents = self.extents_of(header);
         while writes.crcs().len() < extents {
             let mut place = writes.next_place(&self.context).await;
             let (received, buffer) = input.payload(place.buffer, Some(writes.crc())).await;
@@ -502,15 +524,20 @@ impl Session {
         Ok(())
     }
 
+    /// The extents of a frame's payload.
+    fn extents_of(&self, header: &Header) -> usize {
+        (header.payload_length() as usize).div_ceil(self.extent_bytes())
+    }
+
     /// The CRCs behind a payload.
-    async fn claimed(
+    pub async fn claimed(
         &self,
         input: &mut Input,
         opener: &Opener,
         header: &Header,
-        extents: usize,
     ) -> Result<CrcList, End> {
-        if !header.has_trailer() {
+        let extents = self.extents_of(header);
+        if !header.has_trailer() || extents > MAX_EXTENTS {
             return Err(End::NoTrailer);
         }
         let trailer = input.bytes(trailer_len(extents)).await?;
@@ -518,7 +545,7 @@ impl Session {
     }
 
     /// A block's payload is there: it may be finished when there is room for one more request.
-    async fn received(&self, began: Instant) -> (LocalPermit, Working) {
+    pub async fn received(&self, began: Instant) -> (LocalPermit, Working) {
         let now = self.context.local.now();
         self.context.counters.wait_receive.record(now.saturating_duration_since(began));
         let permit = self.requests.acquire(1).await;
@@ -528,7 +555,7 @@ impl Session {
     }
 
     /// Commits what has arrived, if it is what its putter says that it is.
-    async fn commit_if(&self, mut writes: Writes, claimed: &CrcList, length: u64) -> ItemReply {
+    pub async fn commit_if(&self, mut writes: Writes, claimed: &CrcList, length: u64) -> ItemReply {
         if claimed.as_slice() == writes.crcs() {
             return self.commit(writes, length).await;
         }

@@ -71,6 +71,12 @@ pub enum End {
     /// Payload without the trailer that holds its CRCs.
     #[error("payload came without its CRCs")]
     NoTrailer,
+    /// Payload with an Offer of another number of items than one, or of one that cannot be read.
+    #[error("payload came with an offer that is not of one value")]
+    NotLone,
+    /// Payload with an Offer, in front of that of offers that have a place already.
+    #[error("payload came with an offer while another had a place and no payload yet")]
+    OutOfTurn,
     /// Payload of another length than was offered.
     #[error("{got} bytes of payload came where {offered} were offered")]
     WrongLength {
@@ -231,6 +237,9 @@ impl Session {
                     }
                     None => self.put_inline(input, header, meta, began).await,
                 }
+            }
+            Opcode::Offer if header.payload_length() > 0 => {
+                self.offer_with_payload(input, opener, header, &meta, began).await
             }
             Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
             Opcode::Goodbye => Err(End::Goodbye),

@@ -56,6 +56,7 @@ mod route;
 mod server;
 mod trace;
 mod types;
+mod unasked;
 
 pub use client::Client;
 pub use config::{Config, ConfigError, Transport};

@@ -21,6 +21,7 @@ use crate::crc::ExtentCrcs;
 use crate::error::LinkFault;
 use crate::trace::TraceId;
 use crate::types::Bytes;
+use crate::unasked::Unasked;
 
 /// Bytes of payload whose CRC is computed right after they were sent: while they are in the cache, if they
 /// were copied, and while the server copies them, if they were lent.
@@ -55,6 +56,8 @@ pub(crate) struct Link {
     trace: [u8; 16],
     /// What the server allows.
     pub limits: Limits,
+    /// Whether the payload of an offer goes with it.
+    pub unasked: Unasked,
     /// Inline Put frames that may still be sent.
     pub credits: CreditAccount,
 }
@@ -131,6 +134,7 @@ impl Greeting {
             consumed: 0,
             trace: [0; 16],
             limits: answer.limits,
+            unasked: Unasked::new(answer.payload_with_offer),
             credits: CreditAccount::new(answer.limits.credits),
         })
     }
@@ -234,9 +238,7 @@ impl Link {
         }
     }
 
-    /// Sends the bytes of item `item` of the Offer `request_id`, their CRCs computed on the way and sent
-    /// behind them. Their memory is lent to the kernel, and stays as it is until the server has answered: were it
-    /// changed before, its CRCs would not fit, and the server would store nothing.
+    /// Sends the bytes of item `item` of the Offer `request_id`; see [`Link::send_value`].
     pub fn send_data(
         &mut self,
         request_id: u64,
@@ -244,12 +246,24 @@ impl Link {
         value: &Bytes<'_>,
         deadline: Instant,
     ) -> Result<(), LinkFault> {
-        let length = value.len();
         let mut meta = Vec::with_capacity(8);
         DataMeta { item }.encode(&mut meta);
-        let header =
-            Header::request(Opcode::Data, request_id).with_payload_length(length).with_trailer();
-        let mac = self.seal(header, &meta, deadline);
+        self.send_value(Header::request(Opcode::Data, request_id), &meta, value, deadline)
+    }
+
+    /// Sends a value as the payload of a frame, its CRCs computed on the way and sent behind it. Its memory is
+    /// lent to the kernel, and stays as it is until the server has answered: were it changed before, its CRCs
+    /// would not fit, and the server would store nothing.
+    pub fn send_value(
+        &mut self,
+        header: Header,
+        meta: &[u8],
+        value: &Bytes<'_>,
+        deadline: Instant,
+    ) -> Result<(), LinkFault> {
+        let length = value.len();
+        let header = header.with_payload_length(length).with_trailer();
+        let mac = self.seal(header, meta, deadline);
         let mut crcs = ExtentCrcs::new(0, self.limits.extent);
         let mut trailer = Vec::with_capacity(trailer_len(16));
         let mut head: &[u8] = &self.out;

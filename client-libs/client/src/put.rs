@@ -16,6 +16,9 @@
 //!                             ◄────────  result of e | result of g
 //! ```
 //!
+//! A lone large value goes with its Offer where the server takes that and wanted those before it
+//! ([`unasked`](crate::unasked)); the answer is its result.
+//!
 //! Requests keep their ids when they are repeated on another connection, so the server can tell a
 //! repetition from a new put.
 
@@ -55,6 +58,8 @@ pub(crate) struct Puts<'a> {
     unplanned: Vec<usize>,
     /// The first request is sent already.
     started: bool,
+    /// The offer that was sent last went with its payload.
+    unasked: bool,
 }
 
 struct Request {
@@ -73,6 +78,7 @@ impl<'a> Puts<'a> {
             values,
             requests: Vec::new(),
             started: false,
+            unasked: false,
         }
     }
 
@@ -144,9 +150,14 @@ impl<'a> Puts<'a> {
         key.len() + advice.encoded_length()
     }
 
-    fn send(&self, at: usize, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
+    fn send(&mut self, at: usize, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let request = &self.requests[at];
         let inline = request.opcode == Opcode::Put;
+        let lone = match request.items[..] {
+            [item] if !inline => Some(&self.values[item].bytes),
+            _ => None,
+        };
+        let with_offer = lone.filter(|value| link.unasked.may_go(value.len()));
         let extent = link.limits.extent;
         let mut wire = Vec::with_capacity(request.items.len());
         let mut payload: Vec<&[u8]> = Vec::new();
@@ -161,7 +172,12 @@ impl<'a> Puts<'a> {
         }
         let mut meta = Vec::new();
         PutItems { items: wire }.encode(&mut meta);
-        link.send(Header::request(request.opcode, request.id), &meta, &payload, deadline)
+        let header = Header::request(request.opcode, request.id);
+        self.unasked = with_offer.is_some();
+        match with_offer {
+            Some(value) => link.send_value(header, &meta, value, deadline),
+            None => link.send(header, &meta, &payload, deadline),
+        }
     }
 
     /// Sends the inline requests from `first` on, as many at a time as credits and limits allow, and takes
@@ -286,12 +302,17 @@ impl<'a> Puts<'a> {
         if header.opcode() != Opcode::Offer || header.request_id() != self.requests[at].id {
             return Err(LinkFault::Unexpected("a reply to no request"));
         }
+        let replies = self.replies(at, &header, link.meta())?;
+        if self.unasked {
+            link.unasked.went(replies.first().is_some_and(|(_, reply)| reply.status == Status::Ok));
+        }
         let mut wanted = VecDeque::new();
-        for (place, (item, reply)) in
-            self.replies(at, &header, link.meta())?.into_iter().enumerate()
-        {
+        for (place, (item, reply)) in replies.into_iter().enumerate() {
+            if !self.unasked {
+                link.unasked.answered(reply.status == Status::Want);
+            }
             match reply.status {
-                Status::Want => wanted.push_back((place as u32, item)),
+                Status::Want if !self.unasked => wanted.push_back((place as u32, item)),
                 // More places than this connection may have: when those it has are filled.
                 Status::LimitExceeded => self.items.set_busy(item, 0),
                 _ => self.settle(item, &reply)?,

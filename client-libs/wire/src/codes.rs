@@ -227,12 +227,12 @@ impl Opcode {
         }
     }
 
-    /// The most bytes of payload a frame of this operation may declare; zero for all but Put, Data
-    /// (requests) and Get (reply).
+    /// The most bytes of payload a frame of this operation may declare; zero for all but Put, Offer,
+    /// Data (requests) and Get (reply).
     pub const fn payload_limit(self, reply: bool) -> u64 {
         match (self, reply) {
             (Opcode::Put, false) => crate::MAX_INLINE as u64,
-            (Opcode::Data, false) | (Opcode::Get, true) => crate::MAX_VALUE,
+            (Opcode::Offer | Opcode::Data, false) | (Opcode::Get, true) => crate::MAX_VALUE,
             _ => 0,
         }
     }
@@ -269,12 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn only_three_kinds_of_frame_carry_payload() {
+    fn only_four_kinds_of_frame_carry_payload() {
         let carriers: Vec<_> = Opcode::ALL
             .iter()
             .flat_map(|&op| [(op, false), (op, true)])
             .filter(|&(op, reply)| op.payload_limit(reply) > 0)
             .collect();
-        assert_eq!(carriers, [(Opcode::Put, false), (Opcode::Get, true), (Opcode::Data, false)]);
+        let requests = [Opcode::Put, Opcode::Offer, Opcode::Data].map(|op| (op, false));
+        assert_eq!(carriers, [requests[0], (Opcode::Get, true), requests[1], requests[2]]);
     }
 }

@@ -17,13 +17,16 @@
 use crate::frame::{Opener, Sealer, Side};
 use crate::header::{HEADER_LEN, Header, VERSION};
 use crate::key::{SharedKey, connect_key, session_key};
-use crate::meta::cursor::{Reader, finish, next_extension, put_str, unknown};
+use crate::meta::cursor::{Reader, next_extension, put_str, unknown};
 use crate::meta::{MetaError, append_extension};
 use crate::{FrameError, MAX_EXTENTS, MAX_INLINE, MAX_ITEMS, MAX_NAMESPACE, MAX_VALUE, Opcode};
 
 /// Extension of ClientHello, without bytes: the client counts lent payload, see
 /// [`ClientHello::counts_lent`].
 const COUNTS_LENT: u16 = 1;
+/// Extension of ServerHello, without bytes: an Offer may bring its payload, see
+/// [`ServerHello::payload_with_offer`].
+const PAYLOAD_WITH_OFFER: u16 = 1;
 
 /// What the client says first (meta of the Connect request).
 ///
@@ -167,6 +170,9 @@ pub struct ServerHello {
     pub version: u8,
     /// What this connection may do.
     pub limits: Limits,
+    /// The server takes an Offer of one item with its payload right behind it. An extension: to a server
+    /// without it the payload goes by Data.
+    pub payload_with_offer: bool,
 }
 
 impl ServerHello {
@@ -194,6 +200,9 @@ impl ServerHello {
         ] {
             out.extend_from_slice(&limit.to_le_bytes());
         }
+        if self.payload_with_offer {
+            append_extension(out, PAYLOAD_WITH_OFFER, &[]);
+        }
     }
 
     /// Reads the meta of a Connect reply.
@@ -202,7 +211,7 @@ impl ServerHello {
     /// [`MetaError`] for anything but a whole hello with limits within the protocol's bounds.
     pub fn parse(meta: &[u8]) -> Result<ServerHello, MetaError> {
         let mut reader = Reader::new(meta);
-        let hello = ServerHello {
+        let mut hello = ServerHello {
             server_nonce: reader.array()?,
             client_nonce: reader.array()?,
             server_id: reader.array()?,
@@ -222,9 +231,16 @@ impl ServerHello {
                 lease_ms_max: reader.u32()?,
                 extent: reader.u32()?,
             },
+            payload_with_offer: false,
         };
         hello.limits.check()?;
-        finish(reader, hello)
+        while let Some((kind, _)) = next_extension(&mut reader)? {
+            match kind {
+                PAYLOAD_WITH_OFFER => hello.payload_with_offer = true,
+                kind => unknown(kind)?,
+            }
+        }
+        Ok(hello)
     }
 
     /// Whether this reply belongs to `hello`: its nonce, and a version it offered. A client that

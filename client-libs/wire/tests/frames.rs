@@ -198,7 +198,7 @@ fn oversized_payload() {
         (Opcode::Put, inline),
         (Opcode::Data, MAX_VALUE),
         (Opcode::Get, 0),
-        (Opcode::Offer, 0),
+        (Opcode::Offer, MAX_VALUE),
         (Opcode::Connect, 0),
     ] {
         assert_eq!(parse(opcode, limit), Ok(()));

@@ -175,6 +175,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 namespace: number,
                 version: VERSION,
                 limits,
+                payload_with_offer: false,
             };
             let items = Reply::Items(ItemReplies { items });
             let refusal = Refusal { retry_ms: number, text: "later, please" };
@@ -495,6 +496,7 @@ fn an_old_server_hello_is_not_the_answer() {
         namespace: 1,
         version: 1,
         limits,
+        payload_with_offer: false,
     };
     assert!(reply.answers(&hello));
     assert!(!ServerHello { client_nonce: [2; 32], ..reply }.answers(&hello));
@@ -509,6 +511,18 @@ fn an_old_server_hello_is_not_the_answer() {
     assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
     meta[124..128].copy_from_slice(&0u32.to_le_bytes());
     assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
+
+    // Whether it takes payload with an Offer is an extension.
+    for payload_with_offer in [true, false] {
+        let reply = ServerHello { payload_with_offer, ..reply };
+        let mut meta = Vec::new();
+        reply.encode(&mut meta);
+        append_extension(&mut meta, 2, b"unknown");
+        assert_eq!(ServerHello::parse(&meta), Ok(reply));
+        append_extension(&mut meta, MUST_UNDERSTAND, b"");
+        let error = MetaError::MustUnderstand { kind: MUST_UNDERSTAND };
+        assert_eq!(ServerHello::parse(&meta), Err(error));
+    }
 }
 
 #[test]

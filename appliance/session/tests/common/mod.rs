@@ -459,6 +459,25 @@ impl Client {
         *header.mac()
     }
 
+    /// Sends an offer of `item` with its value, of whose bytes the first `sent` only; all of it with its
+    /// trailer. The header's MAC.
+    pub fn send_along(&mut self, item: PutItem<'_>, value: &[u8], sent: Option<usize>) -> [u8; 32] {
+        let mut meta = Vec::new();
+        PutItems { items: vec![item] }.encode(&mut meta);
+        let header = self.request(Opcode::Offer);
+        let header = header.with_payload_length(value.len() as u64).with_trailer();
+        let mut header = header.with_consumed(self.consumed);
+        let mut frame = Vec::new();
+        self.sealer.seal(&mut header, &meta, &mut frame);
+        frame.extend_from_slice(&value[..sent.unwrap_or(value.len())]);
+        if sent.is_none() {
+            let crcs = crcs(value, self.extent);
+            self.sealer.seal_trailer(header.mac(), crcs.as_slice(), &mut frame);
+        }
+        self.end.send(&frame);
+        *header.mac()
+    }
+
     /// Sends what [`Client::send_data`] kept back after the first `sent` bytes.
     pub fn send_rest(&mut self, mac: &[u8; 32], value: &[u8], sent: usize) {
         let mut rest = value[sent..].to_vec();

@@ -43,6 +43,8 @@ pub struct Client {
     timer: bool,
     /// Until when it reads nothing.
     stopped: Option<u64>,
+    /// The server waits for bytes on this connection that never come.
+    owes: bool,
 }
 
 impl Client {
@@ -62,6 +64,7 @@ impl Client {
             leased: Vec::new(),
             timer: false,
             stopped: None,
+            owes: false,
         }
     }
 
@@ -197,6 +200,7 @@ impl Client {
             order.reverse();
         }
         let forget = stage.chance(60);
+        self.owes |= forget;
         for item in order {
             if forget {
                 // Never sent, so never stored.
@@ -226,7 +230,7 @@ impl Client {
         }
         let namespace = SPACES[self.space].1;
         self.link = Some(Link::greet(end, credential(self.space), self.id, namespace, nonce));
-        self.closing = false;
+        (self.closing, self.owes) = (false, false);
     }
 
     /// Sends what is to be repeated, what is to be reported, and new requests up to the depth.
@@ -242,7 +246,7 @@ impl Client {
                 Work::Put { items, .. } => {
                     items.iter_mut().for_each(|item| stage.model.put_again(&mut item.put));
                 }
-                Work::Offer { items, waiting, answered } => {
+                Work::Offer { items, waiting, answered, .. } => {
                     items.iter_mut().for_each(|item| stage.model.put_again(&mut item.put));
                     (*waiting, *answered) = (0, false);
                 }
@@ -336,6 +340,10 @@ impl Client {
         }
         if let Work::Release(keys) = &request.work {
             keys.iter().for_each(|&key| stage.model.release_begins(key));
+        }
+        let alone = !self.owes && !self.requests.iter().any(|other| other.work.is_offer());
+        if let Work::Offer { items, along, .. } = &mut request.work {
+            *along = alone && items.len() == 1 && stage.chance(2);
         }
         request.sent = stage.now().nanos;
         stage.send(link, &mut request);

@@ -201,7 +201,7 @@ impl Stage {
         header: &Header,
         meta: &[u8],
     ) -> Result<Then, Broken> {
-        let Work::Offer { items, waiting, answered } = work else {
+        let Work::Offer { items, waiting, answered, along } = work else {
             unreachable!("called for offers")
         };
         if header.opcode() == Opcode::Data {
@@ -225,9 +225,15 @@ impl Stage {
         let replies = Self::items(meta, items.len())?;
         let mut wanted = 0;
         for (at, (item, reply)) in items.iter_mut().zip(&replies).enumerate() {
-            if reply.status == Status::Want {
+            if reply.status == Status::Want && !*along {
                 wanted |= 1 << at;
                 continue;
+            }
+            if *along && reply.status != Status::Ok {
+                self.bump(Count::PayloadForgotten);
+            }
+            if reply.status == Status::CrcMismatch {
+                return Err(unexplained(item.put.sight.key, "a right CRC was called wrong"));
             }
             self.settle_put(&item.put, item.mode, reply)?;
             item.settled = true;

@@ -31,8 +31,9 @@ pub struct GetWork {
 pub enum Work {
     /// Values in the frame. `poisoned`: one CRC is wrong on purpose.
     Put { items: Vec<PutWork>, poisoned: bool },
-    /// Values offered first. `waiting` counts those whose bytes were sent.
-    Offer { items: Vec<PutWork>, waiting: u32, answered: bool },
+    /// Values offered first. `waiting` counts those whose bytes were sent. `along`: there is one, and its
+    /// bytes went with it.
+    Offer { items: Vec<PutWork>, waiting: u32, answered: bool, along: bool },
     /// Values or ranges, answered one by one in any order.
     Get(Vec<GetWork>),
     /// Is it there?
@@ -65,6 +66,11 @@ impl Work {
     /// Whether the outcome of the request may change what is stored.
     pub fn changes(&self) -> bool {
         matches!(self, Work::Put { .. } | Work::Offer { .. } | Work::Delete(_))
+    }
+
+    /// Whether values are offered.
+    pub fn is_offer(&self) -> bool {
+        matches!(self, Work::Offer { .. })
     }
 
     /// How many operations it is: one of the store's for every key.
@@ -243,7 +249,7 @@ impl Stage {
             items.push(self.draw_put_item(key, length));
         }
         self.bump(Count::Offers);
-        Work::Offer { items, waiting: 0, answered: false }
+        Work::Offer { items, waiting: 0, answered: false, along: false }
     }
 
     fn draw_get(&mut self, space: usize, range: bool) -> Work {
@@ -314,13 +320,14 @@ impl Stage {
         let opcode = match &request.work {
             Work::Put { items, poisoned } => {
                 self.count_advice(items);
-                self.send_put(link, header(Opcode::Put), items, *poisoned, &mut meta);
-                self.meta = meta;
-                return;
+                return self.send_put(link, header(Opcode::Put), items, *poisoned, meta);
             }
-            Work::Offer { items, .. } => {
+            Work::Offer { items, along, .. } => {
                 self.count_advice(items);
                 self.encode_puts(items, None, &mut meta);
+                if *along {
+                    return self.send_along(link, header(Opcode::Offer), &items[0], meta);
+                }
                 Opcode::Offer
             }
             Work::Get(items) => {
@@ -428,7 +435,7 @@ impl Stage {
         header: Header,
         items: &[PutWork],
         poisoned: bool,
-        meta: &mut Vec<u8>,
+        mut meta: Vec<u8>,
     ) {
         let mut payload = Vec::new();
         let mut crcs = Vec::with_capacity(items.len());
@@ -442,9 +449,19 @@ impl Stage {
                 payload.extend_from_slice(&self.scratch);
             }
         }
-        self.encode_puts(items, Some(&crcs), meta);
+        self.encode_puts(items, Some(&crcs), &mut meta);
         let payload = if items.len() > 1 { &payload } else { &self.scratch };
-        link.send(header.with_payload_length(payload.len() as u64), meta, payload);
+        link.send(header.with_payload_length(payload.len() as u64), &meta, payload);
+        self.meta = meta;
+    }
+
+    /// Sends an offer of one value with its bytes.
+    fn send_along(&mut self, link: &mut Link, header: Header, work: &PutWork, meta: Vec<u8>) {
+        let crcs = self.make_value(work.put.sight.key, work.put.version);
+        let header = header.with_payload_length(self.scratch.len() as u64);
+        link.send_with_trailer(header, &meta, &self.scratch, crcs.as_slice());
+        self.bump(Count::OffersWithPayload);
+        self.meta = meta;
     }
 
     /// Sends the bytes of one offered value.

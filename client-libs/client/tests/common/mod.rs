@@ -108,6 +108,8 @@ pub struct Setup {
     pub refuse: Option<Status>,
     /// Takes connections and says nothing on them.
     pub mute: bool,
+    /// Takes payload with an Offer.
+    pub payload_with_offer: bool,
 }
 
 impl Default for Setup {
@@ -128,6 +130,7 @@ impl Default for Setup {
             trailer: false,
             refuse: None,
             mute: false,
+            payload_with_offer: false,
         }
     }
 }

@@ -142,6 +142,7 @@ fn server_hello() -> ServerHello {
             lease_ms_max: 60_000,
             extent: EXTENT as u32,
         },
+        payload_with_offer: false,
     }
 }
 
@@ -185,7 +186,7 @@ fn name(opcode: Opcode, kind: &str) -> String {
 
 fn request_sample((request, payload): (Request<'_>, Vec<u8>)) -> Sample {
     let opcode = request.opcode();
-    let data = opcode == Opcode::Data;
+    let trailer = opcode != Opcode::Put && !payload.is_empty();
     let header = Header::request(opcode, REQUEST_ID)
         .with_payload_length(payload.len() as u64)
         .with_namespace(if opcode == Opcode::Connect { 0 } else { 3 })
@@ -196,9 +197,9 @@ fn request_sample((request, payload): (Request<'_>, Vec<u8>)) -> Sample {
     Sample {
         name: name(opcode, "request"),
         side: Side::Client,
-        header: if data { header.with_trailer() } else { header },
+        header: if trailer { header.with_trailer() } else { header },
         meta,
-        crcs: data.then(|| crcs(&payload).to_vec()),
+        crcs: trailer.then(|| crcs(&payload).to_vec()),
         payload,
     }
 }
@@ -252,6 +253,30 @@ fn advised() -> Sample {
     Sample { name: "put-advised".into(), ..request_sample((Request::Put(items), payload)) }
 }
 
+/// An Offer of one item that brings its payload, and its reply.
+fn with_payload() -> [Sample; 2] {
+    let mut items = put_items(false);
+    items.items.truncate(1);
+    let offer = request_sample((Request::Offer(items), VALUE_A.to_vec()));
+    let length = VALUE_A.len() as u64;
+    let stored = ItemReply { length, generation: GENERATION, ..ItemReply::new(Status::Ok) };
+    let stored = Reply::Items(ItemReplies { items: vec![stored] });
+    let reply = reply_sample(&offer.header, &stored);
+    [
+        Sample { name: "offer-with-payload".into(), ..offer },
+        Sample { name: "offer-with-payload-reply".into(), ..reply },
+    ]
+}
+
+/// The hello of a server that takes payload with an Offer.
+fn taking_payload(connect: &Header) -> Sample {
+    let hello = ServerHello { payload_with_offer: true, ..server_hello() };
+    Sample {
+        name: "connect-reply-taking-payload".into(),
+        ..reply_sample(connect, &Reply::Connect(hello))
+    }
+}
+
 /// Every frame, requests first.
 pub fn samples() -> Vec<Sample> {
     let mut samples: Vec<_> = requests().into_iter().map(request_sample).collect();
@@ -262,8 +287,11 @@ pub fn samples() -> Vec<Sample> {
     let replies: Vec<_> =
         replies().iter().map(|(opcode, reply)| reply_sample(&header(*opcode), reply)).collect();
     let others = others(&header(Opcode::Put));
+    let taking = taking_payload(&header(Opcode::Connect));
     samples.extend(replies);
     samples.extend(others);
     samples.push(advised());
+    samples.push(taking);
+    samples.extend(with_payload());
     samples
 }

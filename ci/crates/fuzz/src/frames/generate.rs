@@ -30,11 +30,12 @@ pub fn request_with_payload(rng: &mut Rng) -> (Header, Vec<u8>, Vec<u8>) {
     request(rng, opcode, &mut meta);
     let length = match opcode {
         Opcode::Put | Opcode::Data => 1 + rng.below(100),
+        Opcode::Offer if once_in(rng, 3) => 1 + rng.below(100),
         _ => 0,
     };
     let mut header =
         Header::request(opcode, number(rng)).with_payload_length(length).with_namespace(1);
-    if opcode == Opcode::Data {
+    if length > 0 && opcode != Opcode::Put {
         header = header.with_trailer();
     }
     let payload = bytes(rng, length as usize);
@@ -182,6 +183,7 @@ fn server_hello(rng: &mut Rng) -> ServerHello {
         namespace: number(rng) as u32,
         version: VERSION,
         limits,
+        payload_with_offer: rng.below(2) == 0,
     }
 }
 

@@ -218,6 +218,16 @@ fn puts(
     payload.truncate(if opcode == Opcode::Put { MAX_INLINE as usize } else { 0 });
 }
 
+/// The meta of an Offer of one value, and the value.
+pub fn offer_along(rng: &mut Rng, generations: &[u64]) -> (Vec<u8>, Vec<u8>) {
+    let mut meta = 1u32.to_le_bytes().to_vec();
+    let key = key(rng);
+    let length = value_length(rng, &key);
+    let value = value(rng, length);
+    put_item(rng, &mut meta, (&key, &value), Opcode::Offer, generations);
+    (meta, value)
+}
+
 fn put_item(
     rng: &mut Rng,
     meta: &mut Vec<u8>,

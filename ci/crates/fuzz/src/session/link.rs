@@ -20,6 +20,8 @@ struct Waiting {
     /// Of a Data frame.
     item: u32,
     due: Due,
+    /// Of an Offer: its payload went with it.
+    along: bool,
 }
 
 /// What the answer must be.
@@ -126,6 +128,12 @@ impl Link {
         self.waiting.len()
     }
 
+    /// Whether the server waits for bytes that are wanted, or may do so soon.
+    pub fn owes(&self) -> bool {
+        !self.wanted.is_empty()
+            || self.waiting.iter().any(|w| matches!(w.opcode, Opcode::Offer | Opcode::Data))
+    }
+
     /// Whether a request of this operation and id waits, so that the id says nothing.
     pub fn waits_for(&self, opcode: Opcode, request: u64) -> bool {
         self.waiting.iter().any(|w| w.opcode == opcode && w.request == request)
@@ -143,7 +151,8 @@ impl Link {
             let item = meta.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
             let due = due(opcode, meta, header.payload_length());
             let request = header.request_id();
-            self.waiting.push(Waiting { opcode, request, item, due });
+            let along = opcode == Opcode::Offer && header.payload_length() > 0;
+            self.waiting.push(Waiting { opcode, request, item, due, along });
         }
         (header, frame)
     }
@@ -176,13 +185,17 @@ impl Link {
         self.credits += header.credits();
         assert_eq!(header.credits(), u32::from(opcode == Opcode::Put), "a Put's credit comes back");
         let waiting = &mut self.waiting[at];
+        let along = waiting.along;
         assert!(opcode == Opcode::Get || payload.is_empty(), "only a Get is answered by payload");
         let (more, last) = waiting.check(&reply, header.status(), payload);
         assert_eq!(header.has_more(), more, "MORE is on all but the last item's");
-        seen.reply(opcode, header.status(), &reply);
+        seen.reply(opcode, along, header.status(), &reply);
         match reply {
             Reply::Items(items) => {
-                if opcode == Opcode::Offer {
+                if along {
+                    let wanted = items.items.iter().any(|item| item.status == Status::Want);
+                    assert!(!wanted, "what came along is not wanted again");
+                } else if opcode == Opcode::Offer {
                     self.want(request, &items.items);
                 }
                 self.answer = Some(Answer { items: items.items, payload: Vec::new() });

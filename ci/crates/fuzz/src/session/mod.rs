@@ -50,7 +50,7 @@ const ITEMS: [Status; 13] = [
 ];
 
 /// Other things that must happen.
-const EVENTS: [&str; 14] = [
+const EVENTS: [&str; 16] = [
     "goodbye from the server",
     "hello refused",
     "hello unanswered",
@@ -65,6 +65,8 @@ const EVENTS: [&str; 14] = [
     "stopped under way",
     "evicted",
     "kept through a start",
+    "offer along stored",
+    "offer along forgotten",
 ];
 
 /// Inputs between two starts of the server.
@@ -171,13 +173,18 @@ impl Seen {
     }
 
     /// Counts a reply: done, or refused as a whole. A Data frame is a request of one item.
-    fn reply(&mut self, opcode: Opcode, status: Status, reply: &Reply<'_>) {
+    fn reply(&mut self, opcode: Opcode, along: bool, status: Status, reply: &Reply<'_>) {
         let mut end = (status == Status::Ok, status != Status::Ok);
         match reply {
             Reply::Items(items) => {
                 items.items.iter().for_each(|item| self.item(item));
-                let done = if opcode == Opcode::Offer { Status::Want } else { Status::Ok };
+                let offered = opcode == Opcode::Offer && !along;
+                let done = if offered { Status::Want } else { Status::Ok };
                 end.0 = items.items.iter().any(|item| item.status == done);
+                if along {
+                    let name = if end.0 { "offer along stored" } else { "offer along forgotten" };
+                    return self.counts.bump(name);
+                }
             }
             Reply::Get(get) => {
                 self.item(&get.reply);

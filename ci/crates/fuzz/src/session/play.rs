@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use memkv_poller::Rng;
 use memkv_sim::{ClientEnd, Fate};
 use memkv_wire::handshake::{ClientHello, connect_keys};
+use memkv_wire::meta::PutItems;
 use memkv_wire::{Header, Opcode, Side, Status};
 
 use super::Seen;
@@ -148,6 +149,7 @@ impl<'a> Play<'a> {
                 false => self.send_data(link),
             },
             12 => self.flood(link),
+            15..=17 => self.offer_along(link),
             13 if once_in(&mut self.rng, 3) => self.send_unwanted(link),
             14 if once_in(&mut self.rng, 3) => self.lose_step(link),
             _ => {
@@ -272,6 +274,43 @@ impl<'a> Play<'a> {
             link.sealer.seal_trailer(header.mac(), &crcs, &mut bytes);
         }
         if wrong == Some(8) {
+            // The trailer's MAC.
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+        }
+        self.send(link, bytes);
+    }
+
+    /// An offer that brings its bytes, or nearly.
+    fn offer_along(&mut self, link: &mut Link) {
+        // In front of bytes that are wanted it must not come.
+        link.broken |= link.owes();
+        let seen: Vec<u64> = self.seen.generations.iter().copied().collect();
+        let (mut meta, mut value) = generate::offer_along(&mut self.rng, &seen);
+        let mut crcs = generate::crcs(&value);
+        let mut trailer = true;
+        let wrong = once_in(&mut self.rng, 3).then(|| self.rng.below(8));
+        match wrong {
+            Some(0) => value.push(0),
+            Some(1) => drop(value.pop()),
+            Some(2) => trailer = false,
+            Some(3) => drop(crcs.pop()),
+            Some(4) => mutate(&mut self.rng, &mut meta),
+            Some(5..=6) => crcs[0] ^= 1,
+            _ => {}
+        }
+        meta.truncate(Opcode::Offer.meta_limit() as usize);
+        let item = PutItems::lone(&meta);
+        let fits = item.is_some_and(|item| item.length == value.len() as u64);
+        link.broken |= !fits || matches!(wrong, Some(2 | 3 | 7));
+        let header = self.header(link, Opcode::Offer).with_payload_length(value.len() as u64);
+        let header = if trailer { header.with_trailer() } else { header };
+        let (header, mut bytes) = link.seal(header, &meta);
+        bytes.extend(value);
+        if trailer {
+            link.sealer.seal_trailer(header.mac(), &crcs, &mut bytes);
+        }
+        if wrong == Some(7) {
             // The trailer's MAC.
             let last = bytes.len() - 1;
             bytes[last] ^= 1;
