@@ -11,7 +11,7 @@ use memkv_wire::{Crc32c, GetItem, GetItems, GetReply, Header, ItemReply, MetaErr
 
 use crate::backlog::Promise;
 use crate::outbox::Reply;
-use crate::reads::{ReadError, Reading, start_reads};
+use crate::reads::{ReadError, Reading, TooMuch, start_reads};
 use crate::replies;
 use crate::session::Session;
 
@@ -149,7 +149,7 @@ impl Session {
                 error.report(context).await;
                 Err(replies::miss(Miss(MissReason::DriveLost)))
             }
-            Err(Bad::TooMuch) => Err(replies::item(Status::LimitExceeded)),
+            Err(Bad::TooMuch(memory)) => Err(memory.reply()),
             Err(Bad::Bytes) => {
                 context.counters.crc_bad.bump();
                 let generation = lease.block().generation;
@@ -172,7 +172,7 @@ impl Session {
         let context = &self.context;
         let verified = lease.block().verified;
         let reads = start_reads(context, cuts.iter().map(|cut| &cut.extent)).await;
-        let mut reads = reads.map_err(|_| Bad::TooMuch)?.into_iter();
+        let mut reads = reads.map_err(Bad::TooMuch)?.into_iter();
         let mut pieces = Row::new();
         let mut crcs = Row::new();
         let mut checked = 0;
@@ -222,8 +222,9 @@ impl Session {
         }
         let generation = lease.block().generation;
         for (index, extent) in lease.block().extents.clone().into_iter().enumerate() {
-            let Ok(mut reads) = start_reads(context, [&extent].into_iter()).await else {
-                return replies::item(Status::LimitExceeded);
+            let mut reads = match start_reads(context, [&extent].into_iter()).await {
+                Ok(reads) => reads,
+                Err(memory) => return memory.reply(),
             };
             let cut = Cut { index, extent, from: 0, to: extent.length as usize };
             match check(&cut, reads.pop().expect("one extent was read")).await {
@@ -302,7 +303,7 @@ async fn settle(reads: impl Iterator<Item = Reading>) {
 enum Bad {
     Drive(ReadError),
     Bytes,
-    TooMuch,
+    TooMuch(TooMuch),
 }
 
 impl Cut {

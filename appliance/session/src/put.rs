@@ -545,13 +545,24 @@ impl Session {
     }
 
     /// A block's payload is there: it may be finished when there is room for one more request.
-    pub async fn received(&self, began: Instant) -> (LocalPermit, Working) {
+    async fn received(&self, began: Instant) -> (LocalPermit, Working) {
         let now = self.context.local.now();
         self.context.counters.wait_receive.record(now.saturating_duration_since(began));
         let permit = self.requests.acquire(1).await;
+        self.receives_no_more();
+        (permit, self.context.work())
+    }
+
+    /// The same of one that has its permit.
+    pub fn payload_is_here(&self, began: Instant) {
+        let now = self.context.local.now();
+        self.context.counters.wait_receive.record(now.saturating_duration_since(began));
+        self.receives_no_more();
+    }
+
+    fn receives_no_more(&self) {
         self.receiving.set(false);
         self.payload_done.notify_all();
-        (permit, self.context.work())
     }
 
     /// Commits what has arrived, if it is what its putter says that it is.

@@ -4,9 +4,10 @@ use memkv_block::{Completion, Done, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, DmaRef, UNIT};
 use memkv_poller::spare::Row;
 use memkv_store::{DriveId, Extent};
+use memkv_wire::{ItemReply, Status};
 
-use crate::Context;
 use crate::extents::{Piece, pieces};
+use crate::{Context, replies};
 
 /// A read that failed: which drive, and why.
 pub struct ReadError {
@@ -24,8 +25,26 @@ pub enum Reading {
     Running(DriveId, u32, Completion),
 }
 
-/// The extents of one read need more memory than a read can ever get.
-pub struct TooMuch;
+/// The extents of one read need more memory than there is for reads.
+pub enum TooMuch {
+    /// While peers keep what they were lent: they may give it back.
+    Now,
+    /// In this pool.
+    Ever,
+}
+
+/// After how long memory that peers keep is worth another look, in milliseconds.
+const GIVEN_BACK_MS: u32 = 20;
+
+impl TooMuch {
+    /// What a client is told.
+    pub fn reply(&self) -> ItemReply {
+        match self {
+            Self::Now => ItemReply::busy(GIVEN_BACK_MS),
+            Self::Ever => replies::item(Status::LimitExceeded),
+        }
+    }
+}
 
 /// Starts reading extents, each in pieces: views of the medium where there are any, else into
 /// chunks.
@@ -73,8 +92,12 @@ async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Row<DmaBuf>
         return Ok(chunks);
     }
     let runs = lengths.iter().map(|len| len.div_ceil(UNIT).next_power_of_two() * UNIT);
-    if runs.sum::<usize>() as u64 > pool.attainable(class) {
-        return Err(TooMuch);
+    let bytes = runs.sum::<usize>() as u64;
+    if bytes > pool.attainable(class, &[Class::Drive]) {
+        return Err(TooMuch::Ever);
+    }
+    if bytes > pool.attainable(class, &[Class::Drive, Class::Lent]) {
+        return Err(TooMuch::Now);
     }
     let _turn = if lengths.len() > 1 { Some(context.store.gather_turn().await) } else { None };
     let mut chunks = Row::new();

@@ -29,6 +29,9 @@ impl Session {
         meta: &[u8],
         began: Instant,
     ) -> Result<(), End> {
+        // Whoever ends this session lets what is under way be answered.
+        let permit = self.requests.acquire(1).await;
+        let work = self.context.work();
         let item = PutItems::lone(meta).ok_or(End::NotLone)?;
         let (got, offered) = (header.payload_length(), item.length);
         if got != offered {
@@ -50,8 +53,9 @@ impl Session {
                 return Ok(());
             }
         };
+        let placed = self.context.local.now();
         let (writes, claimed) = self.take_payload(input, opener, &header, reservation).await?;
-        let (permit, work) = self.received(began).await;
+        self.payload_is_here(placed);
         let session = self.clone();
         self.context.local.spawn(async move {
             let reply = session.commit_if(writes, &claimed, got).await;

@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Client, MIB, Machine, Options, put_item, value};
-use memkv_session::SessionLimits;
+use common::{Client, KEY, MIB, Machine, Options, put_item, value};
+use memkv_session::{KeyRing, SessionLimits};
 use memkv_sim::Fate;
 use memkv_wire::{CrcList, ItemReply, Opcode, PutItem, PutItems, PutMode, Status};
 
@@ -111,6 +111,37 @@ fn one_of_a_key_that_another_puts_waits_for_it() {
         assert!(second.get(&mut machine, &key).1 == mine);
     }
     machine.assert_at_rest();
+}
+
+#[test]
+fn one_that_waits_or_is_on_its_way_is_answered_though_its_key_is_retired() {
+    for reactor in 0..2 {
+        let mut machine = Machine::new(Options::default());
+        let other = machine.client_with(1 - reactor, 1, KEY);
+        let (mut other, mut waits) = (other.expect("welcome"), machine.client(reactor));
+        let mut comes = machine.client(reactor);
+        let _offer = other.offer(&mut machine, "k", 10).expect("wanted");
+        let (first, second) = (value(1, 2 * MIB), value(2, 3 * MIB));
+        waits.send_along(item("k", first.len()), &first, None);
+        let mac = comes.send_along(item("l", second.len()), &second, Some(MIB));
+        machine.pass(Duration::from_millis(100));
+        for context in &machine.contexts {
+            assert!(context.set_keys(KeyRing::default()) > 0);
+        }
+        machine.world.kick();
+        machine.pass(Duration::from_millis(100));
+        assert_eq!((waits.end.fate(), comes.end.fate()), (Fate::Open, Fate::Open));
+        comes.send_rest(&mac, &second, MIB);
+        assert_eq!(comes.lone_reply(&mut machine).status, Status::Ok);
+        drop(other);
+        assert_eq!(waits.lone_reply(&mut machine).status, Status::Ok);
+        for client in [&mut waits, &mut comes] {
+            let goodbye = client.receive(&mut machine).expect("a last word");
+            assert_eq!(goodbye.header.opcode(), Opcode::Goodbye);
+        }
+        machine.pass(LONGEST);
+        machine.assert_at_rest();
+    }
 }
 
 #[test]

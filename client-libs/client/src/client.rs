@@ -167,8 +167,10 @@ impl Client {
             }
         };
         let (mut results, batches) = self.sort(values(), |value| value.key, check);
+        let alone = batches.len() == 1;
         let jobs = batches.into_iter().map(|batch| {
             let puts = Puts::new(process, self.name(batch.server), batch.items);
+            let puts = if alone { puts.alone() } else { puts };
             (batch.places, Job { server: batch.server, exchange: puts })
         });
         for (places, puts) in self.run(process, jobs, deadline) {

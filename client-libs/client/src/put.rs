@@ -17,7 +17,8 @@
 //! ```
 //!
 //! A lone large value goes with its Offer where the server takes that and wanted those before it
-//! ([`unasked`](crate::unasked)); the answer is its result.
+//! ([`unasked`](crate::unasked)); the answer is its result. But only in a call to one server: first requests go
+//! to all servers before any answer is awaited, and one that does not read must not keep the others waiting.
 //!
 //! Requests keep their ids when they are repeated on another connection, so the server can tell a
 //! repetition from a new put.
@@ -58,6 +59,8 @@ pub(crate) struct Puts<'a> {
     unplanned: Vec<usize>,
     /// The first request is sent already.
     started: bool,
+    /// The call asks no other server: a value that goes with its offer keeps nobody waiting.
+    alone: bool,
     /// The offer that was sent last went with its payload.
     unasked: bool,
 }
@@ -78,8 +81,14 @@ impl<'a> Puts<'a> {
             values,
             requests: Vec::new(),
             started: false,
+            alone: false,
             unasked: false,
         }
+    }
+
+    /// The call asks no other server.
+    pub fn alone(self) -> Puts<'a> {
+        Puts { alone: true, ..self }
     }
 
     /// The outcomes, in the order of the values.
@@ -154,7 +163,7 @@ impl<'a> Puts<'a> {
         let request = &self.requests[at];
         let inline = request.opcode == Opcode::Put;
         let lone = match request.items[..] {
-            [item] if !inline => Some(&self.values[item].bytes),
+            [item] if self.alone && !inline => Some(&self.values[item].bytes),
             _ => None,
         };
         let with_offer = lone.filter(|value| link.unasked.may_go(value.len()));

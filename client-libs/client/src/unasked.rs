@@ -3,14 +3,14 @@
 //! The answer to an Offer takes both ends as long as it takes to move a quarter of a MiB on one machine, and
 //! a round trip between two. A value that the server has already, or cannot take now, was sent in vain,
 //! which costs more the longer it is. So a lone value of moderate length goes with its offer while the
-//! answers of late say that it is wanted; after one that was not, the next ones are offered first again, and
-//! that for ever longer.
+//! answers of late say that it is wanted; after one that was not, so many others have to be wanted first, and
+//! after each further one more.
 
 /// Longest value that goes with its offer, in bytes: of longer ones the answer is a small part.
 const LENGTH_MAX: u64 = 4 << 20;
-/// Offers in a row that must have been wanted before.
+/// Values in a row that must have been wanted before.
 const WANTED_MIN: u32 = 2;
-/// Offers that come first, alone, after one in vain; and at most.
+/// Values that must be wanted after one in vain; and at most.
 const REST_MIN: u32 = 64;
 const REST_MAX: u32 = 4096;
 
@@ -19,7 +19,7 @@ const REST_MAX: u32 = 4096;
 pub(crate) struct Unasked {
     /// The server takes it.
     taken: bool,
-    /// Offers that still have to be wanted before one goes with its payload.
+    /// Values that still have to be wanted before one goes with its offer.
     left: u32,
     /// What `left` becomes after one in vain.
     rest: u32,

@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{ABSENT, REPLACE, Setup, TestServer, Trick, pair, pattern};
-use memkv_client::{Client, ClientError, GatherItem, PutItem, PutOutcome};
+use std::time::Duration;
+
+use common::{ABSENT, REPLACE, Setup, TestServer, Trick, config, key_of, pair, pattern};
+use memkv_client::{Client, ClientError, GatherItem, PutItem, PutOptions, PutOutcome};
 use memkv_wire::handshake::Limits;
 use memkv_wire::{Opcode, Status};
 
@@ -51,6 +53,31 @@ fn several_values_and_long_ones_are_offered_first() {
     let put = client.put_batch(&[item(b"a"), item(b"b")]);
     assert!(put.iter().all(Result::is_ok), "{put:?}");
     assert_eq!(sent(&server)[2..], [(1, 0), (2, 0)]);
+}
+
+#[test]
+fn one_server_that_does_not_read_keeps_no_other_waiting() {
+    let setup = Setup { payload_with_offer: true, ..Setup::default() };
+    let servers = [TestServer::start(setup.clone()), TestServer::start(setup)];
+    let client = Client::new(config(&[&servers[0], &servers[1]])).expect("a client");
+    let value = pattern(2 * MIB, 1);
+    for round in 0..3 {
+        for server in &servers {
+            assert!(client.put(&key_of(&client, server, round), &value, &ABSENT).is_ok());
+        }
+    }
+    for server in &servers {
+        assert_eq!(sent(server)[2], (1, value.len() as u64), "alone it goes along");
+        server.play(Opcode::Offer, Trick::Silent);
+    }
+    let keys = servers.each_ref().map(|server| key_of(&client, server, 9));
+    let options = PutOptions { deadline: Some(Duration::from_millis(500)), ..ABSENT };
+    let item = |key| PutItem { key, value: &value, options, parent: None };
+    let put = client.put_batch(&[item(&keys[0]), item(&keys[1])]);
+    assert!(put.iter().all(|put| matches!(put, Err(ClientError::Timeout { .. }))), "{put:?}");
+    for server in &servers {
+        assert_eq!(sent(server)[3], (1, 0), "each was asked, without bytes that it may not read");
+    }
 }
 
 #[test]

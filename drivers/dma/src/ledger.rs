@@ -328,11 +328,11 @@ impl Ledger {
     }
 
     /// Units that a class may come to have, once all others have given back what they do give back: what
-    /// drives and peers have now they may keep.
-    pub fn attainable(&self, class: Class) -> u32 {
-        let keeps = |c: Class| match c {
-            Class::Drive | Class::Lent => self.used[c.index()],
-            c => self.reserve[c.index()],
+    /// those in `keeping` have now they may keep.
+    pub fn attainable(&self, class: Class, keeping: &[Class]) -> u32 {
+        let keeps = |c: Class| {
+            let reserve = self.reserve[c.index()];
+            if keeping.contains(&c) { reserve.max(self.used[c.index()]) } else { reserve }
         };
         let kept: u32 = Class::ALL.iter().filter(|&&c| c != class).map(|&c| keeps(c)).sum();
         let units = self.buddy.free_units() + self.used.iter().sum::<u32>();
@@ -385,11 +385,15 @@ mod tests {
                     ledger.charge(&mut run, other, &mut Vec::new());
                 }
             }
-            let attainable = ledger.attainable(class);
+            let keeping = [Class::Drive, Class::Lent];
+            let attainable = ledger.attainable(class, &keeping);
             let had = fill(&mut ledger, class).len() as u32;
             let own = ledger.used[class.index()] - had;
             assert_eq!(own + had, attainable, "{class:?}");
-            assert_eq!(ledger.attainable(class), attainable, "whoever has how much of it");
+            assert_eq!(ledger.attainable(class, &keeping), attainable, "who has how much of it");
+            let lent = ledger.used[Class::Lent.index()] * u32::from(class != Class::Lent);
+            let at_most = (attainable + lent).min(ledger.limit[class.index()]);
+            assert_eq!(ledger.attainable(class, &[Class::Drive]), at_most);
         }
     }
 

@@ -154,10 +154,10 @@ impl Pool {
         self.0.mapping.regions()
     }
 
-    /// Bytes that a class may come to have at one time, as things stand: what drives and peers keep, and
-    /// what is kept back for others, it never gets. Who needs more need not wait for it.
-    pub fn attainable(&self, class: Class) -> u64 {
-        u64::from(self.ledger().attainable(class)) * UNIT as u64
+    /// Bytes that a class may come to have at one time while those in `keeping` keep what they have now:
+    /// that, and what is kept back for others, it does not get. Who needs more need not wait for it.
+    pub fn attainable(&self, class: Class, keeping: &[Class]) -> u64 {
+        u64::from(self.ledger().attainable(class, keeping)) * UNIT as u64
     }
 
     /// The accounts at this moment.
