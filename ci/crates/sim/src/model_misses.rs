@@ -93,7 +93,10 @@ impl Model {
             // While a put is under way the same eviction may be seen again once that is answered: it may
             // have stored just the block that was evicted.
             let quiet = sight.open_puts == 0 && state.appear == sight.appear + sight.own.1;
-            self.evicted += u64::from(quiet);
+            // Where a disk has failed, a miss without a reason leaves it open whether the key is still there,
+            // and the same eviction may be seen again.
+            let open = reason == MissReason::Never && self.failed != 0;
+            self.evicted += u64::from(quiet && !open);
             // Others that began before see the same eviction, not one more.
             self.keys[sight.key as usize].vanish += 1;
             return Ok(());

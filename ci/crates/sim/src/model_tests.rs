@@ -204,6 +204,17 @@ fn evictions_are_counted_where_they_may_happen_and_never_of_leased_blocks() {
     assert_eq!(what(model.saw_miss(&sight, MissReason::Evicted, NOW)), What::Missing);
     let later = Now { nanos: NOW.nanos + 10, ..NOW };
     model.saw_miss(&sight, MissReason::Evicted, later).unwrap();
+    // Where a disk has failed, one that was seen without a reason is not counted each time.
+    let mut model = Model::new(1, true);
+    stored(&mut model, 0, 5);
+    model.disk_failed(1);
+    for _ in 0..2 {
+        let sight = model.look(0, NOW);
+        model.saw_unreasoned_miss(&sight, NOW).unwrap();
+    }
+    let sight = model.look(0, NOW);
+    model.saw_miss(&sight, MissReason::Evicted, NOW).unwrap();
+    assert_eq!(model.evicted, 1);
 }
 
 #[test]
