@@ -446,17 +446,7 @@ impl Client {
         let mut meta = Vec::new();
         DataMeta { item }.encode(&mut meta);
         let header = Header::request(Opcode::Data, request);
-        let header = header.with_payload_length(value.len() as u64).with_trailer();
-        let mut header = header.with_consumed(self.consumed);
-        let mut frame = Vec::new();
-        self.sealer.seal(&mut header, &meta, &mut frame);
-        frame.extend_from_slice(&value[..sent.unwrap_or(value.len())]);
-        if sent.is_none() {
-            let crcs = crcs(value, self.extent);
-            self.sealer.seal_trailer(header.mac(), crcs.as_slice(), &mut frame);
-        }
-        self.end.send(&frame);
-        *header.mac()
+        self.send_with_trailer(header, &meta, value, sent)
     }
 
     /// Sends an offer of `item` with its value, of whose bytes the first `sent` only; all of it with its
@@ -465,10 +455,22 @@ impl Client {
         let mut meta = Vec::new();
         PutItems { items: vec![item] }.encode(&mut meta);
         let header = self.request(Opcode::Offer);
+        self.send_with_trailer(header, &meta, value, sent)
+    }
+
+    /// Sends a frame with the first `sent` bytes of its payload; all of it with its trailer. The header's
+    /// MAC.
+    fn send_with_trailer(
+        &mut self,
+        header: Header,
+        meta: &[u8],
+        value: &[u8],
+        sent: Option<usize>,
+    ) -> [u8; 32] {
         let header = header.with_payload_length(value.len() as u64).with_trailer();
         let mut header = header.with_consumed(self.consumed);
         let mut frame = Vec::new();
-        self.sealer.seal(&mut header, &meta, &mut frame);
+        self.sealer.seal(&mut header, meta, &mut frame);
         frame.extend_from_slice(&value[..sent.unwrap_or(value.len())]);
         if sent.is_none() {
             let crcs = crcs(value, self.extent);
