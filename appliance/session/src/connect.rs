@@ -133,6 +133,7 @@ fn server_hello(
             extent,
         },
         payload_with_offer: true,
+        answers_presence: true,
     }
 }
 

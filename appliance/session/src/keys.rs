@@ -10,8 +10,8 @@ use memkv_store::{Advice, Existing, KeyHash, Miss, Store};
 use memkv_wire as wire;
 use memkv_wire::{
     DeleteItem, DeleteItems, Empty, Header, HintList, ItemReplies, KeyList, LeaseList, MatchItem,
-    MatchItems, MatchReply, MetaError, Opcode, PutItem, StatsReply, Status, SuspectItem,
-    SuspectItems,
+    MatchItems, MatchReply, MetaError, MissReason, Opcode, PresenceReply, PutItem, StatsReply,
+    Status, SuspectItem, SuspectItems,
 };
 
 use crate::join::join_all;
@@ -19,7 +19,7 @@ use crate::replies;
 use crate::session::Session;
 
 impl Session {
-    /// Exists, MatchPrefix and Stats where the store is on this reactor: there is nothing to wait for.
+    /// Exists, Presence, MatchPrefix and Stats where the store is on this reactor: there is nothing to wait for.
     pub fn answer_here(
         &self,
         store: &Rc<Store>,
@@ -28,6 +28,7 @@ impl Session {
     ) -> Result<(), MetaError> {
         match header.opcode() {
             Opcode::Exists => self.exists_here(store, header, meta),
+            Opcode::Presence => self.presence_here(store, header, meta),
             Opcode::MatchPrefix => self.match_prefix_here(store, header, meta),
             _ => self.stats(header, meta),
         }
@@ -51,6 +52,46 @@ impl Session {
         let mut meta = Row::new();
         ItemReplies::encode_each(list.keys.iter().map(reply), &mut meta);
         self.reply(header, Status::Ok, meta);
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
+        Ok(())
+    }
+
+    /// As [`Self::exists_here`]. A key of a length that none may have was never stored.
+    fn presence_here(
+        &self,
+        store: &Rc<Store>,
+        header: &Header,
+        meta: &[u8],
+    ) -> Result<(), MetaError> {
+        let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
+        let missing = |key: &&[u8]| match self.hash(key) {
+            None => Some(MissReason::Never),
+            Some(key) => store.is_there(key).err().map(replies::reason),
+        };
+        let mut meta = Row::new();
+        PresenceReply::encode_each(list.keys.iter().map(missing), &mut meta);
+        self.reply(header, Status::Ok, meta);
+        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
+        Ok(())
+    }
+
+    /// Presence: as Exists, in a byte per key.
+    pub async fn presence(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
+        let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
+        let (keys, places) = self.hashes(&list.keys);
+        match self.context.store.exists(keys).await {
+            Ok(found) => {
+                let mut missing = Row::new();
+                missing.resize(list.keys.len(), Some(MissReason::Never));
+                for (found, &place) in found.into_iter().zip(&places) {
+                    missing[place] = found.err().map(replies::reason);
+                }
+                let mut meta = Row::new();
+                PresenceReply::encode_each(missing.iter().copied(), &mut meta);
+                self.reply(header, Status::Ok, meta);
+            }
+            Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
+        }
         spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
         Ok(())
     }

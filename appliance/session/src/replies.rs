@@ -10,15 +10,19 @@ pub fn item(status: Status) -> ItemReply {
 
 /// A miss and its reason.
 pub fn miss(miss: Miss) -> ItemReply {
-    let reason = match miss.0 {
+    ItemReply::miss(reason(miss))
+}
+
+/// Why there is none.
+pub fn reason(miss: Miss) -> MissReason {
+    match miss.0 {
         memkv_store::MissReason::Never => MissReason::Never,
         memkv_store::MissReason::Evicted => MissReason::Evicted,
         memkv_store::MissReason::Deleted => MissReason::Deleted,
         memkv_store::MissReason::Expired => MissReason::Expired,
         memkv_store::MissReason::DriveLost => MissReason::DriveLost,
         memkv_store::MissReason::Corrupt => MissReason::Corrupt,
-    };
-    ItemReply::miss(reason)
+    }
 }
 
 /// What is stored, under a status.

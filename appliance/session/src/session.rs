@@ -243,7 +243,7 @@ impl Session {
             }
             Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
             Opcode::Goodbye => Err(End::Goodbye),
-            Opcode::Exists | Opcode::MatchPrefix | Opcode::Stats
+            Opcode::Exists | Opcode::Presence | Opcode::MatchPrefix | Opcode::Stats
                 if self.answer_at_once(&header, &meta) =>
             {
                 Ok(())
@@ -283,6 +283,7 @@ impl Session {
     async fn answer(self: &Rc<Self>, header: Header, meta: Row<u8>, began: Instant) {
         let result = match header.opcode() {
             Opcode::Exists => self.exists(&header, &meta).await,
+            Opcode::Presence => self.presence(&header, &meta).await,
             Opcode::MatchPrefix => self.match_prefix(&header, &meta).await,
             Opcode::Lease => self.lease(&header, &meta).await,
             Opcode::Release => self.release(&header, &meta).await,

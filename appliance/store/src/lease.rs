@@ -71,15 +71,7 @@ impl Store {
     }
 
     fn pin(self: &Rc<Self>, key: KeyHash, lent: bool) -> Result<LeaseGrant, Miss> {
-        let found = self.find(key);
-        self.count_lookup(&found);
-        let slot = match found {
-            Ok(slot) => slot,
-            Err(reason) => {
-                self.tidy_expired(key, reason);
-                return Err(Miss(reason));
-            }
-        };
+        let slot = self.look_up(key)?;
         self.policy.borrow_mut().accessed(slot);
         self.counters.leases.bump();
         let mut blocks = self.blocks.borrow_mut();
@@ -123,9 +115,21 @@ impl Store {
     /// # Errors
     /// [`Miss`] with the reason.
     pub fn exists_one(self: &Rc<Self>, key: KeyHash) -> Result<Existing, Miss> {
+        self.look_up(key).map(|slot| self.existing_at(slot))
+    }
+
+    /// Whether a block is stored under a key: [`Store::exists_one`] without what it is.
+    ///
+    /// # Errors
+    /// [`Miss`] with the reason.
+    pub fn is_there(self: &Rc<Self>, key: KeyHash) -> Result<(), Miss> {
+        self.look_up(key).map(drop)
+    }
+
+    fn look_up(self: &Rc<Self>, key: KeyHash) -> Result<Slot, Miss> {
         let found = self.find(key);
         self.count_lookup(&found);
-        found.map(|slot| self.existing_at(slot)).map_err(|reason| {
+        found.map_err(|reason| {
             self.tidy_expired(key, reason);
             Miss(reason)
         })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use memkv_wire::meta::{
     DeleteItem, DeleteItems, HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem,
-    MatchItems, MatchReply, StatsReply,
+    MatchItems, MatchReply, PresenceReply, StatsReply,
 };
 use memkv_wire::{Advice, Header, MAX_ITEMS, Opcode, Status};
 
@@ -20,8 +20,10 @@ use crate::types::Hint;
 /// What is asked about each key.
 #[derive(Clone, Copy)]
 pub(crate) enum Question {
-    /// Is it there?
+    /// What is there?
     Exists,
+    /// Is it there? An answer is a status and nothing else.
+    Presence,
     /// Keep it readable for so many milliseconds.
     Lease(u32),
     /// Give the lease back.
@@ -33,9 +35,11 @@ pub(crate) enum Question {
 }
 
 impl Question {
-    fn opcode(self) -> Opcode {
+    /// By which operation the server at the end of `link` is asked.
+    fn opcode(self, link: &Link) -> Opcode {
         match self {
-            Question::Exists => Opcode::Exists,
+            Question::Presence if link.answers_presence => Opcode::Presence,
+            Question::Exists | Question::Presence => Opcode::Exists,
             Question::Lease(_) => Opcode::Lease,
             Question::Release => Opcode::Release,
             Question::Hint(_) => Opcode::Hint,
@@ -46,7 +50,7 @@ impl Question {
     /// What it is counted as.
     pub fn operation(self) -> Operation {
         match self {
-            Question::Exists => Operation::Exists,
+            Question::Exists | Question::Presence => Operation::Exists,
             Question::Lease(_) => Operation::Lease,
             Question::Release => Operation::Release,
             Question::Hint(_) => Operation::Hint,
@@ -56,7 +60,9 @@ impl Question {
 
     fn encode(self, keys: Vec<&[u8]>, meta: &mut Vec<u8>) {
         match self {
-            Question::Exists | Question::Release => KeyList { keys }.encode(meta),
+            Question::Exists | Question::Presence | Question::Release => {
+                KeyList { keys }.encode(meta);
+            }
             Question::Lease(lease_ms) => LeaseList { lease_ms, keys }.encode(meta),
             Question::Hint(hint) => {
                 let (advice, seconds) = match hint {
@@ -133,13 +139,13 @@ impl<'a, A> Asks<'a, A> {
         let keys = request.items.iter().map(|item| self.keys[*item]).collect();
         let mut meta = Vec::new();
         self.question.encode(keys, &mut meta);
-        link.send(Header::request(self.question.opcode(), request.id), &meta, &[], deadline)
+        link.send(Header::request(self.question.opcode(link), request.id), &meta, &[], deadline)
     }
 
     fn take(&mut self, at: usize, link: &mut Link, deadline: Instant) -> Result<(), LinkFault> {
         let header = link.receive(deadline)?;
-        let request = &self.requests[at];
-        if header.opcode() != self.question.opcode() || header.request_id() != request.id {
+        let (request, opcode) = (&self.requests[at], self.question.opcode(link));
+        if header.opcode() != opcode || header.request_id() != request.id {
             return Err(LinkFault::Unexpected("a reply to no request"));
         }
         if header.status() != Status::Ok {
@@ -155,10 +161,15 @@ impl<'a, A> Asks<'a, A> {
                 _ => items.settle_unsuccessful(request.items[at], &reply),
             };
             let count = request.items.len();
-            let complete = match self.question {
-                Question::Release => {
+            let complete = match opcode {
+                Opcode::Release => {
                     (0..count).for_each(|at| take(at, ItemReply::new(Status::Ok)));
                     true
+                }
+                Opcode::Presence => {
+                    PresenceReply::parse_each(link.meta(), count, |at, missing| {
+                        take(at, missing.map_or(ItemReply::new(Status::Ok), ItemReply::miss));
+                    })?
                 }
                 _ => ItemReplies::parse_each(link.meta(), count, take)?,
             };

@@ -330,7 +330,7 @@ impl Client {
             Err(error) if error.is_server_lost() => Ok(false),
             known => known,
         };
-        self.ask(Question::Exists, keys, is_there, known).into_iter().map(answer).collect()
+        self.ask(Question::Presence, keys, is_there, known).into_iter().map(answer).collect()
     }
 
     /// How many bytes the value of each key has, [`None`] where there is none. Like [`Client::exists`] it pins

@@ -58,6 +58,8 @@ pub(crate) struct Link {
     pub limits: Limits,
     /// Whether the payload of an offer goes with it.
     pub unasked: Unasked,
+    /// Presence need not be asked by Exists.
+    pub answers_presence: bool,
     /// Inline Put frames that may still be sent.
     pub credits: CreditAccount,
 }
@@ -135,6 +137,7 @@ impl Greeting {
             trace: [0; 16],
             limits: answer.limits,
             unasked: Unasked::new(answer.payload_with_offer),
+            answers_presence: answer.answers_presence,
             credits: CreditAccount::new(answer.limits.credits),
         })
     }

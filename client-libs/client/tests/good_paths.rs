@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{ABSENT, REPLACE, Setup, TestServer, config, key_of, pair, pattern};
+use common::{ABSENT, REPLACE, Setup, TestServer, Trick, config, key_of, pair, pattern};
 use memkv_client::{
     Batch, Client, ClientError, Config, GatherItem, GetItem, GetOutcome, Hint, Keys, MissReason,
     PutItem, PutMode, PutOptions, PutOutcome, Queue, ScatterItem, StatId, TraceId,
@@ -180,6 +180,32 @@ fn batches_are_cut_to_the_servers_limit_of_items() {
     // 8 frames of at most 7 items; a match stops after the frame with the gap.
     assert_eq!(server.seen(Opcode::Exists).len(), 8);
     assert_eq!(server.seen(Opcode::MatchPrefix).len(), 8 + 3);
+}
+
+#[test]
+fn existence_is_asked_in_short_where_the_server_says_so_and_lengths_never_are() {
+    for answers_presence in [true, false] {
+        let setup = Setup { answers_presence, ..Setup::default() };
+        let limits = memkv_wire::handshake::Limits { max_items: 2, ..setup.limits };
+        let (server, client) = pair(Setup { limits, ..setup });
+        for key in [&b"a"[..], b"c"] {
+            assert!(client.put(key, b"value", &ABSENT).is_ok());
+        }
+        let keys: [&[u8]; 3] = [b"a", b"b", b"c"];
+        assert_eq!(client.exists(&keys).expect("exists"), [true, false, true]);
+        let seen = |opcode| server.seen(opcode).len();
+        let asked = if answers_presence { (2, 0) } else { (0, 2) };
+        assert_eq!((seen(Opcode::Presence), seen(Opcode::Exists)), asked, "two keys at most");
+        let lengths = client.lengths(&keys).into_iter().map(|length| length.expect("a length"));
+        assert_eq!(lengths.collect::<Vec<_>>(), [Some(5), None, Some(5)]);
+        assert_eq!((seen(Opcode::Presence), seen(Opcode::Exists)), (asked.0, asked.1 + 2));
+        // An answer about another number of keys is none, and takes its connection with it.
+        if answers_presence {
+            server.play(Opcode::Presence, Trick::TooMuch);
+            assert_eq!(client.exists(&keys[..1]).expect("exists"), [false]);
+            assert_eq!(client.exists(&keys[..1]).expect("exists"), [true], "on a new connection");
+        }
+    }
 }
 
 #[test]

@@ -58,6 +58,8 @@ codes! {
         Release = 0x13 => "release",
         /// What will become of a chain of blocks: kept, or given up.
         Hint = 0x14 => "hint",
+        /// As Exists, with an answer of one byte for each key.
+        Presence = 0x15 => "presence",
         /// Store values whose bytes ride in this frame, on one credit.
         Put = 0x20 => "put",
         /// Read values or ranges of them; one reply frame per item.

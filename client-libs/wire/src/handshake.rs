@@ -27,6 +27,9 @@ const COUNTS_LENT: u16 = 1;
 /// Extension of ServerHello, without bytes: an Offer may bring its payload, see
 /// [`ServerHello::payload_with_offer`].
 const PAYLOAD_WITH_OFFER: u16 = 1;
+/// Extension of ServerHello, without bytes: the server answers Presence, see
+/// [`ServerHello::answers_presence`].
+const ANSWERS_PRESENCE: u16 = 2;
 
 /// What the client says first (meta of the Connect request).
 ///
@@ -173,6 +176,8 @@ pub struct ServerHello {
     /// The server takes an Offer of one item with its payload right behind it. An extension: to a server
     /// without it the payload goes by Data.
     pub payload_with_offer: bool,
+    /// The server answers Presence. An extension: one without it is asked by Exists.
+    pub answers_presence: bool,
 }
 
 impl ServerHello {
@@ -203,6 +208,9 @@ impl ServerHello {
         if self.payload_with_offer {
             append_extension(out, PAYLOAD_WITH_OFFER, &[]);
         }
+        if self.answers_presence {
+            append_extension(out, ANSWERS_PRESENCE, &[]);
+        }
     }
 
     /// Reads the meta of a Connect reply.
@@ -232,11 +240,13 @@ impl ServerHello {
                 extent: reader.u32()?,
             },
             payload_with_offer: false,
+            answers_presence: false,
         };
         hello.limits.check()?;
         while let Some((kind, _)) = next_extension(&mut reader)? {
             match kind {
                 PAYLOAD_WITH_OFFER => hello.payload_with_offer = true,
+                ANSWERS_PRESENCE => hello.answers_presence = true,
                 kind => unknown(kind)?,
             }
         }

@@ -102,7 +102,8 @@ impl Parts {
             }),
             Request::Lease(LeaseList { lease_ms: number, keys: keys.clone() }),
             Request::Release(KeyList { keys: keys.clone() }),
-            Request::Hint(self.hint(keys)),
+            Request::Hint(self.hint(keys.clone())),
+            Request::Presence(KeyList { keys }),
             Request::Put(self.puts()),
             Request::Get(GetItems {
                 items: self.items(|key, offset, length, _| GetItem { key, offset, length }),
@@ -176,7 +177,12 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 version: VERSION,
                 limits,
                 payload_with_offer: false,
+                answers_presence: false,
             };
+            let missing = items
+                .iter()
+                .map(|item: &ItemReply| (item.status != Status::Ok).then_some(item.reason));
+            let presence = PresenceReply { missing: missing.collect() };
             let items = Reply::Items(ItemReplies { items });
             let refusal = Refusal { retry_ms: number, text: "later, please" };
             let matched = MatchReply { first_missing: item, examined: number };
@@ -187,6 +193,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 (Opcode::Lease, Status::Ok, items.clone()),
                 (Opcode::Release, Status::Ok, Reply::Empty(Empty)),
                 (Opcode::Hint, Status::Ok, items.clone()),
+                (Opcode::Presence, Status::Ok, Reply::Presence(presence)),
                 (Opcode::Put, Status::Ok, items.clone()),
                 (Opcode::Get, Status::Ok, Reply::Get(GetReply { item, offset, reply })),
                 (Opcode::Delete, Status::Ok, items.clone()),
@@ -497,6 +504,7 @@ fn an_old_server_hello_is_not_the_answer() {
         version: 1,
         limits,
         payload_with_offer: false,
+        answers_presence: false,
     };
     assert!(reply.answers(&hello));
     assert!(!ServerHello { client_nonce: [2; 32], ..reply }.answers(&hello));
@@ -512,12 +520,13 @@ fn an_old_server_hello_is_not_the_answer() {
     meta[124..128].copy_from_slice(&0u32.to_le_bytes());
     assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
 
-    // Whether it takes payload with an Offer is an extension.
-    for payload_with_offer in [true, false] {
-        let reply = ServerHello { payload_with_offer, ..reply };
+    // Whether it takes payload with an Offer and answers Presence are extensions.
+    for known in 0..4 {
+        let (payload_with_offer, answers_presence) = (known & 1 != 0, known & 2 != 0);
+        let reply = ServerHello { payload_with_offer, answers_presence, ..reply };
         let mut meta = Vec::new();
         reply.encode(&mut meta);
-        append_extension(&mut meta, 2, b"unknown");
+        append_extension(&mut meta, 3, b"unknown");
         assert_eq!(ServerHello::parse(&meta), Ok(reply));
         append_extension(&mut meta, MUST_UNDERSTAND, b"");
         let error = MetaError::MustUnderstand { kind: MUST_UNDERSTAND };

@@ -1,6 +1,6 @@
 //! What a client makes of the server's replies: each is held against the model.
 
-use memkv_wire::meta::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply};
+use memkv_wire::meta::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply, PresenceReply};
 use memkv_wire::{Header, MetaError, MissReason, Opcode, Status, crc32c};
 
 use crate::counters::Count;
@@ -53,6 +53,7 @@ impl Stage {
             Work::Offer { .. } => self.take_offer(&mut request.work, header, meta),
             Work::Get(items) => self.take_get(items, header.has_more(), meta, payload),
             Work::Exists(sights) => self.take_exists(sights, meta),
+            Work::Presence(sights) => self.take_presence(sights, meta),
             Work::Hint { sights, .. } => {
                 self.bump(Count::Hints);
                 self.take_exists(sights, meta)
@@ -383,6 +384,22 @@ impl Stage {
     fn take_exists(&mut self, sights: &[Sight], meta: &[u8]) -> Result<Then, Broken> {
         for (sight, reply) in sights.iter().zip(Self::items(meta, sights.len())?) {
             self.take_existence(sight, &reply)?;
+        }
+        Ok(Then::Done)
+    }
+
+    fn take_presence(&mut self, sights: &[Sight], meta: &[u8]) -> Result<Then, Broken> {
+        self.bump(Count::Presences);
+        let missing = PresenceReply::parse(meta).map_err(garbled)?.missing;
+        if missing.len() != sights.len() {
+            let detail = format!("{} answers about {} keys", missing.len(), sights.len());
+            return Err(unexplained(u32::MAX, detail));
+        }
+        for (sight, missing) in sights.iter().zip(missing) {
+            match missing {
+                None => self.model.saw_something(sight)?,
+                Some(reason) => self.take_miss(sight, reason)?,
+            }
         }
         Ok(Then::Done)
     }

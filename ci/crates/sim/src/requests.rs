@@ -36,8 +36,10 @@ pub enum Work {
     Offer { items: Vec<PutWork>, waiting: u32, answered: bool, along: bool },
     /// Values or ranges, answered one by one in any order.
     Get(Vec<GetWork>),
-    /// Is it there?
+    /// What is there?
     Exists(Vec<Sight>),
+    /// Is it there? In a byte each.
+    Presence(Vec<Sight>),
     /// How many from the first on are there? Positions begin at the number.
     Match(Vec<Sight>, u32),
     /// Keep them for a while: milliseconds, and the moment of asking.
@@ -79,6 +81,7 @@ impl Work {
             Work::Put { items, .. } | Work::Offer { items, .. } => items.len(),
             Work::Get(items) => items.len(),
             Work::Exists(sights)
+            | Work::Presence(sights)
             | Work::Match(sights, _)
             | Work::Lease { sights, .. }
             | Work::Hint { sights, .. } => sights.len(),
@@ -112,6 +115,7 @@ impl std::fmt::Display for Work {
                 items.iter().try_for_each(|get| write!(f, " {}@{}", get.sight.key, get.offset))
             }
             Work::Exists(sights) => write!(f, "exists {:?}", keys(sights)),
+            Work::Presence(sights) => write!(f, "presence {:?}", keys(sights)),
             Work::Match(sights, _) => write!(f, "match {:?}", keys(sights)),
             Work::Hint { sights, advice, .. } => write!(f, "hint {advice} {:?}", keys(sights)),
             Work::Lease { sights, ms, .. } => write!(f, "lease {:?} for {ms} ms", keys(sights)),
@@ -155,8 +159,8 @@ impl Stage {
         }
     }
 
-    /// A question whether keys are there; half of them say what becomes of them, too. That is drawn from
-    /// the keys and the time, and not from the seed's randomness, of which every other draw would change.
+    /// A question whether keys are there; half of them say what becomes of them, too, a quarter are answered
+    /// in a byte each. That is drawn from the keys and the time, and not from the seed's randomness, of which every other draw would change.
     fn draw_exists(&mut self, space: usize) -> Work {
         let mut sights = self.draw_sights(space, 8);
         let sum: u64 = sights.iter().map(|sight| u64::from(sight.key)).sum();
@@ -165,6 +169,7 @@ impl Stage {
             0 => (Advice::Retain, 0),
             1 => (Advice::Pin, 1 + sum as u32 % 5),
             2 | 3 => (Advice::Release, 0),
+            4 | 5 => return Work::Presence(sights),
             _ => return Work::Exists(sights),
         };
         sights.sort_by_key(|sight| sight.key);
@@ -335,9 +340,10 @@ impl Stage {
                 self.encode_gets(items.iter().map(item), &mut meta);
                 Opcode::Get
             }
-            Work::Exists(sights) => {
+            Work::Exists(sights) | Work::Presence(sights) => {
                 KeyList { keys: self.names_of(sights) }.encode(&mut meta);
-                Opcode::Exists
+                let long = matches!(request.work, Work::Exists(_));
+                if long { Opcode::Exists } else { Opcode::Presence }
             }
             Work::Match(sights, first) => {
                 let item = |(at, sight): (usize, &Sight)| MatchItem {

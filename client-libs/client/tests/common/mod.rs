@@ -110,6 +110,8 @@ pub struct Setup {
     pub mute: bool,
     /// Takes payload with an Offer.
     pub payload_with_offer: bool,
+    /// Answers Presence.
+    pub answers_presence: bool,
 }
 
 impl Default for Setup {
@@ -131,6 +133,7 @@ impl Default for Setup {
             refuse: None,
             mute: false,
             payload_with_offer: false,
+            answers_presence: false,
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
 use memkv_wire::meta::{
     DataMeta, DataReply, DeleteItems, GetItem, GetItems, GetReply, GoodbyeMeta, HintList,
-    ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, PutAdvice, PutItem,
-    PutItems, PutMode, Refusal, StatsReply, SuspectItems,
+    ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, PresenceReply, PutAdvice,
+    PutItem, PutItems, PutMode, Refusal, StatsReply, SuspectItems,
 };
 use memkv_wire::{
     CrcList, CreditAccount, HEADER_LEN, Header, MissReason, Opcode, Opener, Sealer, Side, StatId,
@@ -109,6 +109,7 @@ fn greet<'a>(
         version: 1,
         limits: setup.limits,
         payload_with_offer: setup.payload_with_offer,
+        answers_presence: setup.answers_presence,
     };
     answer.encode(&mut body);
     sealer.seal(&mut Header::reply(&header, Status::Ok), &body, &mut out);
@@ -433,6 +434,18 @@ impl Connection<'_> {
                 let missing = items.iter().find(|item| !world.blocks.contains_key(item.key));
                 let first_missing = missing.map_or(MatchReply::NONE, |item| item.position);
                 MatchReply { first_missing, examined: items.len() as u32 }.encode(&mut meta);
+            }
+            Opcode::Presence => {
+                assert!(self.shared.setup.answers_presence, "the hello says who answers it");
+                let keys = KeyList::parse(&request.meta).expect("a good meta").keys;
+                let world = self.shared.world();
+                let missing =
+                    |key: &[u8]| (!world.blocks.contains_key(key)).then_some(MissReason::Never);
+                let mut missing: Vec<_> = keys.into_iter().map(missing).collect();
+                if request.trick == Some(Trick::TooMuch) {
+                    missing.push(None);
+                }
+                PresenceReply { missing }.encode(&mut meta);
             }
             Opcode::Stats => {
                 let mut stats = StatsReply::default();

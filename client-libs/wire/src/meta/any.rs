@@ -5,8 +5,8 @@
 
 use super::{
     DataMeta, DataReply, DeleteItems, Empty, GetItems, GetReply, GoodbyeMeta, HintList,
-    ItemReplies, KeyList, LeaseList, MatchItems, MatchReply, MetaError, PutItems, Refusal,
-    StatsReply, SuspectItems,
+    ItemReplies, KeyList, LeaseList, MatchItems, MatchReply, MetaError, PresenceReply, PutItems,
+    Refusal, StatsReply, SuspectItems,
 };
 use crate::handshake::{ClientHello, ServerHello};
 use crate::{Opcode, Status};
@@ -21,6 +21,7 @@ pub enum Request<'a> {
     Lease(LeaseList<'a>),
     Release(KeyList<'a>),
     Hint(HintList<'a>),
+    Presence(KeyList<'a>),
     Put(PutItems<'a>),
     Get(GetItems<'a>),
     Delete(DeleteItems<'a>),
@@ -44,6 +45,7 @@ impl<'a> Request<'a> {
             Opcode::Lease => Request::Lease(LeaseList::parse(meta)?),
             Opcode::Release => Request::Release(KeyList::parse(meta)?),
             Opcode::Hint => Request::Hint(HintList::parse(meta)?),
+            Opcode::Presence => Request::Presence(KeyList::parse(meta)?),
             Opcode::Put => Request::Put(PutItems::parse(meta)?),
             Opcode::Get => Request::Get(GetItems::parse(meta)?),
             Opcode::Delete => Request::Delete(DeleteItems::parse(meta)?),
@@ -62,7 +64,9 @@ impl<'a> Request<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Request::Connect(meta) => meta.encode(out),
-            Request::Exists(meta) | Request::Release(meta) => meta.encode(out),
+            Request::Exists(meta) | Request::Presence(meta) | Request::Release(meta) => {
+                meta.encode(out);
+            }
             Request::MatchPrefix(meta) => meta.encode(out),
             Request::Lease(meta) => meta.encode(out),
             Request::Hint(meta) => meta.encode(out),
@@ -85,6 +89,7 @@ impl<'a> Request<'a> {
             Request::Lease(_) => Opcode::Lease,
             Request::Release(_) => Opcode::Release,
             Request::Hint(_) => Opcode::Hint,
+            Request::Presence(_) => Opcode::Presence,
             Request::Put(_) => Opcode::Put,
             Request::Get(_) => Opcode::Get,
             Request::Delete(_) => Opcode::Delete,
@@ -106,6 +111,8 @@ pub enum Reply<'a> {
     Connect(ServerHello),
     /// Exists, Lease, Hint, Put, Offer, Delete, Suspect.
     Items(ItemReplies),
+    /// Presence.
+    Presence(PresenceReply),
     /// MatchPrefix.
     Match(MatchReply),
     /// Get, one frame per item.
@@ -136,6 +143,7 @@ impl<'a> Reply<'a> {
             | Opcode::Offer
             | Opcode::Delete
             | Opcode::Suspect => Reply::Items(ItemReplies::parse(meta)?),
+            Opcode::Presence => Reply::Presence(PresenceReply::parse(meta)?),
             Opcode::MatchPrefix => Reply::Match(MatchReply::parse(meta)?),
             Opcode::Get => Reply::Get(GetReply::parse(meta)?),
             Opcode::Data => Reply::Data(DataReply::parse(meta)?),
@@ -153,6 +161,7 @@ impl<'a> Reply<'a> {
             Reply::Refused(meta) => meta.encode(out),
             Reply::Connect(meta) => meta.encode(out),
             Reply::Items(meta) => meta.encode(out),
+            Reply::Presence(meta) => meta.encode(out),
             Reply::Match(meta) => meta.encode(out),
             Reply::Get(meta) => meta.encode(out),
             Reply::Data(meta) => meta.encode(out),

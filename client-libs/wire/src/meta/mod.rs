@@ -10,6 +10,7 @@
 //! | --- | --- | --- |
 //! | Connect | [`ClientHello`](crate::handshake::ClientHello) | [`ServerHello`](crate::handshake::ServerHello) |
 //! | Exists | [`KeyList`] | [`ItemReplies`] |
+//! | Presence | [`KeyList`] | [`PresenceReply`] |
 //! | Release | [`KeyList`] | [`Empty`] |
 //! | Lease | [`LeaseList`] | [`ItemReplies`] |
 //! | Hint | [`HintList`] | [`ItemReplies`] |
@@ -32,7 +33,7 @@ mod request;
 pub use any::{Reply, Request};
 pub use cursor::{MUST_UNDERSTAND, append_extension};
 pub use misc::{Empty, GoodbyeMeta, Refusal, StatsReply};
-pub use reply::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply};
+pub use reply::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply, PresenceReply};
 pub use request::{
     DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, HintList, KeyList, LeaseList, MatchItem,
     MatchItems, PutAdvice, PutItem, PutItems, PutMode, SuspectItem, SuspectItems, TO_THE_END,

@@ -146,6 +146,82 @@ impl ItemReplies {
     }
 }
 
+/// Whether each key of a Presence is there, in the order of the request: `count u32`, then one byte for
+/// each key: 0 when its block is there, else one more than the number of its [`MissReason`]; extensions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PresenceReply {
+    /// Why each block is missing; `None` for one that is there.
+    pub missing: Vec<Option<MissReason>>,
+}
+
+impl PresenceReply {
+    /// Appends the meta to `out`.
+    ///
+    /// # Panics
+    /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) keys.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        PresenceReply::encode_each(self.missing.iter().copied(), out);
+    }
+
+    /// Appends the meta about so many keys to `out`, each looked for when it is its turn.
+    ///
+    /// # Panics
+    /// On more than [`MAX_ITEMS`](crate::MAX_ITEMS) keys.
+    pub fn encode_each(
+        missing: impl ExactSizeIterator<Item = Option<MissReason>>,
+        out: &mut Vec<u8>,
+    ) {
+        assert!(missing.len() <= MAX_ITEMS, "a list has at most {MAX_ITEMS} items");
+        out.extend_from_slice(&(missing.len() as u32).to_le_bytes());
+        out.extend(missing.map(|missing| missing.map_or(0, |reason| 1 + reason.raw())));
+    }
+
+    /// Reads the meta, if it has as many keys as the request, and hands the answer about each to `take`;
+    /// false when it has another number of them.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it. Answers before that were handed over.
+    pub fn parse_each(
+        meta: &[u8],
+        count: usize,
+        mut take: impl FnMut(usize, Option<MissReason>),
+    ) -> Result<bool, MetaError> {
+        let mut reader = Reader::new(meta);
+        if reader.u32()? as usize != count {
+            return Ok(false);
+        }
+        for (at, &got) in reader.bytes(count)?.iter().enumerate() {
+            take(at, presence(got)?);
+        }
+        finish(reader, true)
+    }
+
+    /// Reads the meta. The caller compares the number of answers with its request's.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse(meta: &[u8]) -> Result<PresenceReply, MetaError> {
+        let mut reader = Reader::new(meta);
+        let got = reader.u32()?;
+        let count = got as usize;
+        if count > MAX_ITEMS {
+            return Err(MetaError::TooManyItems { got });
+        }
+        let missing =
+            reader.bytes(count)?.iter().map(|&got| presence(got)).collect::<Result<_, _>>()?;
+        finish(reader, PresenceReply { missing })
+    }
+}
+
+/// The answer about one key.
+fn presence(got: u8) -> Result<Option<MissReason>, MetaError> {
+    let Some(reason) = got.checked_sub(1) else { return Ok(None) };
+    match MissReason::from_raw(reason) {
+        None => Err(MetaError::UnknownReason { got: reason }),
+        reason => Ok(reason),
+    }
+}
+
 /// The result of one Data frame: `item u32 | reserved u32 = 0 | item reply | extensions`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataReply {

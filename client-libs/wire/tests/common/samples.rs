@@ -102,6 +102,7 @@ fn requests() -> Vec<(Request<'static>, Vec<u8>)> {
         Request::Lease(LeaseList { lease_ms: 5000, keys: keys() }),
         Request::Release(KeyList { keys: keys() }),
         Request::Hint(HintList { advice: Advice::Pin, seconds: 90, keys: keys() }),
+        Request::Presence(KeyList { keys: keys() }),
         Request::Put(put_items(true)),
         Request::Get(GetItems { items: gets }),
         Request::Delete(DeleteItems { items: deletes }),
@@ -143,6 +144,7 @@ fn server_hello() -> ServerHello {
             extent: EXTENT as u32,
         },
         payload_with_offer: false,
+        answers_presence: false,
     }
 }
 
@@ -154,6 +156,7 @@ fn replies() -> Vec<(Opcode, Reply<'static>)> {
         crcs: crcs(value),
         ..ItemReply::new(status)
     };
+    let evicted = Some(MissReason::Evicted);
     let miss = ItemReply::miss(MissReason::Evicted);
     let items = |items| Reply::Items(ItemReplies { items });
     let put = ItemReply { crcs: CrcList::EMPTY, ..stored(Status::Ok, VALUE_A) };
@@ -169,6 +172,7 @@ fn replies() -> Vec<(Opcode, Reply<'static>)> {
         (Opcode::Lease, items(vec![stored(Status::Ok, VALUE_A), miss])),
         (Opcode::Release, Reply::Empty(Empty)),
         (Opcode::Hint, items(vec![stored(Status::Ok, VALUE_A), miss])),
+        (Opcode::Presence, Reply::Presence(PresenceReply { missing: vec![None, evicted] })),
         (Opcode::Put, items(vec![put, ItemReply::busy(250)])),
         (Opcode::Get, Reply::Get(GetReply { item: 1, offset: 4, reply: part })),
         (Opcode::Delete, items(vec![ItemReply { length: 0, ..put }, miss])),
@@ -268,13 +272,18 @@ fn with_payload() -> [Sample; 2] {
     ]
 }
 
-/// The hello of a server that takes payload with an Offer.
-fn taking_payload(connect: &Header) -> Sample {
-    let hello = ServerHello { payload_with_offer: true, ..server_hello() };
-    Sample {
-        name: "connect-reply-taking-payload".into(),
+/// The hellos of servers that know extensions: that take payload with an Offer, that answer Presence, too.
+fn extended(connect: &Header) -> [Sample; 2] {
+    let taking = ServerHello { payload_with_offer: true, ..server_hello() };
+    let answering = ServerHello { answers_presence: true, ..taking };
+    let sample = |name: &str, hello| Sample {
+        name: name.into(),
         ..reply_sample(connect, &Reply::Connect(hello))
-    }
+    };
+    [
+        sample("connect-reply-taking-payload", taking),
+        sample("connect-reply-answering-presence", answering),
+    ]
 }
 
 /// Every frame, requests first.
@@ -287,11 +296,11 @@ pub fn samples() -> Vec<Sample> {
     let replies: Vec<_> =
         replies().iter().map(|(opcode, reply)| reply_sample(&header(*opcode), reply)).collect();
     let others = others(&header(Opcode::Put));
-    let taking = taking_payload(&header(Opcode::Connect));
+    let extended = extended(&header(Opcode::Connect));
     samples.extend(replies);
     samples.extend(others);
     samples.push(advised());
-    samples.push(taking);
+    samples.extend(extended);
     samples.extend(with_payload());
     samples
 }

@@ -108,6 +108,7 @@ fn request(rng: &mut Rng, opcode: Opcode, out: &mut Vec<u8>) {
     let request = match opcode {
         Opcode::Connect => Request::Connect(client_hello(rng)),
         Opcode::Exists => Request::Exists(KeyList { keys }),
+        Opcode::Presence => Request::Presence(KeyList { keys }),
         Opcode::MatchPrefix => {
             let item = |key| MatchItem { position: number(rng) as u32, key };
             Request::MatchPrefix(MatchItems { items: keys.into_iter().map(item).collect() })
@@ -184,6 +185,7 @@ fn server_hello(rng: &mut Rng) -> ServerHello {
         version: VERSION,
         limits,
         payload_with_offer: rng.below(2) == 0,
+        answers_presence: rng.below(2) == 0,
     }
 }
 
@@ -206,6 +208,10 @@ fn reply(rng: &mut Rng, opcode: Opcode, status: Status) -> Reply<'static> {
     }
     match opcode {
         Opcode::Connect => Reply::Connect(server_hello(rng)),
+        Opcode::Presence => {
+            let missing = |_| once_in(rng, 2).then(|| one_of(rng, MissReason::ALL));
+            Reply::Presence(PresenceReply { missing: (0..6).map(missing).collect() })
+        }
         Opcode::MatchPrefix => Reply::Match(MatchReply {
             first_missing: number(rng) as u32,
             examined: number(rng) as u32,

@@ -30,7 +30,7 @@ pub fn draft(rng: &mut Rng, opcode: Opcode, generations: &[u64]) -> (Vec<u8>, Ve
 
 fn other(rng: &mut Rng, opcode: Opcode, generations: &[u64], meta: &mut Vec<u8>) {
     match opcode {
-        Opcode::Exists | Opcode::Release => {
+        Opcode::Exists | Opcode::Presence | Opcode::Release => {
             list(rng, meta, |rng, meta| {
                 let key = key(rng);
                 length_and(meta, &key);

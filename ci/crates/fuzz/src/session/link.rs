@@ -200,6 +200,14 @@ impl Link {
                 }
                 self.answer = Some(Answer { items: items.items, payload: Vec::new() });
             }
+            Reply::Presence(presence) => {
+                let item = |missing: Option<_>| match missing {
+                    None => ItemReply::new(Status::Ok),
+                    Some(reason) => ItemReply::miss(reason),
+                };
+                let items = presence.missing.into_iter().map(item).collect();
+                self.answer = Some(Answer { items, payload: Vec::new() });
+            }
             Reply::Get(get) => {
                 self.answer = Some(Answer { items: vec![get.reply], payload: payload.to_vec() });
             }
@@ -246,7 +254,7 @@ fn due(opcode: Opcode, meta: &[u8], payload: u64) -> Due {
             Due::Ranges(get.items.iter().map(range).collect())
         }
         Ok(Request::Offer(offer)) => Due::Items(offer.items.len()),
-        Ok(Request::Exists(list)) => Due::Items(list.keys.len()),
+        Ok(Request::Exists(list) | Request::Presence(list)) => Due::Items(list.keys.len()),
         Ok(Request::Lease(list)) => Due::Items(list.keys.len()),
         Ok(Request::Hint(list)) => Due::Items(list.keys.len()),
         Ok(Request::Delete(list)) => Due::Items(list.items.len()),
@@ -267,6 +275,9 @@ impl Waiting {
             }
             (Due::Items(count), Reply::Items(items)) => {
                 assert_eq!(items.items.len(), *count, "{opcode}: a result per item");
+            }
+            (Due::Items(count), Reply::Presence(presence)) => {
+                assert_eq!(presence.missing.len(), *count, "{opcode}: a byte per key");
             }
             (Due::Ranges(ranges), Reply::Get(get)) => {
                 let range = ranges.get_mut(get.item as usize).and_then(Option::take);

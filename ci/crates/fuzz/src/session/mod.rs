@@ -186,6 +186,7 @@ impl Seen {
                     return self.counts.bump(name);
                 }
             }
+            Reply::Presence(presence) => end.0 = presence.missing.contains(&None),
             Reply::Get(get) => {
                 self.item(&get.reply);
                 end.0 = get.reply.status == Status::Ok;

@@ -20,7 +20,7 @@ const UNDER_WAY: usize = 7;
 const WANTED: u64 = 4;
 
 /// What a client asks for, as often as it stands here.
-const OPERATIONS: [Opcode; 18] = [
+const OPERATIONS: [Opcode; 19] = [
     Opcode::Put,
     Opcode::Put,
     Opcode::Put,
@@ -29,6 +29,7 @@ const OPERATIONS: [Opcode; 18] = [
     Opcode::Get,
     Opcode::Get,
     Opcode::Exists,
+    Opcode::Presence,
     Opcode::MatchPrefix,
     Opcode::Lease,
     Opcode::Hint,

@@ -35,6 +35,9 @@ impl Witness {
         KeyList { keys: vec![KEY] }.encode(&mut meta);
         let exists = self.ask(machine, Opcode::Exists, &meta, &[]);
         let found = exists.items[0].status == Status::Ok;
+        let presence = self.ask(machine, Opcode::Presence, &meta, &[]);
+        let (long, short) = (&exists.items[0], &presence.items[0]);
+        assert_eq!((long.status, long.reason), (short.status, short.reason));
         if found {
             self.get(machine);
         } else {
