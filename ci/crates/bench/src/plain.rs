@@ -6,7 +6,8 @@
 //! each way and nothing else.
 //!
 //! ```text
-//!   0  operation u32   1 put, 2 get, 3 ping; 4 put and 5 get with a sum, see `summed`
+//!   0  operation u32   1 put, 2 get, 3 ping; 4 put and 5 get with a sum, 6 and 7 the same with both
+//!                      ends awake, see `summed`
 //!   4  slot      u32   the value's place is slot * length
 //!   8  length    u64   in a ping and in a reply to a put 0
 //!  16  zeroes          as many bytes as a question about a key takes
@@ -19,7 +20,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use crate::stream::{self, congestion_control, listen, receive, send};
+use crate::stream::{self, congestion_control, listen, look, receive, send};
 use memkv_dma::{Arena, Hugepages};
 
 use self::summed::{End, Sums};
@@ -87,15 +88,18 @@ fn serve_one(mut stream: TcpStream, arena: &Arena, sums: &Sums) -> io::Result<()
     let mut end: Option<End> = None;
     loop {
         let mut raw = [0; HEADER];
+        if end.as_ref().is_some_and(End::is_awake) {
+            look(&stream, summed::AWAKE);
+        }
         receive(&stream, &mut raw)?;
         let frame = Frame::parse(&raw);
         if frame.operation == PING {
             stream.write_all(&raw)?;
             continue;
         }
-        if matches!(frame.operation, summed::PUT | summed::GET) {
+        if let Some(awake) = summed::awake(frame.operation) {
             if end.is_none() {
-                end = Some(End::new(stream.try_clone()?)?);
+                end = Some(End::new(stream.try_clone()?, awake)?);
             }
             end.iter_mut().try_for_each(|end| end.answer(&frame, arena, sums))?;
             continue;

@@ -16,7 +16,7 @@ use crate::fio::Fio;
 use crate::measure::{Load, MemkvWorker, Operation, Party, Progress, Sample, Worker};
 use crate::peers::{Absent, Copier, Entrant, Needs, Side, Slices};
 use crate::plain::{self, summed};
-use crate::plan::{IDLE, LARGE, MIDDLE, POOL_BYTES, Plan, Row, SEVERAL};
+use crate::plan::{IDLE, LARGE, MIDDLE, POOL_BYTES, Plan, Row, SEVERAL, SMALL};
 use crate::ring::{self, Ring};
 use crate::servers::{Counters, Medium, Node, PlainServer};
 
@@ -71,7 +71,7 @@ pub struct Bench {
     folder: PathBuf,
     copier: Option<Party>,
     plain: Party,
-    summed: Option<(PlainServer, Party)>,
+    summed: Vec<(Side, PlainServer, Party)>,
     peers: Vec<Entrant>,
     missing: Missing,
     nodes: Vec<Member>,
@@ -93,7 +93,7 @@ pub struct Bench {
 enum Holder {
     Copier,
     Plain,
-    Summed,
+    Summed(Side),
     Peer(Side),
     Memory,
     File,
@@ -102,14 +102,14 @@ enum Holder {
 impl Holder {
     /// Its values have places by their slots alone: those of one size lie over those of others.
     fn overlays(self) -> bool {
-        matches!(self, Holder::Copier | Holder::Plain | Holder::Summed)
+        matches!(self, Holder::Copier | Holder::Plain | Holder::Summed(_))
     }
 
     fn of(row: &Row, side: Side) -> Holder {
         match side {
             Side::Copy => Holder::Copier,
             Side::Plain | Side::Again => Holder::Plain,
-            Side::Summed => Holder::Summed,
+            Side::Summed | Side::Awake => Holder::Summed(side),
             Side::Memcached | Side::Redis | Side::Mooncake => Holder::Peer(side),
             Side::Reference => Holder::Memory,
             Side::Memkv if row.file => Holder::File,
@@ -180,10 +180,10 @@ impl Bench {
             nodes.push(Member::start(binary, folder, true, &plan)?);
         }
         let (server, plain, congestion) = start_plain(folder, plan.stored_bytes)?;
-        let summed = match rows.iter().any(|row| sides(row).contains(&Side::Summed)) {
-            true => Some(start_summed(folder, plan.stored_bytes)?),
-            false => None,
-        };
+        let summed = [Side::Summed, Side::Awake].into_iter();
+        let summed = summed.filter(|side| rows.iter().any(|row| sides(row).contains(side)));
+        let summed = summed.map(|side| start_summed(side, folder, plan.stored_bytes));
+        let summed = summed.collect::<Result<_, _>>()?;
         let region = Arena::new(plan.ring_bytes, Hugepages::Prefer)?;
         ring::fill(&region);
         let noise = region.lend_mut(0, LARGE);
@@ -346,7 +346,10 @@ impl Bench {
         let party = match holder {
             Holder::Copier => self.copier.as_mut().expect("there is memory to copy to"),
             Holder::Plain => &mut self.plain,
-            Holder::Summed => &mut self.summed.as_mut().expect("a row has it").1,
+            Holder::Summed(side) => {
+                let summed = self.summed.iter_mut().find(|summed| summed.0 == side);
+                &mut summed.expect("a row has it").2
+            }
             Holder::Peer(side) => {
                 let peer = self.peers.iter_mut().find(|peer| peer.side == side);
                 let peer = peer.expect("only peers that run take part");
@@ -452,7 +455,7 @@ impl Bench {
         let Some(all) = cpu::of_machine() else { return Ok(None) };
         let nodes = self.nodes.iter().map(Member::clock);
         let peers = self.peers.iter().flat_map(|peer| peer.clocks.iter().copied());
-        let summed = self.summed.iter().filter_map(|(_, party)| party.server);
+        let summed = self.summed.iter().filter_map(|(.., party)| party.server);
         let plain = self.plain.server.into_iter().chain(summed).chain([CpuClock::OWN]);
         let mut own = cpu::of_children();
         for clock in nodes.chain(peers).chain(plain).chain(self.exists.clocks()) {
@@ -480,14 +483,20 @@ fn start_plain(
 }
 
 /// The same with sums and lent pages.
-fn start_summed(folder: &Path, bytes: u64) -> Result<(PlainServer, Party), BenchError> {
+fn start_summed(
+    side: Side,
+    folder: &Path,
+    bytes: u64,
+) -> Result<(Side, PlainServer, Party), BenchError> {
     let server = PlainServer::start(folder, bytes)?;
+    let awake = side == Side::Awake;
     let connect = |_| -> Result<Box<dyn Worker>, BenchError> {
-        Ok(Box::new(summed::Client::connect(server.port).map_err(doing("the summing server"))?))
+        let client = summed::Client::connect(server.port, awake);
+        Ok(Box::new(client.map_err(doing("the summing server"))?))
     };
     let workers = (0..SEVERAL).map(connect).collect::<Result<_, _>>()?;
     let party = Party { server: Some(server.clock()?), workers };
-    Ok((server, party))
+    Ok((side, server, party))
 }
 
 /// The peers that rows have, and why others cannot be had.
@@ -519,7 +528,7 @@ fn copier(bytes: u64) -> Result<Party, BenchError> {
 
 /// Who takes part in a row, where it is there.
 pub fn sides(row: &Row) -> Vec<Side> {
-    let Load { value_bytes, depth, .. } = row.load;
+    let Load { value_bytes, depth, batch, .. } = row.load;
     if row.first {
         return vec![Side::Plain, Side::Reference, Side::Memkv];
     }
@@ -527,6 +536,11 @@ pub fn sides(row: &Row) -> Vec<Side> {
     let mut sides = vec![Side::Plain];
     if (MIDDLE..=LARGE).contains(&value_bytes) && !row.file {
         sides.push(Side::Summed);
+    }
+    if value_bytes == SMALL && batch == 1 {
+        sides.push(Side::Summed);
+        // Beside a busy thread whoever waits awake takes the core that the other end needs.
+        sides.extend((row.busy == 0).then_some(Side::Awake));
     }
     if is_middling && row.busy == 0 {
         sides.push(Side::Copy);

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -40,6 +41,17 @@ pub fn receive(stream: &TcpStream, into: &mut [u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits awake, for so long at most, until there is something to receive. What is wrong with the connection
+/// is told to whoever receives.
+pub fn look(stream: &TcpStream, patience: Duration) {
+    let (begun, flags) = (Instant::now(), MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+    while recv(stream.as_raw_fd(), &mut [0], flags) == Err(nix::errno::Errno::EAGAIN)
+        && begun.elapsed() < patience
+    {
+        std::hint::spin_loop();
+    }
 }
 
 /// Connects with what memkv sets for a peer on this machine.

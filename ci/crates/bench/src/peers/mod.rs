@@ -32,6 +32,8 @@ pub enum Side {
     Again,
     /// The plain server with sums and lent pages.
     Summed,
+    /// The same with both ends awake while they wait.
+    Awake,
     /// memcached.
     Memcached,
     /// Redis or Valkey.
@@ -61,6 +63,7 @@ impl Side {
             Side::Plain => "plain TCP",
             Side::Again => "plain TCP again",
             Side::Summed => "lent, summed",
+            Side::Awake => "summed, awake",
             Side::Reference => "memkv, reference",
             Side::Memkv => "memkv",
         }
@@ -68,7 +71,7 @@ impl Side {
 
     /// Whether it is a limit and no store.
     pub fn is_limit(self) -> bool {
-        matches!(self, Side::Copy | Side::Plain | Side::Again | Side::Summed)
+        matches!(self, Side::Copy | Side::Plain | Side::Again | Side::Summed | Side::Awake)
     }
 
     /// A slow side does so many times less in a round.

@@ -9,21 +9,38 @@
 //! One question and one answer; still no index, no MAC and no journal. A value that is got has the sum that
 //! it was put with: the server does not sum it again. Lent pages stay as they are until the other end has
 //! answered, or asks for the next.
+//!
+//! Ends that are awake look for the next question, or for the answer, for a while before they sleep: what it
+//! takes to put a thread to sleep and to wake it is more than all else of a small value.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use memkv_dma::Arena;
 use memkv_wire::{Crc32c, crc32c};
 use socket2::SockRef;
 
 use super::{Frame, HEADER};
-use crate::stream::{receive, send};
+use crate::stream::{look, receive, send};
 
-pub(super) const PUT: u32 = 4;
-pub(super) const GET: u32 = 5;
+const PUT: u32 = 4;
+const GET: u32 = 5;
+/// Added to both where ends are awake.
+const IS_AWAKE: u32 = 2;
+
+/// How long an end that is awake looks before it sleeps, as memkv's does.
+pub(super) const AWAKE: Duration = Duration::from_micros(100);
+
+/// Whether the ends of such an operation are awake; `None` when it is not one with a sum.
+pub(super) fn awake(operation: u32) -> Option<bool> {
+    match operation {
+        PUT | GET => Some(false),
+        operation => matches!(operation.checked_sub(IS_AWAKE), Some(PUT | GET)).then_some(true),
+    }
+}
 
 /// Less than this is copied sooner than its pages are looked up.
 const LEND_MIN: usize = 256 << 10;
@@ -91,11 +108,30 @@ impl Pipe {
 pub(super) struct End {
     stream: TcpStream,
     pipe: Pipe,
+    awake: bool,
 }
 
 impl End {
-    pub(super) fn new(stream: TcpStream) -> io::Result<End> {
-        Ok(End { stream, pipe: Pipe::new()? })
+    pub(super) fn new(stream: TcpStream, awake: bool) -> io::Result<End> {
+        Ok(End { stream, pipe: Pipe::new()?, awake })
+    }
+
+    /// Whether it looks for what comes before it sleeps.
+    pub(super) fn is_awake(&self) -> bool {
+        self.awake
+    }
+
+    /// The number of an operation, by which the other end is awake, too.
+    fn number(&self, operation: u32) -> u32 {
+        operation + if self.awake { IS_AWAKE } else { 0 }
+    }
+
+    /// Waits for the header of an answer.
+    fn reply(&self, slot: u32, length: u64) -> io::Result<()> {
+        if self.awake {
+            look(&self.stream, AWAKE);
+        }
+        super::reply(&self.stream, slot, length)
     }
 
     /// Sends header, value and its sum, which is computed on the way if it is not known. The sum.
@@ -151,7 +187,7 @@ impl End {
     pub(super) fn answer(&mut self, frame: &Frame, arena: &Arena, sums: &Sums) -> io::Result<()> {
         let (at, length) = frame.place(arena.size()).ok_or(io::ErrorKind::InvalidInput)?;
         let name = (frame.slot, frame.length);
-        if frame.operation == PUT {
+        if frame.operation == self.number(PUT) {
             let sum = self.receive_value(arena.lend_mut(at, length).as_mut_slice())?;
             sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name, sum);
             return self.stream.write_all(&Frame { length: 0, ..*frame }.encode());
@@ -176,8 +212,8 @@ impl Client {
     ///
     /// # Errors
     /// As the system says.
-    pub fn connect(port: u16) -> io::Result<Client> {
-        Ok(Client(End::new(super::connect(port)?)?))
+    pub fn connect(port: u16, awake: bool) -> io::Result<Client> {
+        Ok(Client(End::new(super::connect(port)?, awake)?))
     }
 
     /// Stores a value and waits for the reply.
@@ -185,9 +221,9 @@ impl Client {
     /// # Errors
     /// As the system says.
     pub fn put(&mut self, slot: u32, value: &[u8]) -> io::Result<()> {
-        let frame = Frame { operation: PUT, slot, length: value.len() as u64 };
+        let frame = Frame { operation: self.0.number(PUT), slot, length: value.len() as u64 };
         self.0.send_value(&frame, value, None)?;
-        super::reply(&self.0.stream, slot, 0)
+        self.0.reply(slot, 0)
     }
 
     /// Fetches a value into the whole of `into`.
@@ -195,9 +231,9 @@ impl Client {
     /// # Errors
     /// As the system says; [`io::ErrorKind::InvalidData`] when it has another sum.
     pub fn get(&mut self, slot: u32, into: &mut [u8]) -> io::Result<()> {
-        let length = into.len() as u64;
-        self.0.stream.write_all(&Frame { operation: GET, slot, length }.encode())?;
-        super::reply(&self.0.stream, slot, length)?;
+        let (operation, length) = (self.0.number(GET), into.len() as u64);
+        self.0.stream.write_all(&Frame { operation, slot, length }.encode())?;
+        self.0.reply(slot, length)?;
         self.0.receive_value(into).map(drop)
     }
 }
@@ -213,6 +249,10 @@ mod tests {
 
     #[test]
     fn values_come_back_with_their_sums() {
+        [false, true].into_iter().for_each(come_back);
+    }
+
+    fn come_back(awake: bool) {
         let (arena, sums) = (Arena::new(8 << 20, Hugepages::Never).unwrap(), Sums::default());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -220,7 +260,7 @@ mod tests {
         let server = thread::spawn(move || {
             super::super::serve_one(listener.accept().unwrap().0, &held, &sums)
         });
-        let mut client = Client::connect(port).unwrap();
+        let mut client = Client::connect(port, awake).unwrap();
         for length in [1000, LEND_MIN, 2 * LENT + 5000] {
             let values = [vec![7; length], vec![9; length]];
             for (slot, value) in (0..).zip(&values) {
