@@ -73,7 +73,7 @@ impl Session {
         since: Instant,
     ) -> Reply {
         let wanted = match self.hash(get.key) {
-            Some(key) => self.find_bytes(key, get.offset, get.length, since).await,
+            Some(key) => self.find_bytes(header, key, (get.offset, get.length), since).await,
             None => Err(replies::item(Status::BadRequest)),
         };
         let (reply, offset, found) = match wanted {
@@ -110,9 +110,9 @@ impl Session {
     /// Pins the block and reads what is wanted of it, checked where it must be.
     async fn find_bytes(
         &self,
+        request: &Header,
         key: KeyHash,
-        offset: u64,
-        length: u64,
+        (offset, length): (u64, u64),
         since: Instant,
     ) -> Result<Found, ItemReply> {
         let context = &self.context;
@@ -138,7 +138,7 @@ impl Session {
         let promise = self.share.promise(bytes);
         let budget = self.sending.acquire(bytes.min(self.sending_most) as usize).await;
         let since = context.local.now();
-        match self.read_cuts(&lease, &cuts).await {
+        match self.read_cuts(&lease, &cuts, self.deadline(request)).await {
             Ok((pieces, crcs)) => {
                 let ready = context.local.now();
                 context.counters.wait_read.record(ready.saturating_duration_since(since));
@@ -168,10 +168,11 @@ impl Session {
         &self,
         lease: &ReadLease,
         cuts: &[Cut],
+        until: Instant,
     ) -> Result<(Row<Reading>, Row<u32>), Bad> {
         let context = &self.context;
         let verified = lease.block().verified;
-        let reads = start_reads(context, cuts.iter().map(|cut| &cut.extent)).await;
+        let reads = start_reads(context, cuts.iter().map(|cut| &cut.extent), until).await;
         let mut reads = reads.map_err(Bad::TooMuch)?.into_iter();
         let mut pieces = Row::new();
         let mut crcs = Row::new();
@@ -209,7 +210,7 @@ impl Session {
     }
 
     /// A getter saw a bad CRC: the whole block is read again and dropped if it is bad.
-    pub async fn check_block(&self, key: KeyHash, generation: u64) -> ItemReply {
+    pub async fn check_block(&self, request: &Header, key: KeyHash, generation: u64) -> ItemReply {
         let context = &self.context;
         context.counters.suspects.bump();
         let lease = match context.store.lease(key).await {
@@ -222,10 +223,11 @@ impl Session {
         }
         let generation = lease.block().generation;
         for (index, extent) in lease.block().extents.clone().into_iter().enumerate() {
-            let mut reads = match start_reads(context, [&extent].into_iter()).await {
-                Ok(reads) => reads,
-                Err(memory) => return memory.reply(),
-            };
+            let mut reads =
+                match start_reads(context, [&extent].into_iter(), self.deadline(request)).await {
+                    Ok(reads) => reads,
+                    Err(memory) => return memory.reply(),
+                };
             let cut = Cut { index, extent, from: 0, to: extent.length as usize };
             match check(&cut, reads.pop().expect("one extent was read")).await {
                 Ok(_) => {}

@@ -247,7 +247,7 @@ impl Session {
         let mut replies = Row::new();
         for item in &items {
             replies.push(match self.hash(item.key) {
-                Some(key) => self.check_block(key, item.generation).await,
+                Some(key) => self.check_block(header, key, item.generation).await,
                 None => replies::item(Status::BadRequest),
             });
         }

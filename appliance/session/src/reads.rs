@@ -3,6 +3,7 @@
 use memkv_block::{Completion, Done, Io, IoBuf, IoError};
 use memkv_dma::{Class, DmaBuf, DmaRef, UNIT};
 use memkv_poller::spare::Row;
+use memkv_poller::{Instant, timeout};
 use memkv_store::{DriveId, Extent};
 use memkv_wire::{ItemReply, Status};
 
@@ -27,13 +28,13 @@ pub enum Reading {
 
 /// The extents of one read need more memory than there is for reads.
 pub enum TooMuch {
-    /// While peers keep what they were lent: they may give it back.
+    /// While others keep what they have: they may give it back.
     Now,
     /// In this pool.
     Ever,
 }
 
-/// After how long memory that peers keep is worth another look, in milliseconds.
+/// After how long memory that others keep is worth another look, in milliseconds.
 const GIVEN_BACK_MS: u32 = 20;
 
 impl TooMuch {
@@ -47,10 +48,11 @@ impl TooMuch {
 }
 
 /// Starts reading extents, each in pieces: views of the medium where there are any, else into
-/// chunks.
+/// chunks, for which it waits until `until`.
 pub async fn start_reads<'a>(
     context: &Context,
     extents: impl Iterator<Item = &'a Extent>,
+    until: Instant,
 ) -> Result<Row<Row<Reading>>, TooMuch> {
     let view = |e: &Extent| context.drive(e.drive).device.view(e.offset, e.length as usize);
     let extents: Row<_> = extents.map(|extent| (*extent, view(extent))).collect();
@@ -61,7 +63,7 @@ pub async fn start_reads<'a>(
         })
         .collect();
     let since = context.local.now();
-    let mut chunks = take_chunks(context, &lengths).await?.into_iter();
+    let mut chunks = take_chunks(context, &lengths, until).await?.into_iter();
     if !lengths.is_empty() {
         let waited = context.local.now().saturating_duration_since(since);
         context.counters.wait_chunk.record(waited);
@@ -85,7 +87,13 @@ pub async fn start_reads<'a>(
 /// Chunks for one read, all of them: its reply needs them together. Several that each held some and
 /// waited for more would wait for ever, so of those that cannot have all at once, one at a time on
 /// the whole node gathers them; the others have what they need or hold nothing.
-async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Row<DmaBuf>, TooMuch> {
+///
+/// Who waited until `until` lets go of what it has: others may do with that.
+async fn take_chunks(
+    context: &Context,
+    lengths: &[usize],
+    until: Instant,
+) -> Result<Row<DmaBuf>, TooMuch> {
     let (pool, class) = (&context.pool, Class::Send);
     let at_once: Result<Row<_>, _> = lengths.iter().map(|&len| pool.allocate(class, len)).collect();
     if let Ok(chunks) = at_once {
@@ -99,12 +107,15 @@ async fn take_chunks(context: &Context, lengths: &[usize]) -> Result<Row<DmaBuf>
     if bytes > pool.attainable(class, &[Class::Drive, Class::Lent]) {
         return Err(TooMuch::Now);
     }
-    let _turn = if lengths.len() > 1 { Some(context.store.gather_turn().await) } else { None };
-    let mut chunks = Row::new();
-    for &len in lengths {
-        chunks.push(pool.allocate_wait(class, len).await);
-    }
-    Ok(chunks)
+    let gather = async {
+        let _turn = if lengths.len() > 1 { Some(context.store.gather_turn().await) } else { None };
+        let mut chunks = Row::new();
+        for &len in lengths {
+            chunks.push(pool.allocate_wait(class, len).await);
+        }
+        chunks
+    };
+    timeout(&context.local, until, gather).await.map_err(|_| TooMuch::Now)
 }
 
 impl Reading {

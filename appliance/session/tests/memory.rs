@@ -53,6 +53,30 @@ fn a_get_that_memory_will_never_be_enough_for_is_told_so() {
 }
 
 #[test]
+fn a_get_that_waits_for_memory_gives_up_in_the_end_and_lets_the_next_have_it() {
+    let mut machine = machine();
+    let (mut client, mut other) = (machine.client(0), machine.client(1));
+    let bytes = value(1, 5 * MIB);
+    assert_eq!(client.put(&mut machine, "large", &bytes).status, Status::Ok);
+    // Who has the memory might give it back, and does not.
+    let mut held: Vec<_> =
+        (0..2).map(|_| machine.pool.allocate(Class::Send, MIB).expect("two of six")).collect();
+    client.send_get("large", 0, u64::MAX);
+    assert_eq!(client.got(&mut machine).0.status, Status::Busy);
+    // Nor does one wait for ever behind it.
+    client.send_get("large", 0, u64::MAX);
+    other.send_get("large", 0, u64::MAX);
+    held.pop();
+    held.pop();
+    for client in [&mut client, &mut other] {
+        let (reply, got) = client.got(&mut machine);
+        assert_eq!(reply.status, Status::Ok);
+        assert!(got == bytes);
+    }
+    machine.assert_at_rest();
+}
+
+#[test]
 fn puts_of_several_extents_do_not_wait_for_each_other() {
     let mut machine = machine();
     let values: Vec<_> = (0..4).map(|n| value(n, 5 * MIB)).collect();
