@@ -77,7 +77,7 @@ const REMEMBERED: [(&str, f64); 3] = [
 /// What is left where the store is on another reactor: memory that was taken on one of the two and is
 /// done with on the other. How often that is depends on which of the two comes first, and one of them may
 /// be first for a whole run (found: a put of 1 MiB takes 5 or 7): the bounds are twice what is usual.
-const BESIDE: [(&str, f64); 33] = [
+const BESIDE: [(&str, f64); 36] = [
     ("Put, absent, 4 KiB, and Delete", 12.0),
     ("Put, replace, 4 KiB", 12.0),
     ("Put, replace, 64 KiB", 12.0),
@@ -97,6 +97,9 @@ const BESIDE: [(&str, f64); 33] = [
     ("Exists, hit", 4.0),
     ("Exists, miss", 4.0),
     ("Exists, a batch", 16.0),
+    ("Presence, hit", 4.0),
+    ("Presence, miss", 4.0),
+    ("Presence, a batch", 16.0),
     ("MatchPrefix, all there", 16.0),
     ("MatchPrefix, none there", 16.0),
     ("Get, 4 KiB", 2.0),
@@ -222,7 +225,7 @@ const fn kind(name: &'static str, count: usize, request: fn(&mut Requests)) -> K
 }
 
 /// All kinds, in an order in which each finds what it needs.
-const KINDS: [Kind; 33] = [
+const KINDS: [Kind; 36] = [
     kind("Put, absent, 4 KiB, and Delete", 16, |it| it.comes_and_goes(4 * KIB)),
     kind("Put, replace, 4 KiB", 16, |it| it.replace(4 * KIB)),
     kind("Put, replace, 64 KiB", 16, |it| it.replace(64 * KIB)),
@@ -239,9 +242,12 @@ const KINDS: [Kind; 33] = [
     kind("Put, busy", 8, Requests::is_busy),
     kind("Put, a batch of 4 KiB", 1, |it| it.replace_all(4 * KIB)),
     kind("Put, a batch of 1 MiB", 1, |it| it.replace_all(MIB)),
-    kind("Exists, hit", 16, |it| it.exists(64 * KIB)),
-    kind("Exists, miss", 16, Requests::never_was),
-    kind("Exists, a batch", 1, Requests::all_exist),
+    kind("Exists, hit", 16, |it| it.has_length(64 * KIB)),
+    kind("Exists, miss", 16, Requests::has_no_length),
+    kind("Exists, a batch", 1, Requests::all_have_lengths),
+    kind("Presence, hit", 16, |it| it.exists(64 * KIB)),
+    kind("Presence, miss", 16, Requests::never_was),
+    kind("Presence, a batch", 1, Requests::all_exist),
     kind("MatchPrefix, all there", 16, |it| it.matches(BATCH)),
     kind("MatchPrefix, none there", 16, |it| it.matches(0)),
     kind("Get, 4 KiB", 16, |it| it.get(4 * KIB)),
@@ -380,6 +386,23 @@ impl Requests {
             assert!(deleted.expect("it is deleted"));
         }
         self.put_all(4 * KIB, PutMode::Absent);
+    }
+
+    fn has_length(&mut self, length: usize) {
+        let lengths = self.client.lengths(&[&key_of(length)]).remove(0);
+        assert_eq!(lengths.expect("an answer"), Some(length as u64));
+    }
+
+    fn has_no_length(&mut self) {
+        let lengths = self.client.lengths(&[b"never"]).remove(0);
+        assert_eq!(lengths.expect("an answer"), None);
+    }
+
+    fn all_have_lengths(&mut self) {
+        let keys = keys();
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let lengths = self.client.lengths(&keys).into_iter();
+        assert!(lengths.map(|length| length.expect("an answer")).all(|length| length.is_some()));
     }
 
     fn exists(&mut self, length: usize) {
