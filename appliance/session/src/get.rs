@@ -45,13 +45,18 @@ impl Session {
         let GetItems { items } = GetItems::parse_into(meta, spare::vec::<GetItem<'static>>())?;
         self.named(items.iter().map(|item| item.key));
         let last = items.len().saturating_sub(1);
+        let until = self.deadline(header);
         let mut since = self.context.local.turn_began();
         for (index, item) in items.iter().enumerate() {
+            // Nobody is there to read what would be read for them.
+            if self.closed.get() {
+                break;
+            }
             if self.outbox.is_full() {
                 self.outbox.has_few().await;
                 since = self.context.local.now();
             }
-            let mut reply = self.get_one(header, index as u32, item, since).await;
+            let mut reply = self.get_one(header, index as u32, item, since, until).await;
             if index != last {
                 reply.header = reply.header.with_more();
             }
@@ -64,16 +69,17 @@ impl Session {
         Ok(())
     }
 
-    /// The reply to one item, which is looked for `since` then.
+    /// The reply to one item, which is looked for `since` then; `until` when it waits for memory.
     async fn get_one(
         self: &Rc<Self>,
         header: &Header,
         item: u32,
         get: &GetItem<'_>,
         since: Instant,
+        until: Instant,
     ) -> Reply {
         let wanted = match self.hash(get.key) {
-            Some(key) => self.find_bytes(header, key, (get.offset, get.length), since).await,
+            Some(key) => self.find_bytes(key, (get.offset, get.length), since, until).await,
             None => Err(replies::item(Status::BadRequest)),
         };
         let (reply, offset, found) = match wanted {
@@ -110,10 +116,10 @@ impl Session {
     /// Pins the block and reads what is wanted of it, checked where it must be.
     async fn find_bytes(
         &self,
-        request: &Header,
         key: KeyHash,
         (offset, length): (u64, u64),
         since: Instant,
+        until: Instant,
     ) -> Result<Found, ItemReply> {
         let context = &self.context;
         if let Err(retry_ms) = self.share.admits() {
@@ -138,7 +144,7 @@ impl Session {
         let promise = self.share.promise(bytes);
         let budget = self.sending.acquire(bytes.min(self.sending_most) as usize).await;
         let since = context.local.now();
-        match self.read_cuts(&lease, &cuts, self.deadline(request)).await {
+        match self.read_cuts(&lease, &cuts, until).await {
             Ok((pieces, crcs)) => {
                 let ready = context.local.now();
                 context.counters.wait_read.record(ready.saturating_duration_since(since));
@@ -149,7 +155,7 @@ impl Session {
                 error.report(context).await;
                 Err(replies::miss(Miss(MissReason::DriveLost)))
             }
-            Err(Bad::TooMuch(memory)) => Err(memory.reply()),
+            Err(Bad::TooMuch(memory)) => Err(memory.reply(context)),
             Err(Bad::Bytes) => {
                 context.counters.crc_bad.bump();
                 let generation = lease.block().generation;
@@ -210,7 +216,7 @@ impl Session {
     }
 
     /// A getter saw a bad CRC: the whole block is read again and dropped if it is bad.
-    pub async fn check_block(&self, request: &Header, key: KeyHash, generation: u64) -> ItemReply {
+    pub async fn check_block(&self, key: KeyHash, generation: u64, until: Instant) -> ItemReply {
         let context = &self.context;
         context.counters.suspects.bump();
         let lease = match context.store.lease(key).await {
@@ -223,11 +229,10 @@ impl Session {
         }
         let generation = lease.block().generation;
         for (index, extent) in lease.block().extents.clone().into_iter().enumerate() {
-            let mut reads =
-                match start_reads(context, [&extent].into_iter(), self.deadline(request)).await {
-                    Ok(reads) => reads,
-                    Err(memory) => return memory.reply(),
-                };
+            let mut reads = match start_reads(context, [&extent].into_iter(), until).await {
+                Ok(reads) => reads,
+                Err(memory) => return memory.reply(context),
+            };
             let cut = Cut { index, extent, from: 0, to: extent.length as usize };
             match check(&cut, reads.pop().expect("one extent was read")).await {
                 Ok(_) => {}

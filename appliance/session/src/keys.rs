@@ -244,10 +244,11 @@ impl Session {
     pub async fn suspect(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let SuspectItems { items } =
             SuspectItems::parse_into(meta, spare::vec::<SuspectItem<'static>>())?;
+        let until = self.deadline(header);
         let mut replies = Row::new();
-        for item in &items {
+        for item in items.iter().take_while(|_| !self.closed.get()) {
             replies.push(match self.hash(item.key) {
-                Some(key) => self.check_block(header, key, item.generation).await,
+                Some(key) => self.check_block(key, item.generation, until).await,
                 None => replies::item(Status::BadRequest),
             });
         }

@@ -32,7 +32,7 @@ pub struct SessionCounters {
     pub write_bytes: Counter,
     /// Puts refused because the putter's CRC did not fit its bytes.
     pub crc_refused: Counter,
-    /// Gets and offers answered by Busy, for what was promised before them.
+    /// Gets and offers answered by Busy, for what was promised before them or for memory that others keep.
     pub busy: Counter,
     /// Blocks found bad before they were sent.
     pub crc_bad: Counter,

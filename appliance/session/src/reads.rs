@@ -39,9 +39,12 @@ const GIVEN_BACK_MS: u32 = 20;
 
 impl TooMuch {
     /// What a client is told.
-    pub fn reply(&self) -> ItemReply {
+    pub fn reply(&self, context: &Context) -> ItemReply {
         match self {
-            Self::Now => ItemReply::busy(GIVEN_BACK_MS),
+            Self::Now => {
+                context.counters.busy.bump();
+                ItemReply::busy(GIVEN_BACK_MS)
+            }
             Self::Ever => replies::item(Status::LimitExceeded),
         }
     }
@@ -63,11 +66,12 @@ pub async fn start_reads<'a>(
         })
         .collect();
     let since = context.local.now();
-    let mut chunks = take_chunks(context, &lengths, until).await?.into_iter();
+    let chunks = take_chunks(context, &lengths, until).await;
     if !lengths.is_empty() {
         let waited = context.local.now().saturating_duration_since(since);
         context.counters.wait_chunk.record(waited);
     }
+    let mut chunks = chunks?.into_iter();
     let mut start = |extent: &Extent| -> Row<Reading> {
         let queue = &context.drive(extent.drive).queue;
         let read = |piece: Piece| {

@@ -58,16 +58,28 @@ fn a_get_that_waits_for_memory_gives_up_in_the_end_and_lets_the_next_have_it() {
     let (mut client, mut other) = (machine.client(0), machine.client(1));
     let bytes = value(1, 5 * MIB);
     assert_eq!(client.put(&mut machine, "large", &bytes).status, Status::Ok);
-    // Who has the memory might give it back, and does not.
-    let mut held: Vec<_> =
+    // Who has the memory might give it back, and does not: one gathers, the other waits for its turn, and
+    // each gives up when its own time is over.
+    let held: Vec<_> =
         (0..2).map(|_| machine.pool.allocate(Class::Send, MIB).expect("two of six")).collect();
-    client.send_get("large", 0, u64::MAX);
-    assert_eq!(client.got(&mut machine).0.status, Status::Busy);
-    // Nor does one wait for ever behind it.
+    for first_is_here in [true, false] {
+        let (first, second) = match first_is_here {
+            true => (&mut client, &mut other),
+            false => (&mut other, &mut client),
+        };
+        let began = machine.now();
+        first.send_get("large", 0, u64::MAX);
+        machine.pass(Duration::from_millis(100));
+        second.send_get("large", 0, u64::MAX);
+        assert_eq!(first.got(&mut machine).0.status, Status::Busy);
+        let waited = machine.now().saturating_duration_since(began);
+        assert_eq!(second.got(&mut machine).0.status, Status::Busy);
+        let both = machine.now().saturating_duration_since(began);
+        assert!(both < waited + waited / 2, "{waited:?} and {both:?}");
+    }
+    drop(held);
     client.send_get("large", 0, u64::MAX);
     other.send_get("large", 0, u64::MAX);
-    held.pop();
-    held.pop();
     for client in [&mut client, &mut other] {
         let (reply, got) = client.got(&mut machine);
         assert_eq!(reply.status, Status::Ok);

@@ -22,7 +22,7 @@ use crate::types::Hint;
 pub(crate) enum Question {
     /// What is there?
     Exists,
-    /// Is it there? An answer is a status and nothing else.
+    /// Is it there? Nothing of an answer is looked at but whether it is.
     Presence,
     /// Keep it readable for so many milliseconds.
     Lease(u32),

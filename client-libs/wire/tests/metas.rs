@@ -385,6 +385,35 @@ fn replies_one_by_one_are_the_replies_as_a_list() {
     assert_eq!(ItemReplies::parse_each(&[0; 3], 0, |_, _| ()), Err(MetaError::Truncated));
 }
 
+#[test]
+fn presences_one_by_one_are_those_of_the_list() {
+    let missing = vec![None, Some(MissReason::Never), Some(MissReason::Corrupt)];
+    let mut meta = Vec::new();
+    PresenceReply { missing: missing.clone() }.encode(&mut meta);
+    assert_eq!(meta, [3, 0, 0, 0, 0, 1, 6]);
+    let mut taken = Vec::new();
+    let complete = PresenceReply::parse_each(&meta, 3, |at, missing| taken.push((at, missing)));
+    assert_eq!(complete, Ok(true));
+    assert_eq!(taken, missing.into_iter().enumerate().collect::<Vec<_>>());
+    for count in [0, 2, 4] {
+        let none = |_, missing| panic!("{missing:?} of {count}");
+        assert_eq!(PresenceReply::parse_each(&meta, count, none), Ok(false));
+    }
+    let parse = |meta: &[u8]| PresenceReply::parse_each(meta, 3, |_, _| ());
+    assert_eq!(parse(&meta[..6]), Err(MetaError::Truncated));
+    assert_eq!(parse(&[&meta[..], &[0]].concat()), Err(MetaError::Truncated), "no extension");
+    let mut extended = meta.clone();
+    append_extension(&mut extended, 7, b"whatever");
+    assert_eq!(parse(&extended), Ok(true));
+    append_extension(&mut extended, MUST_UNDERSTAND, b"");
+    assert_eq!(parse(&extended), Err(MetaError::MustUnderstand { kind: MUST_UNDERSTAND }));
+    for got in [MissReason::ALL.len() as u8, 254] {
+        meta[6] = got + 1;
+        assert_eq!(parse(&meta), Err(MetaError::UnknownReason { got }));
+        assert_eq!(PresenceReply::parse(&meta), Err(MetaError::UnknownReason { got }));
+    }
+}
+
 /// A count that lies does not make the parser allocate for it.
 #[test]
 fn counts_are_bounded_before_anything_is_allocated() {

@@ -159,8 +159,9 @@ impl Stage {
         }
     }
 
-    /// A question whether keys are there; half of them say what becomes of them, too, a quarter are answered
-    /// in a byte each. That is drawn from the keys and the time, and not from the seed's randomness, of which every other draw would change.
+    /// A question whether keys are there; half of them say what becomes of them, too, a quarter are
+    /// answered in a byte each. That is drawn from the keys and the time, and not from the seed's
+    /// randomness, of which every other draw would change.
     fn draw_exists(&mut self, space: usize) -> Work {
         let mut sights = self.draw_sights(space, 8);
         let sum: u64 = sights.iter().map(|sight| u64::from(sight.key)).sum();
