@@ -345,4 +345,4 @@ def test_servers_name_the_trace_of_a_request(new_server):
     server.stop()
     server.reader.join(20)
     told = [json.loads(line) for line in server.said if digits in line]
-    assert [(line["opcode"], line["status"]) for line in told] == [("put", "ok"), ("exists", "ok")]
+    assert [(line["opcode"], line["status"]) for line in told] == [("put", "ok"), ("presence", "ok")]
