@@ -32,6 +32,13 @@ pub struct DriveIo {
     pub queue: Rc<dyn BlockQueue>,
 }
 
+impl DriveIo {
+    /// Whether blocks on it lie where they can be sent from.
+    fn has_views(&self) -> bool {
+        self.device.memory().is_some()
+    }
+}
+
 /// Keys that clients may connect with, and the tenant each one stands for.
 #[derive(Clone, Default)]
 pub struct KeyRing {
@@ -214,6 +221,8 @@ pub struct Context {
     pub(crate) local: Local,
     pub(crate) pool: Pool,
     drives: Box<[OnceCell<DriveIo>]>,
+    /// One of the drives is memory.
+    views: Cell<bool>,
     pub(crate) store: StoreHandle,
     pub(crate) keys: RefCell<KeyRing>,
     /// Since the start there was no key but of this tenant.
@@ -240,6 +249,7 @@ impl Context {
     /// Puts the parts together.
     pub fn new(parts: ContextParts) -> Rc<Self> {
         let drives: Box<[OnceCell<DriveIo>]> = (0..DRIVES_MAX).map(|_| OnceCell::new()).collect();
+        let views = parts.drives.iter().any(DriveIo::has_views);
         for (place, drive) in drives.iter().zip(parts.drives) {
             let _ = place.set(drive);
         }
@@ -247,6 +257,7 @@ impl Context {
             local: parts.local,
             pool: parts.pool,
             drives,
+            views: Cell::new(views),
             store: parts.store,
             one_tenant: Cell::new(parts.keys.are_all_of(parts.keys.any_tenant().as_ref())),
             first_tenant: parts.keys.any_tenant(),
@@ -357,11 +368,17 @@ impl Context {
         self.drives[usize::from(id.0)].get().expect("blocks lie on drives that are at hand")
     }
 
+    /// Whether some blocks may lie where they can be sent from.
+    pub(crate) fn has_views(&self) -> bool {
+        self.views.get()
+    }
+
     /// A drive that has joined the store: from now on this reactor can move bytes to and from it.
     ///
     /// # Panics
     /// When there is one of this number.
     pub fn add_drive(&self, id: DriveId, drive: DriveIo) {
+        self.views.set(self.views.get() || drive.has_views());
         let added = self.drives[usize::from(id.0)].set(drive);
         assert!(added.is_ok(), "a drive has a number of its own");
     }

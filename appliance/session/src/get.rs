@@ -1,13 +1,16 @@
 //! Reading blocks.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use memkv_dma::DmaRef;
 use memkv_poller::Instant;
 use memkv_poller::local::LocalPermit;
 use memkv_poller::spare::{self, Row};
 use memkv_store::{Extent, KeyHash, Miss, MissReason, ReadLease};
-use memkv_wire::{Crc32c, GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status};
+use memkv_wire::{
+    Crc32c, CrcList, GetItem, GetItems, GetReply, Header, ItemReply, MetaError, Status,
+};
 
 use crate::backlog::Promise;
 use crate::outbox::Reply;
@@ -19,7 +22,7 @@ use crate::session::Session;
 struct Found {
     lease: ReadLease,
     pieces: Row<Reading>,
-    crcs: Row<u32>,
+    crcs: CrcList,
     offset: u64,
     bytes: u64,
     budget: (LocalPermit, Promise),
@@ -35,6 +38,52 @@ struct Cut {
 }
 
 impl Session {
+    /// Get of one whole block that lies where it can be sent from, and for which nothing has to be waited:
+    /// the usual one of a small block in memory. False of any other, of which nothing is done.
+    pub fn get_at_once(&self, header: &Header, meta: &[u8], began: Instant) -> bool {
+        let context = &self.context;
+        if !context.has_views() {
+            return false;
+        }
+        let Some(item) = GetItems::lone(meta) else { return false };
+        let Some(key) = self.hash(item.key) else { return false };
+        if item.offset > 0 || self.share.admits().is_err() {
+            return false;
+        }
+        let lend = self.outbox.lent.is_allowed(context);
+        let place = |extent: &Extent| self.view(extent, item.length);
+        let leased = context.store.lease_at_once(key, lend, place);
+        let Some((lease, (view, permit))) = leased else { return false };
+        let bytes = lease.block().length;
+        let ready = context.local.now();
+        let waited = ready.saturating_duration_since(began);
+        context.counters.wait_lease.record(waited);
+        context.counters.wait_read.record(Duration::ZERO);
+        context.counters.get_total.record(waited);
+        context.counters.requests.bump();
+        let found = Found {
+            crcs: replies::crc_list(&[lease.block().extents[0].crc]),
+            pieces: [Reading::Ready(view)].into(),
+            lease,
+            offset: 0,
+            bytes,
+            budget: (permit, self.share.promise(bytes)),
+            ready,
+        };
+        self.outbox.push(context, self.hit(header, 0, found));
+        true
+    }
+
+    /// A whole extent of at most so many bytes where it lies, and the connection's leave to send it.
+    fn view(&self, extent: &Extent, most: u64) -> Option<(DmaRef, LocalPermit)> {
+        let bytes = u64::from(extent.length);
+        if bytes > most {
+            return None;
+        }
+        let view = self.context.drive(extent.drive).device.view(extent.offset, bytes as usize)?;
+        Some((view, self.sending.try_acquire(bytes.min(self.sending_most) as usize)?))
+    }
+
     /// Get: one reply per item, in order; a lease holds each block until its reply is sent.
     pub async fn get(
         self: &Rc<Self>,
@@ -82,31 +131,27 @@ impl Session {
             Some(key) => self.find_bytes(key, (get.offset, get.length), since, until).await,
             None => Err(replies::item(Status::BadRequest)),
         };
-        let (reply, offset, found) = match wanted {
-            Err(reply) => (reply, 0, None),
-            Ok(found) => {
-                let block = found.lease.block();
-                let crcs = replies::crc_list(&found.crcs);
-                let (length, generation) = (block.length, block.generation);
-                let reply = ItemReply { length, generation, crcs, ..replies::item(Status::Ok) };
-                (reply, found.offset, Some(found))
+        match wanted {
+            Ok(found) => self.hit(header, item, found),
+            Err(reply) => {
+                let mut meta = Row::new();
+                GetReply { item, offset: 0, reply }.encode(&mut meta);
+                let header = Header::reply(header, Status::Ok);
+                let (payload, ready) = (Row::default(), self.context.local.now());
+                Reply { header, meta, payload, lease: None, budget: None, ready }
             }
-        };
+        }
+    }
+
+    /// The reply to an item whose bytes are there, or come.
+    fn hit(&self, header: &Header, item: u32, found: Found) -> Reply {
+        let Found { lease, pieces, crcs, offset, bytes, budget, ready } = found;
+        let block = lease.block();
+        let (length, generation) = (block.length, block.generation);
+        let reply = ItemReply { length, generation, crcs, ..replies::item(Status::Ok) };
         let mut meta = Row::new();
         GetReply { item, offset, reply }.encode(&mut meta);
-        let header = Header::reply(header, Status::Ok);
-        let Some(Found { lease, pieces, budget, bytes, ready, .. }) = found else {
-            let ready = self.context.local.now();
-            return Reply {
-                header,
-                meta,
-                payload: Row::default(),
-                lease: None,
-                budget: None,
-                ready,
-            };
-        };
-        let header = header.with_payload_length(bytes);
+        let header = Header::reply(header, Status::Ok).with_payload_length(bytes);
         self.context.counters.reads.bump();
         self.context.counters.read_bytes.add(bytes);
         let (lease, budget) = (Some(lease), Some(budget));
@@ -149,6 +194,7 @@ impl Session {
                 let ready = context.local.now();
                 context.counters.wait_read.record(ready.saturating_duration_since(since));
                 let bytes = cuts.iter().map(|cut| (cut.to - cut.from) as u64).sum();
+                let crcs = replies::crc_list(&crcs);
                 Ok(Found { lease, pieces, crcs, offset, bytes, budget: (budget, promise), ready })
             }
             Err(Bad::Drive(error)) => {

@@ -243,8 +243,12 @@ impl Session {
             }
             Opcode::Data => self.put_data(input, opener, header, &meta, began).await,
             Opcode::Goodbye => Err(End::Goodbye),
-            Opcode::Exists | Opcode::Presence | Opcode::MatchPrefix | Opcode::Stats
-                if self.answer_at_once(&header, &meta) =>
+            Opcode::Exists
+            | Opcode::Presence
+            | Opcode::MatchPrefix
+            | Opcode::Stats
+            | Opcode::Get
+                if self.answer_at_once(&header, &meta, began) =>
             {
                 Ok(())
             }
@@ -262,9 +266,9 @@ impl Session {
     }
 
     /// Answers what needs nobody else, without a task of its own. False when it needs one after all: the
-    /// store is on another reactor, there are as many requests under way as there may be, or so many were
-    /// answered at once that others are to have their turn.
-    fn answer_at_once(&self, header: &Header, meta: &[u8]) -> bool {
+    /// store is on another reactor, there are as many requests under way as there may be, so many were
+    /// answered at once that others are to have their turn, or a block has to be read or waited for.
+    fn answer_at_once(&self, header: &Header, meta: &[u8], began: Instant) -> bool {
         let Some(store) = self.context.store.here() else { return false };
         let (pass, answered) = self.at_once.get();
         let now = self.context.local.pass_began();
@@ -273,11 +277,19 @@ impl Session {
             return false;
         }
         let Some(_permit) = self.requests.try_acquire(1) else { return false };
-        self.at_once.set((now, answered));
-        if let Err(error) = self.answer_here(store, header, meta) {
-            self.refuse(header, error.status(), &error.to_string());
+        let done = match header.opcode() {
+            Opcode::Get => self.get_at_once(header, meta, began),
+            _ => {
+                if let Err(error) = self.answer_here(store, header, meta) {
+                    self.refuse(header, error.status(), &error.to_string());
+                }
+                true
+            }
+        };
+        if done {
+            self.at_once.set((now, answered));
         }
-        true
+        done
     }
 
     async fn answer(self: &Rc<Self>, header: Header, meta: Row<u8>, began: Instant) {

@@ -273,6 +273,18 @@ impl StoreHandle {
         self.pin(key, true).await
     }
 
+    /// See [`Store::lease_at_once`]; a store on another reactor is never asked.
+    pub fn lease_at_once<T>(
+        &self,
+        key: KeyHash,
+        lent: bool,
+        take: impl FnOnce(&Extent) -> Option<T>,
+    ) -> Option<(ReadLease, T)> {
+        let store = self.here()?;
+        let (grant, taken) = store.lease_at_once(key, lent, take)?;
+        Some((ReadLease { grant, end: Some(LeaseEnd::Here(store.clone())) }, taken))
+    }
+
     async fn pin(&self, key: KeyHash, lent: bool) -> Result<ReadLease, Miss> {
         match self {
             Self::Here(store) => {

@@ -70,21 +70,48 @@ impl Store {
         self.pin(key, true)
     }
 
+    /// [`Store::lease`], or `lent` [`Store::lease_to_lend`], of a block of one extent whose bytes need no
+    /// check, if `take` gets what it needs for it; of any other nothing is done, and it is to be leased as
+    /// usual.
+    pub fn lease_at_once<T>(
+        self: &Rc<Self>,
+        key: KeyHash,
+        lent: bool,
+        take: impl FnOnce(&Extent) -> Option<T>,
+    ) -> Option<(LeaseGrant, T)> {
+        let found = self.find(key);
+        let slot = found.ok()?;
+        let taken = take(&self.lone_extent(slot)?)?;
+        self.count_lookup(&found);
+        Some((self.pin_at(slot, lent), taken))
+    }
+
+    /// The extent of a block that has no other and whose bytes need no check.
+    fn lone_extent(&self, slot: Slot) -> Option<Extent> {
+        let blocks = self.blocks.borrow();
+        let mut spans = blocks.spans(slot);
+        let extent = self.extent(spans.next()?);
+        (spans.next().is_none() && blocks.is_verified(slot)).then_some(extent)
+    }
+
     fn pin(self: &Rc<Self>, key: KeyHash, lent: bool) -> Result<LeaseGrant, Miss> {
-        let slot = self.look_up(key)?;
+        Ok(self.pin_at(self.look_up(key)?, lent))
+    }
+
+    fn pin_at(self: &Rc<Self>, slot: Slot, lent: bool) -> LeaseGrant {
         self.policy.borrow_mut().accessed(slot);
         self.counters.leases.bump();
         let mut blocks = self.blocks.borrow_mut();
         blocks.pin(slot, lent);
         let block = blocks.get(slot);
-        Ok(LeaseGrant {
+        LeaseGrant {
             slot,
             length: block.length(),
             generation: block.generation(),
             extents: blocks.spans(slot).map(|span| self.extent(span)).collect(),
             verified: blocks.verified(slot),
             lent,
-        })
+        }
     }
 
     /// Ends a read. The units of a block that was unpublished meanwhile are freed by its remover.

@@ -257,6 +257,29 @@ fn a_put_of_one_item_is_known_by_itself() {
     }
 }
 
+/// The only item of a get, by reading all of it.
+fn lone_get(meta: &[u8]) -> Option<GetItem<'_>> {
+    let mut items = GetItems::parse(meta).ok()?.items;
+    items.pop().filter(|_| items.is_empty())
+}
+
+/// As [`a_put_of_one_item_is_known_by_itself`].
+#[test]
+fn a_get_of_one_item_is_known_by_itself() {
+    let (mut meta, item) = (Vec::new(), GetItem { key: b"key", offset: 7, length: 1 << 40 });
+    GetItems { items: vec![item.clone()] }.encode(&mut meta);
+    assert_eq!(GetItems::lone(&meta), Some(item));
+    append_extension(&mut meta, 7, b"whatever");
+    for at in 0..meta.len() {
+        for bit in 0..8 {
+            meta[at] ^= 1 << bit;
+            assert_eq!(GetItems::lone(&meta), lone_get(&meta), "byte {at}, bit {bit}");
+            meta[at] ^= 1 << bit;
+        }
+        assert_eq!(GetItems::lone(&meta[..at]), lone_get(&meta[..at]), "{at} bytes");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -270,6 +293,7 @@ proptest! {
             request.encode(&mut bytes);
             let opcode = request.opcode();
             prop_assert_eq!(PutItems::lone(&bytes), lone(&bytes));
+            prop_assert_eq!(GetItems::lone(&bytes), lone_get(&bytes));
             prop_assert_eq!(Request::parse(opcode, &bytes), Ok(request));
             check_extensions(&bytes, &|meta| Request::parse(opcode, meta).map(drop))?;
         }
@@ -426,6 +450,12 @@ fn counts_are_bounded_before_anything_is_allocated() {
     assert_eq!(KeyList::parse(&[0; 4]), Err(MetaError::NoItems));
     assert_eq!(LeaseList::parse(&[0; 8]), Err(MetaError::NoItems));
     assert_eq!(ItemReplies::parse(&[0; 4]), Ok(ItemReplies { items: vec![] }));
+    let over_presence = PresenceReply::parse(&lies(over));
+    assert_eq!(over_presence, Err(MetaError::TooManyItems { got: over }));
+    let mut most = (MAX_ITEMS as u32).to_le_bytes().to_vec();
+    assert_eq!(PresenceReply::parse(&most), Err(MetaError::Truncated));
+    most.resize(4 + MAX_ITEMS, 0);
+    assert_eq!(PresenceReply::parse(&most), Ok(PresenceReply { missing: vec![None; MAX_ITEMS] }));
 }
 
 fn put_item() -> Vec<u8> {

@@ -40,6 +40,8 @@ pub struct Options {
     pub drive_bytes: u64,
     pub pool_bytes: u64,
     pub extent_bytes: u32,
+    /// Drives are memory: blocks are sent from where they lie.
+    pub in_memory: bool,
     pub limits: SessionLimits,
     pub lendable: u64,
     pub namespaces: Vec<NamespaceLimits>,
@@ -52,6 +54,7 @@ impl Default for Options {
             drive_bytes: 128 << 20,
             pool_bytes: 8 << 20,
             extent_bytes: 1 << 20,
+            in_memory: false,
             limits: SessionLimits::default(),
             lendable: 0,
             namespaces: Vec::new(),
@@ -88,6 +91,12 @@ impl Machine {
         let mut devices: Vec<Arc<dyn BlockDevice>> = Vec::new();
         let mut faults = Vec::new();
         for number in 0..options.drives {
+            if options.in_memory {
+                let memory = memkv_block::memory(options.drive_bytes, Hugepages::Never);
+                devices.push(memory.expect("a small drive"));
+                faults.push(Faults::new(number as u64));
+                continue;
+            }
             let name = format!("disk {number}");
             let disk = DiskOptions::new(name, options.drive_bytes, number as u64);
             let disk = SimDisk::new(disk, clock.clone());

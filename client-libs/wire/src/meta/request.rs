@@ -475,6 +475,18 @@ impl<'a> Item<'a> for GetItem<'a> {
     }
 }
 
+impl<'a> GetItems<'a> {
+    /// The item of a meta that is well formed and has one alone, as [`PutItems::lone`].
+    pub fn lone(meta: &'a [u8]) -> Option<GetItem<'a>> {
+        let mut reader = Reader::new(meta);
+        if reader.u32().ok()? != 1 {
+            return None;
+        }
+        let item = GetItem::take(&mut reader).ok()?;
+        finish(reader, item).ok()
+    }
+}
+
 /// A key with a generation: `generation u64 | key_length u16 | key`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeleteItem<'a> {
