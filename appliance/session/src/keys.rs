@@ -75,33 +75,16 @@ impl Session {
         Ok(())
     }
 
-    /// Presence: as Exists, in a byte per key.
-    pub async fn presence(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
-        let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
-        let (keys, places) = self.hashes(&list.keys);
-        match self.context.store.exists(keys).await {
-            Ok(found) => {
-                let mut missing = Row::new();
-                missing.resize(list.keys.len(), Some(MissReason::Never));
-                for (found, &place) in found.into_iter().zip(&places) {
-                    missing[place] = found.err().map(replies::reason);
-                }
-                let mut meta = Row::new();
-                PresenceReply::encode_each(missing.iter().copied(), &mut meta);
-                self.reply(header, Status::Ok, meta);
-            }
-            Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
-        }
-        spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
-        Ok(())
-    }
-
-    /// Exists: what is stored, per key; pins nothing.
+    /// Exists, and Presence, which is answered in a byte per key: what is stored; pins nothing.
     pub async fn exists(&self, header: &Header, meta: &[u8]) -> Result<(), MetaError> {
         let list = KeyList::parse_into(meta, spare::vec::<&'static [u8]>())?;
         let (keys, places) = self.hashes(&list.keys);
+        let count = list.keys.len();
         match self.context.store.exists(keys).await {
-            Ok(found) => self.reply_items(header, found, &places, list.keys.len()),
+            Ok(found) if header.opcode() == Opcode::Presence => {
+                self.reply_presence(header, found, &places, count);
+            }
+            Ok(found) => self.reply_items(header, found, &places, count),
             Err(_) => self.reply(header, Status::ShuttingDown, Row::new()),
         }
         spare::keep_vec(spare::renamed::<_, &'static [u8]>(list.keys));
@@ -288,6 +271,24 @@ impl Session {
         if keys.len() > 1 {
             self.context.store.named(keys.filter_map(|key| self.hash(key)).collect::<Row<_>>());
         }
+    }
+
+    /// A key that has no hash was never stored.
+    fn reply_presence(
+        &self,
+        header: &Header,
+        found: Row<Result<Existing, Miss>>,
+        places: &[usize],
+        count: usize,
+    ) {
+        let mut missing = Row::new();
+        missing.resize(count, Some(MissReason::Never));
+        for (found, &place) in found.into_iter().zip(places) {
+            missing[place] = found.err().map(replies::reason);
+        }
+        let mut meta = Row::new();
+        PresenceReply::encode_each(missing.iter().copied(), &mut meta);
+        self.reply(header, Status::Ok, meta);
     }
 
     fn reply_items(

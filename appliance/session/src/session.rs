@@ -294,8 +294,7 @@ impl Session {
 
     async fn answer(self: &Rc<Self>, header: Header, meta: Row<u8>, began: Instant) {
         let result = match header.opcode() {
-            Opcode::Exists => self.exists(&header, &meta).await,
-            Opcode::Presence => self.presence(&header, &meta).await,
+            Opcode::Exists | Opcode::Presence => self.exists(&header, &meta).await,
             Opcode::MatchPrefix => self.match_prefix(&header, &meta).await,
             Opcode::Lease => self.lease(&header, &meta).await,
             Opcode::Release => self.release(&header, &meta).await,

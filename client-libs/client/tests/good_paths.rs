@@ -209,6 +209,31 @@ fn existence_is_asked_in_short_where_the_server_says_so_and_lengths_never_are() 
 }
 
 #[test]
+fn a_question_whose_connection_broke_is_asked_again_as_the_next_one_understands_it() {
+    let (server, client) = pair(Setup { answers_presence: true, ..Setup::default() });
+    assert!(client.put(b"a", b"value", &ABSENT).is_ok());
+    let keys: [&[u8]; 2] = [b"a", b"b"];
+    for older in [true, false] {
+        server.world().older = older;
+        for trick in [Trick::CloseBefore, Trick::CloseAfter] {
+            server.world().seen.clear();
+            let asked = match client.exists(&keys).map(|_| server.seen(Opcode::Presence).len()) {
+                Ok(1) => Opcode::Presence,
+                _ => Opcode::Exists,
+            };
+            server.play(asked, trick);
+            server.world().seen.clear();
+            assert_eq!(client.exists(&keys).expect("the second time"), [true, false], "{trick:?}");
+            let seen = |opcode| server.seen(opcode).len();
+            let again = if older { Opcode::Exists } else { Opcode::Presence };
+            let all = (seen(Opcode::Presence), seen(Opcode::Exists));
+            assert_eq!(all.0 + all.1, 2, "asked twice");
+            assert_eq!(seen(again), if again == asked { 2 } else { 1 }, "{trick:?}");
+        }
+    }
+}
+
+#[test]
 fn a_batch_over_several_servers_is_answered_item_by_item() {
     let setup = || Setup { backwards: true, ..Setup::default() };
     let servers: Vec<_> = (0..3).map(|_| TestServer::start(setup())).collect();

@@ -91,6 +91,8 @@ pub struct World {
     pub advised: Vec<(Vec<u8>, Option<Vec<u8>>, u32)>,
     /// Results of puts by client and request, as a server remembers them.
     pub remembered: HashMap<([u8; 16], u64), Vec<ItemReply>>,
+    /// Connections from now on are of an older server: it knows no Presence.
+    pub older: bool,
 }
 
 /// How a test server is set up.

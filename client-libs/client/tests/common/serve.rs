@@ -40,6 +40,7 @@ struct Connection<'a> {
     held: Vec<(Header, Vec<u8>)>,
     /// Offers by request id: what was wanted.
     offers: Vec<(u64, Vec<Offered>)>,
+    answers_presence: bool,
 }
 
 struct Offered {
@@ -109,7 +110,7 @@ fn greet<'a>(
         version: 1,
         limits: setup.limits,
         payload_with_offer: setup.payload_with_offer,
-        answers_presence: setup.answers_presence,
+        answers_presence: setup.answers_presence && !shared.world().older,
     };
     answer.encode(&mut body);
     sealer.seal(&mut Header::reply(&header, Status::Ok), &body, &mut out);
@@ -126,6 +127,7 @@ fn greet<'a>(
         credits: CreditAccount::new(setup.limits.credits),
         held: Vec::new(),
         offers: Vec::new(),
+        answers_presence: answer.answers_presence,
     })
 }
 
@@ -436,7 +438,7 @@ impl Connection<'_> {
                 MatchReply { first_missing, examined: items.len() as u32 }.encode(&mut meta);
             }
             Opcode::Presence => {
-                assert!(self.shared.setup.answers_presence, "the hello says who answers it");
+                assert!(self.answers_presence, "the hello says who answers it");
                 let keys = KeyList::parse(&request.meta).expect("a good meta").keys;
                 let world = self.shared.world();
                 let missing =

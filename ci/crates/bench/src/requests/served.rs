@@ -26,7 +26,7 @@ const VALUE: usize = 64 << 10;
 /// What is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Question {
-    /// Whether a block is there that is.
+    /// Whether a block is there that is, as the client's `exists` asks.
     Exists,
     /// A block of 64 KiB.
     Get,
@@ -126,7 +126,7 @@ impl Asker {
             }
         }
         let opcode = match question {
-            Question::Exists => Opcode::Exists,
+            Question::Exists => Opcode::Presence,
             Question::Get => Opcode::Get,
         };
         self.seal(opcode, 0, &meta)
