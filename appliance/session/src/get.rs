@@ -20,8 +20,9 @@ use crate::session::Session;
 
 /// The bytes of one get: the first of them are there.
 struct Found {
-    lease: ReadLease,
     pieces: Row<Reading>,
+    /// Ends after the pieces.
+    lease: ReadLease,
     crcs: CrcList,
     offset: u64,
     bytes: u64,
@@ -55,10 +56,9 @@ impl Session {
         let leased = context.store.lease_at_once(key, lend, place);
         let Some((lease, (view, permit))) = leased else { return false };
         let bytes = lease.block().length;
-        // What happens within a turn is no wait, and the clock costs a part of what all the rest does.
-        let ready = context.local.turn_began();
+        let ready = context.local.now();
         let waited = ready.saturating_duration_since(began);
-        context.counters.wait_lease.record(Duration::ZERO);
+        context.counters.wait_lease.record(waited);
         context.counters.wait_read.record(Duration::ZERO);
         context.counters.get_total.record(waited);
         context.counters.requests.bump();
@@ -81,8 +81,10 @@ impl Session {
         if bytes > most {
             return None;
         }
+        // Who reads slowly has none left: that is told by less than a view costs.
+        let permit = self.sending.try_acquire(bytes.min(self.sending_most) as usize)?;
         let view = self.context.drive(extent.drive).device.view(extent.offset, bytes as usize)?;
-        Some((view, self.sending.try_acquire(bytes.min(self.sending_most) as usize)?))
+        Some((view, permit))
     }
 
     /// Get: one reply per item, in order; a lease holds each block until its reply is sent.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use common::{Client, MIB, Machine, Options, value};
@@ -94,6 +95,8 @@ fn gets_of_memory_are_answered_alike_on_every_reactor() {
     let hits = all.iter().filter(|(_, status, ..)| *status == Status::Ok).count();
     for reactor in 0..2 {
         let counters = machine.contexts[reactor].counters();
+        let store = machine.store.counters();
+        let leased = (store.hits.get(), store.leases.get());
         let before =
             (counters.reads.get(), counters.requests.get(), counters.get_total.snapshot().2);
         let mut client = machine.client(reactor);
@@ -113,7 +116,29 @@ fn gets_of_memory_are_answered_alike_on_every_reactor() {
         let counted =
             (counters.reads.get(), counters.requests.get(), counters.get_total.snapshot().2);
         assert_eq!(counted, (before.0 + hits, before.1 + gets, before.2 + gets));
+        // One is found, and refused for what it asks of it.
+        let found = hits + times as u64;
+        let now = (store.hits.get(), store.leases.get());
+        assert_eq!(now, (leased.0 + found, leased.1 + found));
         machine.assert_at_rest();
+    }
+}
+
+#[test]
+fn the_usual_get_takes_no_task_of_its_own_where_the_store_is_at_hand() {
+    let mut machine = in_memory(SessionLimits::default());
+    let (small, large) = (value(1, 300), value(2, 2 * MIB + 5));
+    for reactor in 0..2 {
+        let mut client = machine.client(reactor);
+        for (key, bytes) in [("small", &small), ("large", &large)] {
+            assert_eq!(client.put(&mut machine, key, bytes).status, Status::Ok);
+        }
+        let spawned = |machine: &Machine| machine.world.stats(reactor).tasks_spawned.load(Relaxed);
+        for (key, tasks) in [("small", 10 * reactor as u64), ("large", 10)] {
+            let before = spawned(&machine);
+            (0..10).for_each(|_| assert_eq!(client.get(&mut machine, key).0.status, Status::Ok));
+            assert_eq!(spawned(&machine) - before, tasks, "{key} on {reactor}");
+        }
     }
 }
 

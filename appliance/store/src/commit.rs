@@ -47,7 +47,9 @@ impl Store {
     /// 2. all durable: take the older block out of the index, publish this one. Not before the
     ///    flush, or a reader would see what a power cut takes back;
     /// 3. append the removal of an older block on other drives, and wait: otherwise a later delete
-    ///    and a crash would bring it back;
+    ///    and a crash would bring it back. Where the put is to survive a power cut, flush the other
+    ///    drives, too: what was removed there and is back would be found when this block's drive is
+    ///    lost later;
     /// 4. when a drive was lost meanwhile, wait until the others know that it is out: it may hold
     ///    the older block;
     /// 5. remember the outcome for retries, unlock the key, answer.
@@ -91,6 +93,11 @@ impl Store {
             // it.
             Some(older) => drop(self.remove_durably(older).await),
             None => {}
+        }
+        if flush {
+            let own = block.extents.iter().map(|extent| extent.drive);
+            let flushed: Row<DriveId> = own.filter(|_| older == leaving).collect();
+            drop(self.flush_removals(&flushed).await);
         }
         if !self.membership_settles().await {
             return Err(CommitError::DriveFailed { drive });
@@ -195,6 +202,23 @@ impl Store {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// What was removed from any drive stays away after a power cut: flushes all that serve, but for those
+    /// that were flushed since. A drive that fails goes offline, and what it holds with it.
+    ///
+    /// # Errors
+    /// A drive that failed.
+    pub(crate) async fn flush_removals(
+        self: &Rc<Self>,
+        flushed: &[DriveId],
+    ) -> Result<(), CommitError> {
+        if self.config.durability == Durability::Power {
+            return Ok(());
+        }
+        let online = self.drives.iter().filter(|drive| drive.online()).map(|drive| drive.id);
+        let others: Row<DriveId> = online.filter(|drive| !flushed.contains(drive)).collect();
+        self.flush_all(others.into_iter()).await
     }
 
     /// Refuses to publish a block one of whose drives went offline while it was on its way: its

@@ -1,6 +1,5 @@
 //! Taking a place for a new block.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use crate::index::Span;
 use crate::lease::Existing;
 use crate::locks::KeyGuard;
 use crate::remember::{Caller, Outcome};
-use crate::{DriveId, Durability, Store};
+use crate::{DriveId, Store};
 
 /// What a put demands of the key's present state.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -211,12 +210,10 @@ impl Store {
                 other => return other,
             }
         };
-        if request.durable && self.config.durability != Durability::Power {
-            let slot = self.slot_of(request.hash).expect("it is present");
-            let drives: BTreeSet<DriveId> =
-                self.blocks.borrow().spans(slot).map(|span| span.drive).collect();
-            // A drive that fails takes the block with it: the put comes again.
-            self.flush_all(drives.into_iter()).await.map_err(|_| self.busy(10))?;
+        if request.durable {
+            // The block's drives, and those of what it has replaced. One that fails may take the block
+            // with it: the put comes again.
+            self.flush_removals(&[]).await.map_err(|_| self.busy(10))?;
         }
         self.counters.present.bump();
         self.pin_present(request);

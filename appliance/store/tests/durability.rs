@@ -31,6 +31,18 @@ fn spread(node: &mut Node, name: &str) -> ReservationGrant {
     }
 }
 
+/// A reservation whose only extent is on this drive.
+fn placed(node: &mut Node, request: &ReserveRequest, drive: DriveId) -> ReservationGrant {
+    loop {
+        let request = ReserveRequest { caller: caller(), ..request.clone() };
+        let grant = node.reserve(request).expect("there is room");
+        if grant.extents[0].drive == drive {
+            return grant;
+        }
+        node.store.abort(grant.id);
+    }
+}
+
 type Answer<T> = Rc<RefCell<Option<T>>>;
 
 /// Starts something and turns the wheel until it waits or is done.
@@ -116,6 +128,42 @@ fn that_a_key_is_present_is_said_when_it_is_flushed_to_who_asks_for_that() {
     node.settle();
     let Some(Refusal::Present(existing)) = asked.borrow_mut().take() else { panic!("present") };
     assert_eq!(existing.generation, generation);
+}
+
+/// The drive of the newer block may be lost after the power cut: the older one must not be back then.
+#[test]
+fn who_asks_for_a_flush_waits_for_that_of_what_was_removed_from_other_drives() {
+    for breaks in [false, true] {
+        let machine = machine(2, Durability::Process);
+        let mut node = machine.start();
+        let plain = put(&node.store, "k", 10);
+        let older = placed(&mut node, &plain, DriveId(0));
+        node.commit(older, 1).expect("stored");
+        let durable = ReserveRequest { durable: true, ..plain.clone() };
+        let newer = placed(&mut node, &durable, DriveId(1));
+        machine.disks[0].hold_flushes();
+        let done = begin_commit(&mut node, &newer);
+        assert_eq!(machine.disks[0].holds(), 1);
+        assert!(done.borrow().is_none(), "a power cut may bring the older block back");
+        // A drive that fails then is out, and what is on it with it.
+        machine.disks[0].set_broken(breaks);
+        machine.disks[0].let_go();
+        node.settle();
+        let generation = *done.borrow();
+        assert!(generation > Some(0) && generation == node.generation("k"));
+        if breaks {
+            continue;
+        }
+        // The same for who is told that it is there already.
+        machine.disks[0].hold_flushes();
+        let absent = ReserveRequest { mode: Mode::Absent, caller: caller(), ..durable };
+        let store = node.store.clone();
+        let told = begin(&mut node, async move { store.reserve(absent).await.unwrap_err() });
+        assert!(told.borrow().is_none());
+        machine.disks[0].let_go();
+        node.settle();
+        assert!(matches!(&*told.borrow(), Some(Refusal::Present(_))));
+    }
 }
 
 #[test]

@@ -198,7 +198,13 @@ fn what_is_lent_stays_and_nobody_counts_on_its_space() {
         .map(|n| {
             let name = format!("lent {n}");
             put_again(&mut node, &name, 10).expect("there is room");
-            store.lease_to_lend(node.hash(&name)).expect("it is there")
+            match n % 2 {
+                0 => store.lease_to_lend(node.hash(&name)).expect("it is there"),
+                _ => {
+                    let lease = store.lease_at_once(node.hash(&name), true, |_| Some(()));
+                    lease.expect("it is there, and in one piece").0
+                }
+            }
         })
         .collect();
     for n in 0..lent.len() / 2 {

@@ -9,9 +9,11 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use memkv_poller::{
-    Clock, IdlePolicy, Instant, Local, Progress, Reactor, ReactorConfig, ReactorId, Rng, TaskOrder,
+    Clock, IdlePolicy, Instant, Local, Progress, Reactor, ReactorConfig, ReactorId, ReactorStats,
+    Rng, TaskOrder,
 };
 
 use crate::clock::SimClock;
@@ -104,6 +106,11 @@ impl World {
     /// If the machine is stopped.
     pub fn local(&self, index: usize) -> Local {
         self.reactors[index].local()
+    }
+
+    /// What a reactor counts.
+    pub fn stats(&self, index: usize) -> Arc<ReactorStats> {
+        self.reactors[index].stats()
     }
 
     /// Passes of reactors so far.
