@@ -6,8 +6,10 @@ Each line of standard input is an order, a JSON object: `do` names one of the fu
 Each is answered by RESULT and a JSON object. Nothing here waits longer than SECONDS for a transfer.
 """
 
+import inspect
 import json
 import os
+import socket
 import statistics
 import sys
 import threading
@@ -16,9 +18,11 @@ import time
 import numpy as np
 
 try:
-    from nixl_cu12._api import nixl_agent, nixl_agent_config
+    from nixl_cu12 import _api as api
 except ImportError:
-    from nixl._api import nixl_agent, nixl_agent_config
+    from nixl import _api as api
+
+nixl_agent, nixl_agent_config = api.nixl_agent, api.nixl_agent_config
 
 MIB = 1 << 20
 SECONDS = 30
@@ -51,11 +55,23 @@ class Memory:
         self.agent.deregister_memory(self.known, backends=[self.backend])
 
 
+def for_threads():
+    """Settings of an agent that several threads use: without them NIXL guards none of its lists."""
+    if "sync_mode" in inspect.signature(nixl_agent_config.__init__).parameters:
+        return {"sync_mode": api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT}
+    # Older ones do so for a listener's sake alone.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {"enable_listen_thread": True, "listen_port": port}
+
+
 class Client:
     """An agent, its objects and its transfers."""
 
-    def __init__(self, settings, name=NAME, telemetry=False):
+    def __init__(self, settings, name=NAME, telemetry=False, threads=False):
         more = {"capture_telemetry": True} if telemetry else {}
+        if threads:
+            more |= for_threads()
         self.name = name
         self.agent = nixl_agent(name, nixl_agent_config(backends=[], **more))
         self.agent.create_backend("MEMKV", settings)
@@ -245,6 +261,7 @@ def refusals(client, _order):
 
 def threads(client, order):
     """Threads of one agent, each with objects of its own, all at once."""
+    client = Client(client.settings, name="threads", threads=True)
     count, rounds, size, parts = 8, order.get("rounds", 6), 256 << 10, 4
     told = [None] * count
     begin = threading.Barrier(count)
