@@ -204,13 +204,16 @@ impl Site {
     /// Starts the server and waits until it answers.
     fn start(&self) -> Result<Child, AnyError> {
         let log = File::options().create(true).append(true).open(self.dir.join("server.log"))?;
-        let mut child = Command::new(std::env::current_exe()?)
+        // Gone when it was built anew meanwhile.
+        let server = std::env::current_exe()?;
+        let mut child = Command::new(&server)
             .args(["start", "--log-format", "human", "--config"])
             .arg(self.dir.join("config.yaml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            .spawn()?;
+            .spawn()
+            .map_err(|error| format!("{} cannot be started: {error}", server.display()))?;
         let deadline = Instant::now() + READY;
         loop {
             if let Some(status) = child.try_wait()? {
