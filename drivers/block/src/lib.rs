@@ -68,7 +68,7 @@ pub use device::{
     BlockDevice, BlockQueue, Geometry, Kind, SECTOR_MAX, flush, read, write, write_flush,
 };
 pub use io::{Done, Io, IoBuf, IoError, Op};
-pub use memory::memory;
+pub use memory::{memory, shared_memory};
 #[cfg(unix)]
 pub use open::{AllocationProgress, OpenError, OpenOptions, open};
 pub use watch::watch;

@@ -23,11 +23,24 @@ use crate::{
 ///
 /// Promises nothing after its process ends: a flush does nothing.
 pub fn memory(size: u64, hugepages: Hugepages) -> Result<Arc<dyn BlockDevice>, ArenaError> {
-    let capacity = size - size % u64::from(FILE_SECTOR);
-    let arena = Arena::new(capacity, hugepages)?;
+    Ok(device(Arena::new(whole(size), hugepages)?))
+}
+
+/// The same, of memory that processes of this machine can be given to read, where the system has such
+/// ([`Arena::window`]).
+pub fn shared_memory(size: u64, hugepages: Hugepages) -> Result<Arc<dyn BlockDevice>, ArenaError> {
+    Ok(device(Arena::shared(whole(size), hugepages)?))
+}
+
+fn whole(size: u64) -> u64 {
+    size - size % u64::from(FILE_SECTOR)
+}
+
+fn device(arena: Arena) -> Arc<dyn BlockDevice> {
     let reason = format!("memory was asked for, made of {}", arena.backing());
-    tracing::info!(size = capacity, backing = %arena.backing(), "memory device");
-    Ok(Arc::new(Memory { arena, reason, counters: Arc::default() }))
+    let shared = arena.window().is_some();
+    tracing::info!(size = arena.size(), backing = %arena.backing(), shared, "memory device");
+    Arc::new(Memory { arena, reason, counters: Arc::default() })
 }
 
 struct Memory {

@@ -16,10 +16,11 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::buffer::{DmaBuf, DmaRef, Home};
-use crate::mapping::{Backing, HUGE, Hugepages, MapError, Mapping};
+use crate::mapping::{Backing, HUGE, Hugepages, MapError, Mapping, Sharing};
+use crate::window::Window;
 
 /// Bytes per stretch of the table: an extent, so that most lends touch one or two.
 const STRETCH: usize = crate::MAX_BUFFER;
@@ -73,20 +74,47 @@ struct Shared {
     backing: Backing,
     size: usize,
     table: Box<[Mutex<Vec<Entry>>]>,
+    /// The number of its window, by which those who have it know it.
+    number: OnceLock<u32>,
 }
 
 impl Arena {
     /// Maps `size` bytes (zeroed) and faults them in.
     pub fn new(size: u64, hugepages: Hugepages) -> Result<Arena, ArenaError> {
+        Arena::map(size, hugepages, Sharing::No)
+    }
+
+    /// The same, of memory that others can be given a [`Window`] of, where the system has such.
+    pub fn shared(size: u64, hugepages: Hugepages) -> Result<Arena, ArenaError> {
+        Arena::map(size, hugepages, Sharing::Prefer)
+    }
+
+    fn map(size: u64, hugepages: Hugepages, sharing: Sharing) -> Result<Arena, ArenaError> {
         let bytes = usize::try_from(size).ok().filter(|&b| b > 0);
         let rounded = bytes.and_then(|b| b.checked_next_multiple_of(HUGE));
         let (Some(bytes), Some(rounded)) = (bytes, rounded) else {
             return Err(ArenaError::Size { size });
         };
-        let (mapping, backing) = Mapping::new(rounded, hugepages)?;
+        let (mapping, backing) = Mapping::new(rounded, hugepages, sharing)?;
         let table =
             (0..bytes.div_ceil(STRETCH)).map(|_| Mutex::new(Vec::with_capacity(LENT))).collect();
-        Ok(Arena(Arc::new(Shared { mapping, backing, size: bytes, table })))
+        let number = OnceLock::new();
+        Ok(Arena(Arc::new(Shared { mapping, backing, size: bytes, table, number })))
+    }
+
+    /// What another process needs to read this memory, if it may: its first byte is the arena's.
+    pub fn window(&self) -> Option<&Window> {
+        self.0.mapping.window()
+    }
+
+    /// Gives its window a number, by which [`DmaRef::published`] names places from now on. False when it
+    /// has no window, or has a number.
+    pub fn publish(&self, number: u32) -> bool {
+        self.window().is_some() && self.0.number.set(number).is_ok()
+    }
+
+    pub(crate) fn number(&self) -> Option<u32> {
+        self.0.number.get().copied()
     }
 
     /// Bytes in the arena.

@@ -46,6 +46,12 @@ impl Home {
         let offset = start.as_ptr() as usize - self.mapping().base().as_ptr() as usize;
         (offset / crate::REGION, offset % crate::REGION)
     }
+
+    fn published(&self, start: NonNull<u8>) -> Option<(u32, u64)> {
+        let Home::Arena { arena, .. } = self else { return None };
+        let offset = start.as_ptr() as usize - self.mapping().base().as_ptr() as usize;
+        Some((arena.number()?, offset as u64))
+    }
 }
 
 impl Drop for Home {
@@ -268,6 +274,12 @@ impl DmaRef {
     /// Whether it is from a pool. From an arena it is only as long as its lender keeps the place.
     pub fn is_pooled(&self) -> bool {
         matches!(self.home.get(), Home::Pool { .. })
+    }
+
+    /// The number of the window in which others can read it, and where it begins in it; `None` where nobody
+    /// was given one.
+    pub fn published(&self) -> Option<(u32, u64)> {
+        self.home.get().published(self.start)
     }
 
     /// Something to ask by whether the memory was given back.

@@ -22,7 +22,8 @@
 //! was written is somebody else's. Fill first, and send only what was filled.
 //!
 //! Modules: `mapping` gets the pages, `buddy` cuts them, `pool` keeps the accounts and the queue of
-//! those who wait, `arena` keeps the table of lends, `buffer` is what all of them hand out.
+//! those who wait, `arena` keeps the table of lends, `buffer` is what all of them hand out, `window` is how
+//! another process reads an arena.
 
 #![warn(missing_docs)]
 
@@ -34,6 +35,7 @@ mod mapping;
 mod memory;
 mod pool;
 mod wait;
+mod window;
 
 pub use arena::{Arena, ArenaError};
 pub use buffer::{DmaBuf, DmaRef, Watch};
@@ -42,6 +44,7 @@ pub use mapping::{Backing, Hugepages, MapError, OrdinaryReason};
 pub use memory::Memory;
 pub use pool::{Exhausted, Pool, PoolConfig, PoolError, PoolStats};
 pub use wait::{AllocateSet, AllocateWait};
+pub use window::Window;
 
 /// The grain of the pool, and of allocation on a drive: 16 KiB.
 pub const UNIT: usize = 16 * 1024;

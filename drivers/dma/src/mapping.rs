@@ -5,6 +5,11 @@
 //! third of its speed. So 2 MiB hugepages are tried first; failing that, ordinary pages are aligned to
 //! 2 MiB and marked for transparent hugepages, which the kernel grants while memory is not fragmented.
 //!
+//! A mapping may be made of a file without a name (memfd_create(2)), which other processes can be given to
+//! read from; nobody can write to it, or change its length, but who has it mapped already. Of ordinary pages it
+//! has transparent hugepages only where `shmem_enabled` says so, which few systems do: pages of 4 KiB cost sockets
+//! a tenth more time to send from, and those who read there nothing.
+//!
 //! Every page is faulted in before the mapping is handed out: a reactor never pays for a page fault,
 //! and a machine without enough memory fails at start and not at noon.
 
@@ -13,6 +18,8 @@ use std::io;
 use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
+
+use crate::window::{self, Window};
 
 /// Size of one hugepage: 2 MiB.
 pub(crate) const HUGE: usize = 2 * 1024 * 1024;
@@ -123,15 +130,29 @@ pub(crate) struct Mapping {
     /// Distance from the start of `raw` to the first 2 MiB boundary.
     skew: usize,
     len: usize,
+    /// What others may be given of it.
+    window: Option<Window>,
+}
+
+/// Whether others may be given a mapping to read.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Sharing {
+    No,
+    /// Where the system can.
+    Prefer,
 }
 
 impl Mapping {
     /// Maps `len` bytes, a multiple of 2 MiB.
-    pub fn new(len: usize, hugepages: Hugepages) -> Result<(Mapping, Backing), MapError> {
+    pub fn new(
+        len: usize,
+        hugepages: Hugepages,
+        sharing: Sharing,
+    ) -> Result<(Mapping, Backing), MapError> {
         assert!(len > 0 && len.is_multiple_of(HUGE), "a mapping is whole hugepages");
         let reason = match hugepages {
             Hugepages::Never => OrdinaryReason::NotWanted,
-            Hugepages::Prefer | Hugepages::Require => match Mapping::huge(len) {
+            Hugepages::Prefer | Hugepages::Require => match Mapping::huge(len, sharing) {
                 Ok(mapping) => return Ok((mapping, Backing::Huge2M)),
                 Err(reason) => reason,
             },
@@ -139,40 +160,48 @@ impl Mapping {
         if hugepages == Hugepages::Require {
             return Err(MapError::NoHugepages(reason));
         }
-        Ok((Mapping::ordinary(len)?, Backing::Ordinary { reason }))
+        Ok((Mapping::ordinary(len, sharing)?, Backing::Ordinary { reason }))
     }
 
     /// Maps reserved hugepages. The kernel reserves them in `mmap` and so refuses there and not by a
     /// signal later; only a cgroup or NUMA limit can still spoil the faulting.
-    fn huge(len: usize) -> Result<Mapping, OrdinaryReason> {
+    fn huge(len: usize, sharing: Sharing) -> Result<Mapping, OrdinaryReason> {
         if !cfg!(target_os = "linux") {
             return Err(OrdinaryReason::NotLinux);
         }
-        let raw =
-            MmapOptions::new().len(len).huge(Some(HUGE_BITS)).map_anon().map_err(|source| {
-                OrdinaryReason::NotReserved {
-                    wanted: (len / HUGE) as u64,
-                    free: free_hugepages(),
-                    source,
-                }
-            })?;
-        let mapping = Mapping { raw: raw.into(), skew: 0, len };
+        let not_reserved = |source| OrdinaryReason::NotReserved {
+            wanted: (len / HUGE) as u64,
+            free: free_hugepages(),
+            source,
+        };
+        let file = window::file(len, true, sharing);
+        let raw = match &file {
+            Some(file) => MmapOptions::new().len(len).map_raw(file),
+            None => MmapOptions::new().len(len).huge(Some(HUGE_BITS)).map_anon().map(MmapRaw::from),
+        };
+        let raw = raw.map_err(not_reserved)?;
+        let mut mapping = Mapping { raw, skew: 0, len, window: None };
         mapping.settle().map_err(OrdinaryReason::NotFaulted)?;
+        mapping.window = file.and_then(|file| Window::seal(file, 0, len));
         Ok(mapping)
     }
 
     /// Maps ordinary pages, one hugepage more than needed so that the start can be aligned.
-    fn ordinary(len: usize) -> Result<Mapping, MapError> {
+    fn ordinary(len: usize, sharing: Sharing) -> Result<Mapping, MapError> {
+        let file = len.checked_add(HUGE).and_then(|padded| window::file(padded, false, sharing));
         let raw = len
             .checked_add(HUGE)
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
-            .and_then(|padded| MmapOptions::new().len(padded).map_anon())
+            .and_then(|padded| match &file {
+                Some(file) => MmapOptions::new().len(padded).map_raw(file),
+                None => MmapOptions::new().len(padded).map_anon().map(MmapRaw::from),
+            })
             .map_err(|source| MapError::Map { len, source })?;
-        let raw = MmapRaw::from(raw);
         let skew = raw.as_mut_ptr().align_offset(HUGE);
         assert!(skew < HUGE, "a byte pointer can always be aligned");
-        let mapping = Mapping { raw, skew, len };
+        let mut mapping = Mapping { raw, skew, len, window: None };
         mapping.settle().map_err(|source| MapError::Fault { len, source })?;
+        mapping.window = file.and_then(|file| Window::seal(file, skew, len));
         Ok(mapping)
     }
 
@@ -218,6 +247,11 @@ impl Mapping {
         Ok(())
     }
 
+    /// What others may be given to read it, if they may.
+    pub fn window(&self) -> Option<&Window> {
+        self.window.as_ref()
+    }
+
     /// First byte, aligned to 2 MiB.
     pub fn base(&self) -> NonNull<u8> {
         let start = NonNull::new(self.raw.as_mut_ptr()).expect("a mapping is never at null");
@@ -253,7 +287,7 @@ mod tests {
 
     #[test]
     fn ordinary_pages_are_aligned_zeroed_and_explained() {
-        let (mapping, backing) = Mapping::new(2 * HUGE, Hugepages::Never).unwrap();
+        let (mapping, backing) = Mapping::new(2 * HUGE, Hugepages::Never, Sharing::No).unwrap();
         assert!(matches!(backing, Backing::Ordinary { reason: OrdinaryReason::NotWanted }));
         assert_eq!(mapping.base().as_ptr() as usize % HUGE, 0);
         for at in [0, HUGE, 2 * HUGE - 1] {
@@ -265,13 +299,13 @@ mod tests {
     #[test]
     fn preferring_hugepages_never_fails_for_the_lack_of_them() {
         // More than any test machine has reserved as hugepages, little as ordinary memory.
-        let (mapping, backing) = Mapping::new(32 * HUGE, Hugepages::Prefer).unwrap();
+        let (mapping, backing) = Mapping::new(32 * HUGE, Hugepages::Prefer, Sharing::No).unwrap();
         assert_eq!(mapping.len, 32 * HUGE);
         match backing {
             Backing::Huge2M => {}
             Backing::Ordinary { reason } => {
                 assert!(!matches!(reason, OrdinaryReason::NotWanted), "{reason}");
-                let error = Mapping::new(32 * HUGE, Hugepages::Require).unwrap_err();
+                let error = Mapping::new(32 * HUGE, Hugepages::Require, Sharing::No).unwrap_err();
                 assert!(matches!(error, MapError::NoHugepages(_)), "{error}");
             }
         }
@@ -279,13 +313,14 @@ mod tests {
 
     #[test]
     fn an_absurd_size_is_an_error() {
-        let error = Mapping::new(usize::MAX / HUGE * HUGE, Hugepages::Prefer).unwrap_err();
+        let error =
+            Mapping::new(usize::MAX / HUGE * HUGE, Hugepages::Prefer, Sharing::No).unwrap_err();
         assert!(matches!(error, MapError::Map { .. }), "{error}");
     }
 
     #[test]
     fn several_threads_fault_in_a_large_mapping() {
-        let (mapping, _) = Mapping::new(3 * FAULT_SLICE, Hugepages::Never).unwrap();
+        let (mapping, _) = Mapping::new(3 * FAULT_SLICE, Hugepages::Never, Sharing::No).unwrap();
         // SAFETY: the last byte of the mapping, which this test alone holds.
         assert_eq!(unsafe { mapping.at(3 * FAULT_SLICE - 1).read() }, 0);
         assert_eq!(mapping.regions().len(), 1);

@@ -8,7 +8,7 @@ use std::task::Waker;
 use crate::buddy::TOP_UNITS;
 use crate::buffer::{DmaBuf, Home};
 use crate::ledger::{CLASSES, Class, Ledger, Run, Ticket};
-use crate::mapping::{Backing, Hugepages, MapError, Mapping};
+use crate::mapping::{Backing, Hugepages, MapError, Mapping, Sharing};
 use crate::wait::{AllocateSet, AllocateWait};
 use crate::{MAX_BUFFER, UNIT};
 
@@ -102,7 +102,7 @@ impl Pool {
         }
         let len = usize::try_from(size.next_multiple_of(MAX_BUFFER as u64))
             .map_err(|_| PoolError::Size { size })?;
-        let (mapping, backing) = Mapping::new(len, hugepages)?;
+        let (mapping, backing) = Mapping::new(len, hugepages, Sharing::No)?;
         match &backing {
             Backing::Ordinary { reason } if hugepages != Hugepages::Never => {
                 tracing::warn!(size = len, %reason, "the DMA pool is made of ordinary pages");

@@ -23,8 +23,12 @@
 //!
 //! * [`tcp`]: an engine for reactors (io_uring or epoll on Linux, kqueue elsewhere), and a blocking stream
 //!   with deadlines for clients, which have no reactor.
+//! * [`shm`]: memory of a server that clients on its machine read for themselves; what is to be read where is
+//!   told over TCP.
 
 mod payload;
+#[cfg_attr(not(target_os = "linux"), path = "no_shm.rs")]
+pub mod shm;
 pub mod tcp;
 
 use std::future::poll_fn;

@@ -87,6 +87,11 @@ impl Stream {
         }
     }
 
+    /// Whether the other end is on this machine.
+    pub fn is_loopback(&self) -> bool {
+        self.loopback
+    }
+
     /// The address of the other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer
