@@ -82,6 +82,8 @@ pub struct Network {
     pub keys: Vec<KeyEntry>,
     /// How the kernel is asked to move bytes.
     pub engine: memkv_net::tcp::Driver,
+    /// Clients on this machine may read drives in memory for themselves.
+    pub shm: bool,
 }
 
 /// A key that is valid.

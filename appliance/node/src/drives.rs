@@ -220,7 +220,11 @@ pub fn open_device(
         Drive::Device { media } => (media, None),
         Drive::File { media, size } => (media, *size),
         Drive::Memory { size } => {
-            return memkv_block::memory(*size, config.memory.hugepages.into())
+            let make = match config.shares_memory() {
+                true => memkv_block::shared_memory,
+                false => memkv_block::memory,
+            };
+            return make(*size, config.memory.hugepages.into())
                 .map_err(|source| DrivesError::Memory { size: *size, source });
         }
     };

@@ -7,6 +7,7 @@
 //!   [`members`], [`bypass`] reaches drives past the kernel, `attend` looks after those, [`status`] tells how it
 //!   is, `work` what drives and reactors did, and `listing` what
 //!   it stores.
+//! * `windows` lets clients on this machine read drives in memory for themselves.
 //! * [`reload`] reads the configuration again while the node serves, and lets drives join.
 //! * [`serve`] is `memkv start`, [`demo`] is `memkv demo`, [`offline`] is `memkv setup` and `memkv
 //!   drive`, which work on drives that no server has.
@@ -31,4 +32,5 @@ pub mod reload;
 mod seats;
 pub mod serve;
 pub mod status;
+mod windows;
 mod work;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use memkv_block::{BlockDevice, IoError, Kind};
 use memkv_dma::{Hugepages, Memory, Pool, PoolConfig, PoolError};
 use memkv_net::NetError;
+use memkv_net::shm::Door;
 use memkv_net::tcp::{Accepted, Engine, Listener};
 use memkv_nvme::Sysfs;
 use memkv_poller::channel::{self, InboxReceiver, InboxSender};
@@ -41,6 +42,7 @@ use crate::listing::ListPiece;
 use crate::reload::Source;
 use crate::seats::Seat;
 use crate::status::{DrivesAtStart, Shared};
+use crate::windows;
 use crate::work::{self, QueueLoad};
 
 /// Messages under way from other reactors to the store.
@@ -156,6 +158,8 @@ struct Parts {
     pool: Pool,
     bypass: Arc<Bypass>,
     devices: Vec<Arc<dyn BlockDevice>>,
+    /// Where clients on this machine get windows on them.
+    door: Option<Arc<Door>>,
     /// Of each reactor, where it has one.
     seats: Vec<Option<Seat>>,
     stop: StopFlag,
@@ -195,7 +199,9 @@ impl Node {
         let devices = open(&config, &pool, &bypass)?;
         let count = config.reactors.max(1);
         let seats = bypass.seats(&config, &devices);
-        let mut parts = Parts { config, pool, bypass, devices, seats, stop: StopFlag::new() };
+        let door = windows::open_door(&config, &devices);
+        let stop = StopFlag::new();
+        let mut parts = Parts { config, pool, bypass, devices, door, seats, stop };
 
         let (controls, mut inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| channel::inbox(CONTROL)).unzip();
@@ -371,6 +377,7 @@ fn first_reactor(
         listener.local_addr(),
         parts.pool.clone(),
         parts.bypass.clone(),
+        parts.door.clone(),
         DrivesAtStart {
             devices: parts.devices.clone(),
             recoveries,
@@ -441,6 +448,8 @@ fn context(
         keys: key_ring(&parts.config),
         limits: session_limits(&parts.config),
         lendable: lendable(parts),
+        nameable: nameable(parts),
+        door: parts.door.as_deref().map(windows::told),
         namespaces: parts.config.namespaces.clone(),
         identity: shared.identity,
         entropy: Box::new(drives::random),
@@ -456,11 +465,20 @@ fn lendable(parts: &Parts) -> u64 {
     if parts.devices.iter().any(|device| device.kind() == Kind::Nvme) {
         return 0;
     }
-    let media = parts.devices.iter().filter_map(|device| device.memory());
-    let media: u64 = media.flat_map(|memory| memory.regions()).map(|(_, len)| len as u64).sum();
-    let pool = parts.pool.stats().size / 4;
+    let (media, pool) = (in_memory(parts), parts.pool.stats().size / 4);
     let all = if media == 0 { pool } else { pool.min(media / 8) };
     all / parts.config.reactors.max(1) as u64
+}
+
+/// The same of what they are named: an eighth of drives in memory again, and nothing of the pool.
+fn nameable(parts: &Parts) -> u64 {
+    in_memory(parts) / 8 / parts.config.reactors.max(1) as u64
+}
+
+/// Bytes of drives in memory.
+fn in_memory(parts: &Parts) -> u64 {
+    let media = parts.devices.iter().filter_map(|device| device.memory());
+    media.flat_map(|memory| memory.regions()).map(|(_, len)| len as u64).sum()
 }
 
 fn key_ring(config: &Config) -> KeyRing {
@@ -485,13 +503,19 @@ fn session_limits(config: &Config) -> SessionLimits {
 }
 
 /// Goes on with other settings; how many sessions end by them.
-fn reload(context: &Rc<Context>, store: Option<&Rc<Store>>, config: &Config) -> u64 {
+fn reload(
+    context: &Rc<Context>,
+    store: Option<&Rc<Store>>,
+    door: Option<&Door>,
+    config: &Config,
+) -> u64 {
     if let Some(store) = store {
         store.tune(Tuning::of(&drives::store_config(config)));
         store.change_policy(drives::policy(config));
     }
     context.set_limits(session_limits(config));
     context.set_namespaces(config.namespaces.clone());
+    context.set_door(door.map(windows::told));
     context.set_keys(key_ring(config)) as u64
 }
 
@@ -509,7 +533,8 @@ fn serve_orders(
     let driver = parts.config.network.engine;
     let engine = Engine::new(local, driver, &memory).map_err(StartError::Engine)?;
     tracing::info!(reason = engine.reason(), "network engine");
-    let reactor = Orders { local: local.clone(), context, store, pool, engine };
+    let door = parts.door.clone();
+    let reactor = Orders { local: local.clone(), context, store, door, pool, engine };
     local.spawn(async move {
         while let Some(control) = inbox.recv().await {
             reactor.carry_out(control);
@@ -524,6 +549,7 @@ struct Orders {
     context: Rc<Context>,
     /// On reactor 0.
     store: Option<Rc<Store>>,
+    door: Option<Arc<Door>>,
     pool: Pool,
     engine: Rc<Engine>,
 }
@@ -562,7 +588,8 @@ impl Orders {
                 });
             }
             Control::Reload(config, done) => {
-                let _ = done.send(reload(context, self.store.as_ref(), &config));
+                let (store, door) = (self.store.as_ref(), self.door.as_deref());
+                let _ = done.send(reload(context, store, door, &config));
             }
             Control::Join(device, answer) => {
                 let joining = joins::join(self.store().clone(), device, self.pool.clone());

@@ -101,8 +101,10 @@ impl Shared {
         let drives_dropped = self.dropped(&now, &next)?;
         now.storage.drives.retain(|drive| !drives_dropped.contains(&drive.name()));
         let newcomers = self.newcomers(&next).map_err(api::ReloadError::Refused)?;
+        let readers = self.admit_keys(&now, &next).map_err(api::ReloadError::Refused)?;
         let (mut adopted, Changes { applied, needs_restart }) = now.adopt(next);
-        let warnings: Vec<String> = adopted.warnings.iter().map(Warning::to_string).collect();
+        let warnings = adopted.warnings.iter().map(Warning::to_string);
+        let warnings: Vec<String> = warnings.chain(readers).collect();
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if let Some(log) = &source.log {
             log.set(&adopted.log.filter).map_err(|e| api::ReloadError::Refused(e.to_string()))?;

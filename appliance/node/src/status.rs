@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use memkv_admin_api as api;
 use memkv_block::BlockDevice;
 use memkv_dma::{Backing, Class, Pool};
+use memkv_net::shm::Door;
 use memkv_poller::ReactorStats;
 use memkv_poller::channel::InboxSender;
 use memkv_session::{Identity, SessionCounters};
@@ -94,6 +95,8 @@ pub struct Shared {
     pub(crate) reloads: Reloads,
     pub(crate) pool: Pool,
     pub(crate) bypass: Arc<Bypass>,
+    /// Where clients on this machine get windows on drives in memory.
+    pub(crate) door: Option<Arc<Door>>,
     pub(crate) store: Arc<StoreCounters>,
     sessions: Vec<Arc<SessionCounters>>,
     reactors: Mutex<Vec<SeatedReactor>>,
@@ -114,6 +117,7 @@ impl Shared {
         address: SocketAddr,
         pool: Pool,
         bypass: Arc<Bypass>,
+        door: Option<Arc<Door>>,
         at_start: DrivesAtStart,
         store: Arc<StoreCounters>,
         identity: Identity,
@@ -126,6 +130,7 @@ impl Shared {
             reloads: Reloads::default(),
             pool,
             bypass,
+            door,
             store,
             sessions: controls.iter().map(|_| Arc::default()).collect(),
             reactors: Mutex::default(),
@@ -409,11 +414,13 @@ impl Shared {
         .chain(self.loan_rows())
     }
 
-    fn loan_rows(&self) -> [(&'static str, &'static str, u64); 2] {
-        let (lent, kept) = (self.sum(|c| c.lent_bytes.get()), self.sum(|c| c.lent_retired.get()));
+    fn loan_rows(&self) -> [(&'static str, &'static str, u64); 3] {
+        let (lent, named) = (self.sum(|c| c.lent_bytes.get()), self.sum(|c| c.named_bytes.get()));
+        let kept = self.sum(|c| c.lent_retired.get());
         let why = "Bytes kept for good because a peer may still read them.";
         [
             ("memkv_lent_bytes_total", "Payload bytes sent as pages and not as copies.", lent),
+            ("memkv_named_bytes_total", "Payload bytes that clients read for themselves.", named),
             ("memkv_lent_retired_bytes_total", why, kept),
         ]
     }

@@ -23,6 +23,8 @@ pub struct Connected {
     pub namespace: String,
     /// It says how much it has taken of what it was lent.
     pub counts_lent: bool,
+    /// Windows that it was told of, in which it may read.
+    pub windows: u32,
 }
 
 /// Why a handshake failed.
@@ -77,7 +79,11 @@ pub async fn connect(
     let mut server_nonce = [0; 32];
     (context.entropy)(&mut server_nonce);
     let limits = context.limits();
+    // A window is for who counts what it has taken, on this machine.
+    let near = hello.reads_windows && hello.counts_lent && connection.is_loopback();
+    let door = context.door().filter(|_| near);
     let reply = server_hello(context, &limits, &hello, server_nonce, version);
+    let reply = ServerHello { door, ..reply };
     let mut encoded = Vec::new();
     reply.encode(&mut encoded);
     let reply = Header::reply(&header, Status::Ok).with_credits(limits.credits);
@@ -98,6 +104,7 @@ pub async fn connect(
         limits,
         namespace: hello.namespace.to_owned(),
         counts_lent: hello.counts_lent,
+        windows: door.map_or(0, |door| door.windows),
     })
 }
 
@@ -134,6 +141,7 @@ fn server_hello(
         },
         payload_with_offer: true,
         answers_presence: true,
+        door: None,
     }
 }
 

@@ -12,6 +12,7 @@ use memkv_net::Connection;
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Local, timeout};
 use memkv_store::{DRIVES_MAX, DriveId, StoreHandle};
+use memkv_wire::handshake::Door;
 use memkv_wire::{SharedKey, Status};
 
 use crate::SessionCounters;
@@ -93,6 +94,8 @@ pub struct SessionLimits {
     pub offers: u32,
     /// Payload bytes of replies under way per connection; a get waits for its turn beyond that.
     pub sending: u64,
+    /// Payload of at least so many bytes is named to who may read it in our memory, and not sent.
+    pub name_min: u64,
     /// Less payload than so many bytes is copied, not lent.
     pub lend_min: u64,
     /// A piece of the pool that is shorter is copied: small ones, kept for long, would leave no run that is
@@ -100,6 +103,8 @@ pub struct SessionLimits {
     pub lend_piece: u32,
     /// Bytes that a connection may have been lent and not taken; beyond that they are copied.
     pub lent: u64,
+    /// The same of what it may be named besides, which takes nothing of the pool.
+    pub named: u64,
     /// Bytes that one command moves between a drive and memory, a multiple of every drive's sector.
     pub transfer: u32,
     /// Leases per connection.
@@ -122,9 +127,11 @@ impl Default for SessionLimits {
             items: 4096,
             offers: 256,
             sending: 32 << 20,
+            name_min: 16 << 10,
             lend_min: 256 << 10,
             lend_piece: 1 << 20,
             lent: 32 << 20,
+            named: 256 << 20,
             transfer: 1 << 20,
             leases: 65_536,
             lease: Duration::from_secs(60),
@@ -204,6 +211,10 @@ pub struct ContextParts {
     pub limits: SessionLimits,
     /// Bytes that all connections together may have been lent and not taken; 0: nothing is lent.
     pub lendable: u64,
+    /// The same of what they are named, in drives in memory.
+    pub nameable: u64,
+    /// Where clients on this machine get the windows in which they read drives in memory, if they may.
+    pub door: Option<Door>,
     /// What holds for the blocks of single namespaces.
     pub namespaces: Vec<NamespaceLimits>,
     /// Who we are.
@@ -229,6 +240,7 @@ pub struct Context {
     one_tenant: Cell<bool>,
     first_tenant: Option<Arc<str>>,
     pub(crate) loans: Loans,
+    door: Cell<Option<Door>>,
     limits: Cell<SessionLimits>,
     namespaces: RefCell<Vec<NamespaceLimits>>,
     pub(crate) identity: Identity,
@@ -261,7 +273,8 @@ impl Context {
             store: parts.store,
             one_tenant: Cell::new(parts.keys.are_all_of(parts.keys.any_tenant().as_ref())),
             first_tenant: parts.keys.any_tenant(),
-            loans: Loans::new(parts.lendable),
+            loans: Loans::new(parts.lendable, parts.nameable),
+            door: Cell::new(parts.door),
             keys: RefCell::new(parts.keys),
             limits: Cell::new(parts.limits),
             namespaces: RefCell::new(parts.namespaces),
@@ -362,6 +375,17 @@ impl Context {
     /// zero.
     pub fn working(&self) -> usize {
         self.working.get()
+    }
+
+    /// Where this reactor's clients on this machine get windows: as long as all clients are of one tenant,
+    /// for a window shows all that there is.
+    pub(crate) fn door(&self) -> Option<Door> {
+        self.door.get().filter(|_| self.has_one_tenant())
+    }
+
+    /// What clients are told from now on of where they get windows.
+    pub fn set_door(&self, door: Option<Door>) {
+        self.door.set(door);
     }
 
     pub(crate) fn drive(&self, id: DriveId) -> &DriveIo {

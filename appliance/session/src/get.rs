@@ -141,7 +141,7 @@ impl Session {
                 GetReply { item, offset: 0, reply }.encode(&mut meta);
                 let header = Header::reply(header, Status::Ok);
                 let (payload, ready) = (Row::default(), self.context.local.now());
-                Reply { header, meta, payload, lease: None, budget: None, ready }
+                Reply { header, meta, payload, by_name: false, lease: None, budget: None, ready }
             }
         }
     }
@@ -154,11 +154,12 @@ impl Session {
         let reply = ItemReply { length, generation, crcs, ..replies::item(Status::Ok) };
         let mut meta = Row::new();
         GetReply { item, offset, reply }.encode(&mut meta);
+        let by_name = header.is_named();
         let header = Header::reply(header, Status::Ok).with_payload_length(bytes);
         self.context.counters.reads.bump();
         self.context.counters.read_bytes.add(bytes);
         let (lease, budget) = (Some(lease), Some(budget));
-        Reply { header, meta, payload: pieces, lease, budget, ready }
+        Reply { header, meta, payload: pieces, by_name, lease, budget, ready }
     }
 
     /// Pins the block and reads what is wanted of it, checked where it must be.

@@ -22,7 +22,9 @@ pub struct SessionCounters {
     pub read_bytes: Counter,
     /// Payload bytes that were lent and not copied, of those sent.
     pub lent_bytes: Counter,
-    /// Bytes that are lent now; those that were retired among them.
+    /// Payload bytes that were named, for the peer to read in our memory, and not sent.
+    pub named_bytes: Counter,
+    /// Bytes that are lent now, or named; those that were retired among them.
     pub lent_out: Counter,
     /// Bytes whose peer may still read them, though its connection is over: they are kept for good.
     pub lent_retired: Counter,

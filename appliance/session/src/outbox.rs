@@ -16,7 +16,7 @@ use memkv_poller::Instant;
 use memkv_poller::local::{Event, LocalPermit};
 use memkv_poller::spare::{self, Row};
 use memkv_store::ReadLease;
-use memkv_wire::{Header, Sealer};
+use memkv_wire::{Header, NamedReply, Sealer};
 
 use crate::Context;
 use crate::backlog::Promise;
@@ -35,6 +35,8 @@ pub struct Reply {
     pub header: Header,
     pub meta: Row<u8>,
     pub payload: Row<Reading>,
+    /// The payload may be named.
+    pub by_name: bool,
     /// Keeps the payload where it is.
     pub lease: Option<ReadLease>,
     /// The share of the connection's sending budget, and the promise that the reply keeps.
@@ -72,6 +74,8 @@ struct Batch {
     coming: Row<Reading>,
     /// The payload is a loan, but for pieces with less bytes.
     lend: Option<usize>,
+    /// Payload of some replies is named, and theirs are loans.
+    named: bool,
     replies: Row<Reply>,
 }
 
@@ -176,7 +180,7 @@ impl Outbox {
             let batch = self.gather(&context, &mut sealer, head);
             // It may still be reading from drives when the connection is gone.
             let work = context.work();
-            let lent = batch.lend.is_some();
+            let lent = batch.lend.is_some() || batch.named;
             let sent = self.send(&context, &*connection, batch).await;
             if lent {
                 self.lent.sent(&context);
@@ -191,8 +195,8 @@ impl Outbox {
         }
     }
 
-    /// Seals the replies of the next send: small ones, and behind them at most one bulk one, or the
-    /// last frame when nothing else is left.
+    /// Seals the replies of the next send: small ones, and those whose payload is named; behind them at most
+    /// one whose payload goes with it, or the last frame when nothing else is left.
     fn gather(&self, context: &Context, sealer: &mut Sealer, mut head: Vec<u8>) -> Batch {
         let mut replies = Row::new();
         while head.len() < COALESCE
@@ -201,8 +205,16 @@ impl Outbox {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         }
-        let (mut payload, mut coming, mut lend) = (spare::vec(), Row::new(), None);
-        if let Some(mut reply) = self.pop(&self.bulk) {
+        let (mut payload, mut coming, mut lend, mut named) =
+            (spare::vec(), Row::new(), None, false);
+        let mut bulk = self.pop(&self.bulk);
+        while let Some(mut reply) = bulk.take_if(|reply| self.name(context, reply)) {
+            named = true;
+            sealer.seal(&mut reply.header, &reply.meta, &mut head);
+            replies.push(reply);
+            bulk = if head.len() < COALESCE { self.pop(&self.bulk) } else { None };
+        }
+        if let Some(mut reply) = bulk {
             for read in std::mem::take(&mut reply.payload) {
                 match read.ready() {
                     Ok(bytes) if coming.is_empty() => payload.push(bytes),
@@ -219,12 +231,27 @@ impl Outbox {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         } else if self.small.borrow().is_empty()
+            && self.bulk.borrow().is_empty()
             && let Some(mut reply) = self.last.borrow_mut().take()
         {
             sealer.seal(&mut reply.header, &reply.meta, &mut head);
             replies.push(reply);
         }
-        Batch { head, payload, coming, lend, replies }
+        Batch { head, payload, coming, lend, named, replies }
+    }
+
+    /// Names the payload of a reply, if its getter may read it for itself and it may be lent.
+    fn name(&self, context: &Context, reply: &mut Reply) -> bool {
+        let bytes = reply.header.payload_length();
+        let Some(spans) = self.lent.spans(&reply.payload).filter(|_| reply.by_name) else {
+            return false;
+        };
+        if !self.lent.begin_named(context, &mut reply.payload, &mut reply.lease, bytes) {
+            return false;
+        }
+        NamedReply::name(&spans, &mut reply.meta);
+        reply.header = reply.header.with_payload_length(0).with_named();
+        true
     }
 
     /// Sends a batch; gives the memory of its head back.
@@ -234,7 +261,7 @@ impl Outbox {
         connection: &dyn Connection,
         batch: Batch,
     ) -> Result<Vec<u8>, Broken> {
-        let Batch { head, payload, coming, lend, replies } = batch;
+        let Batch { head, payload, coming, lend, named: _, replies } = batch;
         let keep = |piece: &DmaRef| {
             if lend.is_some_and(|least| piece.len() >= least) {
                 self.lent.keep(piece);

@@ -152,7 +152,8 @@ async fn run(
     input: &mut Input,
     connected: Connected,
 ) {
-    let Connected { sealer, mut opener, client, proof, limits, namespace, counts_lent } = connected;
+    let Connected { sealer, mut opener, client, proof, limits, namespace, counts_lent, windows } =
+        connected;
     let session = Rc::new(Session {
         context: context.clone(),
         number: context.session_number(),
@@ -179,6 +180,7 @@ async fn run(
     if counts_lent && connection.lends() {
         outbox.lent.allow();
     }
+    outbox.lent.allow_windows(windows);
     context.local.spawn(outbox.run(context.clone(), connection.clone(), sealer));
     let live = Live {
         session: Rc::downgrade(&session),
@@ -331,8 +333,15 @@ impl Session {
     pub fn send(&self, header: Header, meta: Row<u8>) {
         self.context.counters.requests.bump();
         let ready = self.context.local.turn_began();
-        let reply =
-            Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready };
+        let reply = Reply {
+            header,
+            meta,
+            payload: Row::default(),
+            by_name: false,
+            lease: None,
+            budget: None,
+            ready,
+        };
         self.outbox.push(&self.context, reply);
     }
 
@@ -436,5 +445,13 @@ pub(crate) fn goodbye(context: &Context, status: Status, text: String) -> Reply 
     let mut meta = Row::new();
     GoodbyeMeta { text: &text }.encode(&mut meta);
     let ready = context.local.now();
-    Reply { header, meta, payload: Row::default(), lease: None, budget: None, ready }
+    Reply {
+        header,
+        meta,
+        payload: Row::default(),
+        by_name: false,
+        lease: None,
+        budget: None,
+        ready,
+    }
 }

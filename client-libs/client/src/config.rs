@@ -48,7 +48,7 @@ const WEIGHT_MAX: u32 = 1_000_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
-    /// The best that both ends have; TCP in this build.
+    /// The best that both ends have: TCP, and the memory of a server on this machine.
     #[default]
     Auto,
     /// RDMA or nothing.

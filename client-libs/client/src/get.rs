@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use memkv_wire::meta::{
-    GetItem as WireItem, GetItems, GetReply, SuspectItem, SuspectItems, TO_THE_END,
+    GetItem as WireItem, GetItems, GetReply, NamedReply, Spans, SuspectItem, SuspectItems,
+    TO_THE_END,
 };
-use memkv_wire::{Header, MAX_ITEMS, MissReason, Opcode, Status, extents_touched};
+use memkv_wire::{CrcList, Header, MAX_ITEMS, MissReason, Opcode, Status, extents_touched};
 
 use crate::error::{ClientError, LinkFault};
 use crate::exchange::{Busy, Exchange};
@@ -77,9 +78,15 @@ impl<'a> Gets<'a> {
         let mut meta = Vec::new();
         GetItems { items: run.iter().map(item).collect() }.encode(&mut meta);
         let id = self.process.next_request();
-        link.send(Header::request(Opcode::Get, id), &meta, &[], deadline)?;
-        let length = |item: &usize| self.wanted[*item].length();
-        link.expect(run.iter().map(length).fold(0, u64::saturating_add));
+        let header = Header::request(Opcode::Get, id);
+        if link.reads_windows(deadline) {
+            // What comes by the connection is small then, but for what the server does not name.
+            link.send(header.with_named(), &meta, &[], deadline)?;
+        } else {
+            link.send(header, &meta, &[], deadline)?;
+            let length = |item: &usize| self.wanted[*item].length();
+            link.expect(run.iter().map(length).fold(0, u64::saturating_add));
+        }
         self.current = Some((id, run));
         Ok(())
     }
@@ -101,12 +108,18 @@ impl<'a> Gets<'a> {
                 let open: Vec<usize> = open.collect();
                 return self.items.refuse(open, &header, link.meta());
             }
-            let reply = GetReply::parse(link.meta())?;
+            let (reply, payload) = match header.is_named() {
+                true => {
+                    let NamedReply { get, spans } = NamedReply::parse(link.meta())?;
+                    (get, Payload::Named(spans))
+                }
+                false => (GetReply::parse(link.meta())?, Payload::Sent(header)),
+            };
             let item = run.get(reply.item as usize).copied();
             let item = item
                 .filter(|item| self.items.is_open(*item))
                 .ok_or(LinkFault::Unexpected("a result of no item"))?;
-            self.take(link, item, &header, &reply, deadline)?;
+            self.take(link, item, &payload, &reply, deadline)?;
             left -= 1;
         }
         Ok(())
@@ -117,13 +130,13 @@ impl<'a> Gets<'a> {
         &mut self,
         link: &mut Link,
         item: usize,
-        header: &Header,
+        payload: &Payload,
         answer: &GetReply,
         deadline: Instant,
     ) -> Result<(), LinkFault> {
         let reply = &answer.reply;
         if reply.status != Status::Ok {
-            if header.payload_length() > 0 || header.has_trailer() {
+            if payload.length() > 0 || payload.trailed().is_some() {
                 return Err(LinkFault::Unexpected("payload without success"));
             }
             match reply.status {
@@ -137,7 +150,7 @@ impl<'a> Gets<'a> {
         }
         let wanted = &mut self.wanted[item];
         let there = reply.length.saturating_sub(wanted.offset);
-        let length = header.payload_length();
+        let length = payload.length();
         if answer.offset != wanted.offset || length != there.min(wanted.length()) {
             return Err(LinkFault::Unexpected("another range than the one asked for"));
         }
@@ -145,7 +158,7 @@ impl<'a> Gets<'a> {
         let crcs = match &mut wanted.target {
             Target::Slice(slice) => {
                 let into = std::iter::once(&mut slice[..count]);
-                link.receive_payload(header, into, at, deadline)?
+                payload.take(link, into, at, deadline)?
             }
             Target::Pieces(pieces) => {
                 let mut left = count;
@@ -154,18 +167,18 @@ impl<'a> Gets<'a> {
                     left -= now;
                     &mut piece[..now]
                 });
-                link.receive_payload(header, into, at, deadline)?
+                payload.take(link, into, at, deadline)?
             }
             Target::Grow(bytes) => {
                 let into = std::iter::once(grown(bytes, count));
-                link.receive_payload(header, into, at, deadline)?
+                payload.take(link, into, at, deadline)?
             }
         };
         let extent = u64::from(link.limits.extent);
         let count = extents_touched(answer.offset, length, extent) as usize;
-        let sent = match header.has_trailer() {
-            true => link.receive_trailer(header, count, deadline)?,
-            false => reply.crcs,
+        let sent = match payload.trailed() {
+            Some(header) => link.receive_trailer(header, count, deadline)?,
+            None => reply.crcs,
         };
         // A list of another length cannot vouch for the bytes either.
         if sent == crcs {
@@ -198,6 +211,45 @@ impl<'a> Gets<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Where the payload of a reply is.
+enum Payload {
+    /// It comes behind this header.
+    Sent(Header),
+    /// It lies in the server's memory.
+    Named(Spans),
+}
+
+impl Payload {
+    fn length(&self) -> u64 {
+        match self {
+            Payload::Sent(header) => header.payload_length(),
+            Payload::Named(spans) => spans.bytes(),
+        }
+    }
+
+    /// The header, if its CRCs come behind the payload.
+    fn trailed(&self) -> Option<&Header> {
+        match self {
+            Payload::Sent(header) => Some(header).filter(|header| header.has_trailer()),
+            Payload::Named(_) => None,
+        }
+    }
+
+    /// Brings it into `pieces`, and tells its CRCs.
+    fn take<'a>(
+        &self,
+        link: &mut Link,
+        pieces: impl Iterator<Item = &'a mut [u8]>,
+        offset: u64,
+        deadline: Instant,
+    ) -> Result<CrcList, LinkFault> {
+        match self {
+            Payload::Sent(header) => link.receive_payload(header, pieces, offset, deadline),
+            Payload::Named(spans) => link.read_payload(spans, pieces, offset),
+        }
     }
 }
 

@@ -42,6 +42,7 @@ mod client;
 mod config;
 mod counters;
 mod crc;
+mod doors;
 mod error;
 mod exchange;
 mod gate;

@@ -8,7 +8,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Transport};
+use crate::doors::Doors;
 use crate::link::Settings;
 use crate::server::Server;
 
@@ -33,6 +34,7 @@ impl Process {
             client_id,
             connect_timeout: config.connect_timeout(),
             connections: config.num_connections,
+            windows: (config.transport == Transport::Auto).then(Doors::default),
         });
         let server =
             |address: &crate::config::Address| Server::new(&address.name, settings.clone());

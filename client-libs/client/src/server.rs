@@ -340,7 +340,11 @@ impl State {
             if since.elapsed() < FRESH || link.is_quiet() {
                 return Some(link);
             }
-            self.open -= 1;
+            // Where one was closed the others were, most likely, and they may keep memory of a server that
+            // is gone.
+            let before = self.idle.len();
+            self.idle.retain(|(link, _)| link.is_quiet());
+            self.open -= 1 + before - self.idle.len();
         }
         None
     }

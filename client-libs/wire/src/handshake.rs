@@ -31,6 +31,47 @@ const PAYLOAD_WITH_OFFER: u16 = 1;
 /// [`ServerHello::answers_presence`].
 const ANSWERS_PRESENCE: u16 = 2;
 
+/// Extension of ClientHello, without bytes: the client can read windows, see
+/// [`ClientHello::reads_windows`].
+const READS_WINDOWS: u16 = 2;
+/// Extension of ServerHello, 52 bytes: where windows are handed out, see [`Door`].
+const DOOR: u16 = 3;
+
+/// Where a client on the server's machine gets the windows through which it reads named payload.
+///
+/// ```text
+///   0  name 16 | 16 ticket 32 | 48 windows u32
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Door {
+    /// Names the socket at which they are handed out.
+    pub name: [u8; 16],
+    /// What has to be shown there.
+    pub ticket: [u8; 32],
+    /// How many there are, at least one; replies name them by their number.
+    pub windows: u32,
+}
+
+impl Door {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let mut bytes = [0; 52];
+        bytes[..16].copy_from_slice(&self.name);
+        bytes[16..48].copy_from_slice(&self.ticket);
+        bytes[48..].copy_from_slice(&self.windows.to_le_bytes());
+        append_extension(out, DOOR, &bytes);
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Door, MetaError> {
+        let mut reader = Reader::new(bytes);
+        let (name, ticket) = (reader.array()?, reader.array()?);
+        let door = Door { name, ticket, windows: reader.u32()? };
+        match (door.windows, reader.remaining()) {
+            (1.., 0) => Ok(door),
+            _ => Err(MetaError::Extension { kind: DOOR }),
+        }
+    }
+}
+
 /// What the client says first (meta of the Connect request).
 ///
 /// ```text
@@ -54,6 +95,9 @@ pub struct ClientHello<'a> {
     /// The client says in every header how much [lent](crate::flags::LENT) payload it has taken, so
     /// the server may lend. An extension: a server that does not know it copies.
     pub counts_lent: bool,
+    /// The client can read the server's memory where replies name it, should it be on its machine. An
+    /// extension: a server that does not know it sends all payload.
+    pub reads_windows: bool,
 }
 
 impl<'a> ClientHello<'a> {
@@ -71,6 +115,9 @@ impl<'a> ClientHello<'a> {
         put_str(out, self.namespace);
         if self.counts_lent {
             append_extension(out, COUNTS_LENT, &[]);
+        }
+        if self.reads_windows {
+            append_extension(out, READS_WINDOWS, &[]);
         }
     }
 
@@ -92,10 +139,11 @@ impl<'a> ClientHello<'a> {
         if version_min == 0 || version_min > version_max {
             return Err(MetaError::Versions { min: version_min, max: version_max });
         }
-        let mut counts_lent = false;
+        let (mut counts_lent, mut reads_windows) = (false, false);
         while let Some((kind, _)) = next_extension(&mut reader)? {
             match kind {
                 COUNTS_LENT => counts_lent = true,
+                READS_WINDOWS => reads_windows = true,
                 kind => unknown(kind)?,
             }
         }
@@ -107,6 +155,7 @@ impl<'a> ClientHello<'a> {
             version_min,
             version_max,
             counts_lent,
+            reads_windows,
         })
     }
 
@@ -178,6 +227,9 @@ pub struct ServerHello {
     pub payload_with_offer: bool,
     /// The server answers Presence. An extension: one without it is asked by Exists.
     pub answers_presence: bool,
+    /// Where this client may get windows, from when on its Gets may say that replies may
+    /// [name](crate::flags::NAMED) their payload. An extension, and only for who can read them.
+    pub door: Option<Door>,
 }
 
 impl ServerHello {
@@ -211,6 +263,9 @@ impl ServerHello {
         if self.answers_presence {
             append_extension(out, ANSWERS_PRESENCE, &[]);
         }
+        if let Some(door) = &self.door {
+            door.encode(out);
+        }
     }
 
     /// Reads the meta of a Connect reply.
@@ -241,12 +296,14 @@ impl ServerHello {
             },
             payload_with_offer: false,
             answers_presence: false,
+            door: None,
         };
         hello.limits.check()?;
-        while let Some((kind, _)) = next_extension(&mut reader)? {
+        while let Some((kind, bytes)) = next_extension(&mut reader)? {
             match kind {
                 PAYLOAD_WITH_OFFER => hello.payload_with_offer = true,
                 ANSWERS_PRESENCE => hello.answers_presence = true,
+                DOOR => hello.door = Some(Door::parse(bytes)?),
                 kind => unknown(kind)?,
             }
         }

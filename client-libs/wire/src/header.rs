@@ -33,8 +33,11 @@ pub mod flags {
     ///
     /// [`consumed`]: super::Header::consumed
     pub const LENT: u32 = 16;
+    /// Of Get alone. In a request: the reply may name its payload. In a reply: it does, in its
+    /// meta, and no payload follows; see [`NamedReply`](crate::NamedReply).
+    pub const NAMED: u32 = 32;
     /// All bits this version knows; any other is refused.
-    pub const ALL: u32 = REPLY | TRAILER | FROM_SERVER | MORE | LENT;
+    pub const ALL: u32 = REPLY | TRAILER | FROM_SERVER | MORE | LENT | NAMED;
 }
 
 /// The header as it lies on the wire; all numbers little-endian, no padding.
@@ -121,7 +124,7 @@ impl Raw {
     }
 
     /// A reply comes from a server; only a reply may announce more of its kind, or be lent; only a
-    /// reply and a Goodbye have a status.
+    /// reply and a Goodbye have a status; only a Get is about named payload, which is in no frame.
     fn check_flags(&self) -> Result<(), FrameError> {
         let got = self.flags.get();
         let has = |bit| got & bit != 0;
@@ -131,7 +134,10 @@ impl Raw {
         let more = reply || !has(flags::MORE | flags::LENT);
         let goodbye = self.opcode == Opcode::Goodbye.raw();
         let status = reply || goodbye || self.status.get() == 0;
-        match known && from && more && status {
+        let named = has(flags::NAMED);
+        let get = self.opcode == Opcode::Get.raw() && !has(flags::TRAILER | flags::LENT);
+        let named = !named || get && self.payload_length.get() == 0;
+        match known && from && more && status && named {
             true => Ok(()),
             false => Err(FrameError::BadFlags { got }),
         }
@@ -328,6 +334,19 @@ impl Header {
     #[must_use]
     pub fn with_more(self) -> Header {
         self.with_flags(flags::MORE)
+    }
+
+    /// Whether the payload is named, or may be.
+    #[inline]
+    pub fn is_named(&self) -> bool {
+        self.flags() & flags::NAMED != 0
+    }
+
+    /// Says that the payload of a Get's reply is named, or of its request, that it may be.
+    #[inline]
+    #[must_use]
+    pub fn with_named(self) -> Header {
+        self.with_flags(flags::NAMED)
     }
 
     /// Says that the payload is lent.

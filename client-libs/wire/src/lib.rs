@@ -41,8 +41,8 @@ pub use key::{KeyError, SharedKey, loopback_key};
 pub use meta::{
     DataMeta, DataReply, DeleteItem, DeleteItems, Empty, GetItem, GetItems, GetReply, GoodbyeMeta,
     HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems, MatchReply,
-    MetaError, PresenceReply, PutAdvice, PutItem, PutItems, PutMode, Refusal, StatsReply,
-    SuspectItem, SuspectItems, TO_THE_END,
+    MetaError, NamedReply, PresenceReply, PutAdvice, PutItem, PutItems, PutMode, Refusal, Span,
+    Spans, StatsReply, SuspectItem, SuspectItems, TO_THE_END,
 };
 
 /// Most bytes of meta of any frame: 1 MiB.

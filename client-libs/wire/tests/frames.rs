@@ -228,10 +228,39 @@ fn unknown_codes_and_flags() {
     }
     assert_eq!(tampered(6, &[200]), Err(FrameError::UnknownStatus { got: 200 }));
     assert_eq!(tampered(6, &[6]), Err(FrameError::BadFlags { got: 0 }), "a request has no status");
-    assert_eq!(tampered(8, &[32]), Err(FrameError::BadFlags { got: 32 }));
+    assert_eq!(tampered(8, &[64]), Err(FrameError::BadFlags { got: 64 }));
+    assert_eq!(tampered(8, &[flags::NAMED as u8]), Err(FrameError::BadFlags { got: 32 }));
     assert_eq!(tampered(8, &[flags::REPLY as u8]), Err(FrameError::BadFlags { got: 1 }));
     assert_eq!(tampered(8, &[flags::MORE as u8]), Err(FrameError::BadFlags { got: 8 }));
     assert_eq!(tampered(8, &[flags::LENT as u8]), Err(FrameError::BadFlags { got: 16 }));
+}
+
+#[test]
+fn only_a_get_is_about_named_payload_and_then_there_is_none() {
+    let request = Header::request(Opcode::Get, 1);
+    let reply = Header::reply(&request, Status::Ok).with_flags(flags::FROM_SERVER);
+    let other = Header::reply(&Header::request(Opcode::Exists, 1), Status::Ok);
+    let cases = [
+        (request, flags::NAMED, 0, true),
+        (reply, flags::NAMED, 0, true),
+        (reply, flags::NAMED | flags::MORE, 0, true),
+        (reply, flags::NAMED, 1, false),
+        (reply, flags::NAMED | flags::LENT, 0, false),
+        (reply, flags::NAMED | flags::TRAILER, 0, false),
+        (other.with_flags(flags::FROM_SERVER), flags::NAMED, 0, false),
+        (Header::request(Opcode::Exists, 1), flags::NAMED, 0, false),
+    ];
+    for (header, more, payload, good) in cases {
+        let side = if header.is_reply() { Side::Client } else { Side::Server };
+        let header = header.with_payload_length(payload).with_flags(more);
+        let mut raw = *header.as_bytes();
+        // The next of its direction.
+        raw[32] = 1;
+        let peeked = connected(side).1.peek(&raw);
+        assert_eq!(peeked.is_ok(), good, "{header:?}: {peeked:?}");
+        let bad = FrameError::BadFlags { got: header.flags() };
+        assert!(good || peeked == Err(bad), "{peeked:?}");
+    }
 }
 
 #[test]
@@ -337,16 +366,21 @@ fn header() -> impl Strategy<Value = Header> {
     let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
     let small = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u8>(), any::<u8>());
     let codes = (prop::sample::select(Opcode::ALL), prop::sample::select(Status::ALL));
-    (codes, numbers, small, any::<[u8; 16]>(), 0u32..32).prop_map(
+    (codes, numbers, small, any::<[u8; 16]>(), 0u32..64).prop_map(
         |((opcode, status), (id, generation, consumed, stored), small, trace_id, bits)| {
             let (namespace, deadline_ms, credits, priority, codec) = small;
             let reply = bits & flags::REPLY != 0;
             let header = Header::request(opcode, id);
             let header = if reply { Header::reply(&header, status) } else { header };
             let more = if reply { bits & (flags::MORE | flags::LENT) } else { 0 };
+            let named = bits & flags::NAMED != 0 && opcode == Opcode::Get;
+            let (flags, payload) = match named {
+                true => (more & flags::MORE | flags::NAMED, 0),
+                false => (more | bits & flags::TRAILER, opcode.payload_limit(reply)),
+            };
             header
-                .with_flags(more | bits & flags::TRAILER)
-                .with_payload_length(generation.min(opcode.payload_limit(reply)))
+                .with_flags(flags)
+                .with_payload_length(generation.min(payload))
                 .with_namespace(namespace)
                 .with_deadline_ms(deadline_ms)
                 .with_generation(generation)

@@ -1,6 +1,6 @@
 //! Every meta survives encode and parse, and no bytes whatever make a parser panic.
 
-use memkv_wire::handshake::{ClientHello, Limits, ServerHello};
+use memkv_wire::handshake::{ClientHello, Door, Limits, ServerHello};
 use memkv_wire::meta::*;
 use memkv_wire::{
     Advice, CrcList, MAX_ITEMS, MAX_KEY, MAX_VALUE, MissReason, Opcode, StatId, Status, VERSION,
@@ -95,6 +95,7 @@ impl Parts {
                 version_min: *version_min,
                 version_max: *version_max,
                 counts_lent: false,
+                reads_windows: false,
             }),
             Request::Exists(KeyList { keys: keys.clone() }),
             Request::MatchPrefix(MatchItems {
@@ -159,6 +160,16 @@ impl Parts {
     }
 }
 
+/// The same, of payload that lies in as many places as it has CRCs, at least one.
+fn named(get: GetReply) -> NamedReply {
+    let mut spans = Spans::EMPTY;
+    for nth in 0..get.reply.crcs.len().max(1) {
+        let (window, length) = (get.item, nth as u32 + 1);
+        assert!(spans.push(Span { window, length, offset: get.offset }), "at most 16");
+    }
+    NamedReply { get, spans }
+}
+
 fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
     let hello = (any::<[u8; 32]>(), any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u64>(), limits());
     let items = vec(item_reply(), 0..12);
@@ -178,6 +189,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 limits,
                 payload_with_offer: false,
                 answers_presence: false,
+                door: None,
             };
             let missing = items
                 .iter()
@@ -196,6 +208,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 (Opcode::Presence, Status::Ok, Reply::Presence(presence)),
                 (Opcode::Put, Status::Ok, items.clone()),
                 (Opcode::Get, Status::Ok, Reply::Get(GetReply { item, offset, reply })),
+                (Opcode::Get, Status::Ok, Reply::Named(named(GetReply { item, offset, reply }))),
                 (Opcode::Delete, Status::Ok, items.clone()),
                 (Opcode::Offer, Status::Ok, items.clone()),
                 (Opcode::Data, Status::Ok, Reply::Data(DataReply { item, reply })),
@@ -332,6 +345,13 @@ proptest! {
             reply.encode(&mut bytes);
             for length in 0..bytes.len() {
                 let got = Reply::parse(opcode, status, &bytes[..length]);
+                // Where a payload lies is an extension: without it nothing is named.
+                if let (Ok(Reply::Get(got)), Reply::Named(named)) = (&got, &reply) {
+                    prop_assert_eq!(*got, named.get);
+                    let extension = 4 + 16 * named.spans.len();
+                    prop_assert_eq!(length, bytes.len() - extension);
+                    continue;
+                }
                 match length {
                     0 if status != Status::Ok => prop_assert!(got.is_ok()),
                     _ => prop_assert_eq!(got, Err(MetaError::Truncated)),
@@ -505,6 +525,7 @@ fn hellos_out_of_bounds_are_named() {
         version_min: 1,
         version_max: 1,
         counts_lent: false,
+        reads_windows: false,
     };
     let with = |at: usize, bytes: &[u8]| {
         let mut meta = Vec::new();
@@ -517,13 +538,13 @@ fn hellos_out_of_bounds_are_named() {
     assert_eq!(with(52, &[2, 1]), Err(MetaError::Versions { min: 2, max: 1 }));
     assert_eq!(with(54, &[0, 0]), Err(MetaError::NamespaceLength { got: 0 }));
     assert!(matches!(with(56, &[0xff]), Err(MetaError::Text(_))));
-    // Whether it counts lent payload is an extension.
-    for counts_lent in [true, false] {
+    // Whether it counts lent payload and reads windows are extensions.
+    for (counts_lent, reads_windows) in [(true, false), (false, false), (true, true)] {
         let mut meta = Vec::new();
-        let hello = ClientHello { counts_lent, ..hello };
+        let hello = ClientHello { counts_lent, reads_windows, ..hello };
         hello.encode(&mut meta);
         assert_eq!(ClientHello::parse(&meta), Ok(hello));
-        append_extension(&mut meta, 2, b"unknown");
+        append_extension(&mut meta, 9, b"unknown");
         assert_eq!(ClientHello::parse(&meta), Ok(hello));
         append_extension(&mut meta, MUST_UNDERSTAND, b"");
         let error = MetaError::MustUnderstand { kind: MUST_UNDERSTAND };
@@ -544,6 +565,7 @@ fn an_old_server_hello_is_not_the_answer() {
         version_min: 1,
         version_max: 1,
         counts_lent: false,
+        reads_windows: false,
     };
     let limits = Limits {
         max_value: 1 << 20,
@@ -564,6 +586,7 @@ fn an_old_server_hello_is_not_the_answer() {
         limits,
         payload_with_offer: false,
         answers_presence: false,
+        door: None,
     };
     assert!(reply.answers(&hello));
     assert!(!ServerHello { client_nonce: [2; 32], ..reply }.answers(&hello));
@@ -579,17 +602,90 @@ fn an_old_server_hello_is_not_the_answer() {
     meta[124..128].copy_from_slice(&0u32.to_le_bytes());
     assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
 
-    // Whether it takes payload with an Offer and answers Presence are extensions.
-    for known in 0..4 {
+    // Whether it takes payload with an Offer, answers Presence and has a door are extensions.
+    let some = Door { name: [3; 16], ticket: [4; 32], windows: 2 };
+    for known in 0..8 {
         let (payload_with_offer, answers_presence) = (known & 1 != 0, known & 2 != 0);
-        let reply = ServerHello { payload_with_offer, answers_presence, ..reply };
+        let door = (known & 4 != 0).then_some(some);
+        let reply = ServerHello { payload_with_offer, answers_presence, door, ..reply };
         let mut meta = Vec::new();
         reply.encode(&mut meta);
-        append_extension(&mut meta, 3, b"unknown");
+        append_extension(&mut meta, 9, b"unknown");
         assert_eq!(ServerHello::parse(&meta), Ok(reply));
         append_extension(&mut meta, MUST_UNDERSTAND, b"");
         let error = MetaError::MustUnderstand { kind: MUST_UNDERSTAND };
         assert_eq!(ServerHello::parse(&meta), Err(error));
+    }
+    assert_doors_are_read_whole(reply);
+}
+
+/// One without a window is refused, and ones that are too short or too long.
+fn assert_doors_are_read_whole(reply: ServerHello) {
+    let mut without = [0; 53];
+    without[51] = 1;
+    for bytes in [&[0; 52][..], &without[..51], &without] {
+        let mut meta = Vec::new();
+        reply.encode(&mut meta);
+        meta.truncate(128);
+        append_extension(&mut meta, 3, bytes);
+        assert!(ServerHello::parse(&meta).is_err(), "{} bytes", bytes.len());
+    }
+}
+
+#[test]
+fn a_named_payload_lies_in_one_to_sixteen_stretches() {
+    let reply = ItemReply { length: 9, generation: 2, ..ItemReply::new(Status::Ok) };
+    let get = GetReply { item: 3, offset: 4, reply };
+    let span = |length| Span { window: 7, length, offset: u64::MAX };
+    let bytes = |span: Span| {
+        let parts = [&span.window.to_le_bytes()[..], &span.length.to_le_bytes()];
+        [parts.concat(), span.offset.to_le_bytes().to_vec()].concat()
+    };
+    let meta = |extensions: &[Vec<u8>]| {
+        let mut meta = Vec::new();
+        get.encode(&mut meta);
+        extensions.iter().for_each(|value| append_extension(&mut meta, 0x8001, value));
+        meta
+    };
+    for count in 1..=16 {
+        let mut spans = Spans::EMPTY;
+        (1..=count).for_each(|length| assert!(spans.push(span(length))));
+        assert_eq!(spans.bytes(), u64::from(count * (count + 1) / 2));
+        let named = NamedReply { get, spans };
+        let mut written = Vec::new();
+        named.encode(&mut written);
+        assert_eq!(written, meta(&[(1..=count).flat_map(|length| bytes(span(length))).collect()]));
+        assert!(NamedReply::is_one(&written));
+        assert_eq!(NamedReply::parse(&written), Ok(named));
+        let read = Reply::parse(Opcode::Get, Status::Ok, &written);
+        assert_eq!(read, Ok(Reply::Named(named)));
+        // Who was not told of it cannot take it for one without payload.
+        let error = Err(MetaError::MustUnderstand { kind: 0x8001 });
+        assert_eq!(GetReply::parse(&written), error);
+        append_extension(&mut written, 9, b"unknown");
+        assert_eq!(NamedReply::parse(&written), Ok(named));
+        append_extension(&mut written, 0x8002, b"");
+        let error = Err(MetaError::MustUnderstand { kind: 0x8002 });
+        assert_eq!(NamedReply::parse(&written), error);
+    }
+    let mut full = Spans::EMPTY;
+    (0..16).for_each(|_| assert!(full.push(span(1))));
+    assert!(!full.push(span(1)));
+    let bad = Err(MetaError::Extension { kind: 0x8001 });
+    let one = bytes(span(1));
+    let most = MAX_VALUE as u32;
+    assert!(NamedReply::parse(&meta(&[bytes(span(most))])).is_ok());
+    let more = [bytes(span(most)), one.clone()].concat();
+    assert_eq!(NamedReply::parse(&meta(&[more])), bad, "more than a value has");
+    for extensions in [vec![], vec![vec![]], vec![bytes(span(0))], vec![one.repeat(17)]] {
+        assert_eq!(NamedReply::parse(&meta(&extensions)), bad, "{}", extensions.len());
+    }
+    assert_eq!(NamedReply::parse(&meta(&[one.clone(), one.clone()])), bad, "it is said once");
+    assert_eq!(NamedReply::parse(&meta(&[one[..15].to_vec()])), Err(MetaError::Truncated));
+    let whole = meta(&[one]);
+    for end in 0..whole.len() {
+        assert!(NamedReply::parse(&whole[..end]).is_err(), "{end}");
+        assert!(!NamedReply::is_one(&whole[..end]), "{end}");
     }
 }
 

@@ -44,6 +44,7 @@ fn table() -> Vec<Key> {
     let plain = keys! {
         restart "network.address" |c| c.network.address;
         live "network.auth_key" |c| c.network.keys.iter().find(|k| k.id == 0).map(|k| k.key.clone());
+        restart "network.shm" |c| c.network.shm;
         restart "memory.block_size" |c| c.memory.block_size;
         restart "memory.max_size" |c| c.memory.max_size;
         restart "memory.hugepages" |c| c.memory.hugepages;

@@ -48,6 +48,8 @@ pub struct FileConfig {
     pub auth_key: Option<SharedKey>,
     /// `network.keys`.
     pub keys: Vec<FileKey>,
+    /// `network.shm`.
+    pub shm: Option<bool>,
     /// `memory.block_size`.
     pub memory_block: Option<u64>,
     /// `memory.max_size`, with its path for problems found later.
@@ -162,6 +164,7 @@ fn network(section: &Section<'_>, file: &mut FileConfig) {
     for key in section.sections("keys", schema::KEY, 0..=KEYS_MAX).into_iter().flatten() {
         file.keys.extend(one_key(&key));
     }
+    file.shm = section.item("shm").and_then(|item| item.boolean());
     for name in ["tls_cert", "tls_key"] {
         if let Some(item) = section.item(name) {
             item.problem(ProblemKind::Refused(

@@ -74,7 +74,12 @@ pub fn resolve(
     Config {
         file: overrides.file.clone(),
         degraded: overrides.degraded,
-        network: Network { address, keys, engine: engine(machine, report) },
+        network: Network {
+            address,
+            keys,
+            engine: engine(machine, report),
+            shm: set.shm.unwrap_or(true),
+        },
         memory,
         storage,
         reactors: set.reactors.unwrap_or(cores),

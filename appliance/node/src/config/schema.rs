@@ -25,7 +25,7 @@ pub const SCHEMA: [(&str, &[&str]); 14] = [
 pub const ROOT: &[&str] =
     &["network", "memory", "storage", "rdma", "node", "limits", "namespaces", "log"];
 /// Where the node listens and whom it believes.
-pub const NETWORK: &[&str] = &["address", "auth_key", "keys", "tls_cert", "tls_key"];
+pub const NETWORK: &[&str] = &["address", "auth_key", "keys", "shm", "tls_cert", "tls_key"];
 /// One more key.
 pub const KEY: &[&str] = &["id", "key", "tenant"];
 /// The memory pool.

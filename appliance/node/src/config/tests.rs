@@ -77,6 +77,7 @@ fn nothing_set_serves_a_laptop() {
     assert_eq!(config.network.keys.len(), 1);
     assert_eq!(config.network.keys[0].id, 0);
     assert_eq!(config.network.keys[0].tenant, DEFAULT_TENANT);
+    assert!(config.network.shm);
     assert_eq!(config.warnings, [Warning::DevelopmentKey]);
     assert_eq!(config.memory.block_size, 2 * MIB);
     assert_eq!(config.memory.max_size, GIB);
@@ -106,6 +107,7 @@ fn default_file() -> PathBuf {
 const WHOLE: &str = "
 network:
   address: 0.0.0.0:9950
+  shm: false
   auth_key: HEX
   keys:
     - {id: 7, key: HEX, tenant: blue}
@@ -163,6 +165,7 @@ fn a_whole_file_is_read() {
     assert_eq!(config.network.address.to_string(), "0.0.0.0:9950");
     let keys: Vec<_> = config.network.keys.iter().map(|k| (k.id, k.tenant.as_str())).collect();
     assert_eq!(keys, [(0, "default"), (7, "blue"), (8, "blue")]);
+    assert!(!config.network.shm);
     assert_eq!((config.memory.block_size, config.memory.max_size), (MIB, 2 * GIB));
     assert_eq!(config.memory.hugepages, HugepageUse::Require);
     let file = |media: &str, size| Drive::File { media: media.into(), size: Some(size) };

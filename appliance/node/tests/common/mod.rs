@@ -108,6 +108,7 @@ impl Wire {
             version_min: VERSION,
             version_max: VERSION,
             counts_lent: true,
+            reads_windows: true,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);

@@ -10,7 +10,7 @@ use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use memkv_block::{BlockDevice, Op};
-use memkv_dma::{Hugepages, Pool, PoolConfig};
+use memkv_dma::{Arena, Hugepages, Memory, Pool, PoolConfig};
 use memkv_journal::{DriveUuid, FormatOptions, Identity, NodeUuid};
 use memkv_net::{Connection, NetError, RecvBuf, SendOp};
 use memkv_poller::{Clock, Instant};
@@ -24,7 +24,7 @@ use memkv_sim::{
 use memkv_store::{
     Lru, RecoveredDrive, RemoteStore, Store, StoreConfig, StoreHandle, StorePort, UnderWay,
 };
-use memkv_wire::handshake::{ClientHello, Limits, ServerHello, connect_keys, session_keys};
+use memkv_wire::handshake::{ClientHello, Door, Limits, ServerHello, connect_keys, session_keys};
 use memkv_wire::{
     CrcList, DataMeta, DataReply, GetItem, GetItems, GetReply, HEADER_LEN, Header, ItemReplies,
     ItemReply, Opcode, Opener, PutItem, PutItems, PutMode, Sealer, SharedKey, Side, Status,
@@ -44,6 +44,9 @@ pub struct Options {
     pub in_memory: bool,
     pub limits: SessionLimits,
     pub lendable: u64,
+    pub nameable: u64,
+    /// Clients are told where to get windows on drives in memory.
+    pub windows: bool,
     pub namespaces: Vec<NamespaceLimits>,
 }
 
@@ -57,6 +60,8 @@ impl Default for Options {
             in_memory: false,
             limits: SessionLimits::default(),
             lendable: 0,
+            nameable: 0,
+            windows: false,
             namespaces: Vec::new(),
         }
     }
@@ -72,8 +77,13 @@ pub struct Machine {
     pub contexts: Vec<Rc<Context>>,
     /// Rules of each drive, and where its data begins.
     pub faults: Vec<(Faults, u64)>,
+    /// What clients see through their windows.
+    pub media: Vec<Arena>,
     connections: Cell<u64>,
 }
+
+/// What clients are told who may have windows; of one drive.
+pub const DOOR: Door = Door { name: [1; 16], ticket: [2; 32], windows: 1 };
 
 pub const KEY: [u8; 32] = [5; 32];
 
@@ -90,10 +100,16 @@ impl Machine {
         let pool = Pool::new(pool).expect("a small pool");
         let mut devices: Vec<Arc<dyn BlockDevice>> = Vec::new();
         let mut faults = Vec::new();
+        let mut media = Vec::new();
         for number in 0..options.drives {
             if options.in_memory {
-                let memory = memkv_block::memory(options.drive_bytes, Hugepages::Never);
-                devices.push(memory.expect("a small drive"));
+                let memory = memkv_block::shared_memory(options.drive_bytes, Hugepages::Never);
+                let memory = memory.expect("a small drive");
+                if let Some(Memory::Arena(arena)) = memory.memory().filter(|_| options.windows) {
+                    assert!(arena.publish(number as u32), "the system has memory to share");
+                    media.push(arena);
+                }
+                devices.push(memory);
                 faults.push(Faults::new(number as u64));
                 continue;
             }
@@ -128,6 +144,8 @@ impl Machine {
                 keys,
                 limits: options.limits,
                 lendable: options.lendable,
+                nameable: options.nameable,
+                door: options.windows.then_some(DOOR),
                 namespaces: options.namespaces.clone(),
                 identity: memkv_session::Identity { server: [3; 16], incarnation: 1 },
                 entropy: Box::new(|bytes| bytes.fill(9)),
@@ -138,7 +156,7 @@ impl Machine {
         let contexts: Vec<_> = contexts.collect();
         let faults = faults.into_iter().zip(starts).collect();
         let connections = Cell::new(0);
-        Machine { world, net, store, remote, pool, contexts, faults, connections }
+        Machine { world, net, store, remote, pool, contexts, faults, media, connections }
     }
 
     /// A client whose connection is served by a reactor.
@@ -321,6 +339,7 @@ pub struct Client {
     pub end: ClientEnd,
     pub extent: usize,
     pub limits: Limits,
+    pub door: Option<Door>,
     /// What it says that it has taken of lent payload.
     pub consumed: u64,
     sealer: Sealer,
@@ -348,6 +367,7 @@ impl Client {
             version_min: VERSION,
             version_max: VERSION,
             counts_lent: true,
+            reads_windows: true,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);
@@ -357,7 +377,8 @@ impl Client {
         let nonces = (&client_nonce, &hello.server_nonce);
         let (sealer, opener) = session_keys(&key, id, VERSION, nonces.0, nonces.1, Side::Client);
         let (extent, limits) = (hello.limits.extent as usize, hello.limits);
-        Some(Client { end, extent, limits, consumed: 0, sealer, opener, next_request: 1 })
+        let door = hello.door;
+        Some(Client { end, extent, limits, door, consumed: 0, sealer, opener, next_request: 1 })
     }
 
     pub fn request(&mut self, opcode: Opcode) -> Header {

@@ -71,6 +71,7 @@ impl Link {
             version_min: memkv_wire::VERSION,
             version_max: memkv_wire::VERSION,
             counts_lent: true,
+            reads_windows: false,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);
@@ -163,6 +164,7 @@ impl Link {
             version_min: memkv_wire::VERSION,
             version_max: memkv_wire::VERSION,
             counts_lent: true,
+            reads_windows: false,
         };
         if !hello.answers(&mine) {
             return Err(LinkError::Replayed);

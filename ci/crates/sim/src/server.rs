@@ -350,6 +350,8 @@ fn context(
         keys,
         // No more than leaves runs for everybody in a pool as small as this.
         lendable: 48 << 10,
+        nameable: 0,
+        door: None,
         limits: SessionLimits {
             credits: options.credits,
             transfer: options.transfer,

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 mod serve;
+mod shown;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{TcpListener, TcpStream};
@@ -15,6 +16,8 @@ use memkv_client::{Client, Config, PutMode, PutOptions};
 use memkv_wire::handshake::Limits;
 use memkv_wire::meta::ItemReply;
 use memkv_wire::{Advice, Opcode, SharedKey, Status};
+
+pub use shown::Shown;
 
 /// A put of what is not there, and nothing more.
 pub const ABSENT: PutOptions = PutOptions {
@@ -54,6 +57,8 @@ pub enum Trick {
     OtherRequest,
     /// Sends one byte more than was asked for.
     TooMuch,
+    /// Names payload in memory that it does not show.
+    Beyond,
 }
 
 /// One request as it came.
@@ -114,6 +119,8 @@ pub struct Setup {
     pub payload_with_offer: bool,
     /// Answers Presence.
     pub answers_presence: bool,
+    /// Names payload to who can read it here.
+    pub shows: Option<Arc<Shown>>,
 }
 
 impl Default for Setup {
@@ -136,6 +143,7 @@ impl Default for Setup {
             mute: false,
             payload_with_offer: false,
             answers_presence: false,
+            shows: None,
         }
     }
 }

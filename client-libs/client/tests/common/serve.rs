@@ -7,12 +7,12 @@ use std::time::Duration;
 use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
 use memkv_wire::meta::{
     DataMeta, DataReply, DeleteItems, GetItem, GetItems, GetReply, GoodbyeMeta, HintList,
-    ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, PresenceReply, PutAdvice,
-    PutItem, PutItems, PutMode, Refusal, StatsReply, SuspectItems,
+    ItemReplies, ItemReply, KeyList, LeaseList, MatchItems, MatchReply, NamedReply, PresenceReply,
+    PutAdvice, PutItem, PutItems, PutMode, Refusal, StatsReply, SuspectItems,
 };
 use memkv_wire::{
-    CrcList, CreditAccount, HEADER_LEN, Header, MissReason, Opcode, Opener, Sealer, Side, StatId,
-    Status, crc32c, trailer_len,
+    CrcList, CreditAccount, HEADER_LEN, Header, MissReason, Opcode, Opener, Sealer, Side, Span,
+    Spans, StatId, Status, crc32c, trailer_len,
 };
 
 use super::{Seen, Shared, Stored, Trick, World};
@@ -41,6 +41,8 @@ struct Connection<'a> {
     /// Offers by request id: what was wanted.
     offers: Vec<(u64, Vec<Offered>)>,
     answers_presence: bool,
+    /// Bytes of payload that were named.
+    named: u64,
 }
 
 struct Offered {
@@ -111,6 +113,7 @@ fn greet<'a>(
         limits: setup.limits,
         payload_with_offer: setup.payload_with_offer,
         answers_presence: setup.answers_presence && !shared.world().older,
+        door: setup.shows.as_ref().filter(|_| hello.reads_windows).map(|shown| shown.told()),
     };
     answer.encode(&mut body);
     sealer.seal(&mut Header::reply(&header, Status::Ok), &body, &mut out);
@@ -128,6 +131,7 @@ fn greet<'a>(
         held: Vec::new(),
         offers: Vec::new(),
         answers_presence: answer.answers_presence,
+        named: 0,
     })
 }
 
@@ -154,6 +158,7 @@ impl Connection<'_> {
         let header = self.opener.open(&raw, &meta).expect("the client's frames are authentic");
         assert_eq!(header.namespace(), 77, "the namespace handle of the handshake");
         assert!(header.deadline_ms() > 0, "every request says how long it may take");
+        assert_eq!(header.consumed(), self.named, "all that was named was taken before");
         let mut payload = vec![0; header.payload_length() as usize];
         stream.read_exact(&mut payload)?;
         let mut crcs = CrcList::EMPTY;
@@ -412,6 +417,9 @@ impl Connection<'_> {
             _ => {}
         }
         let list = CrcList::from_slice(&crcs).expect("at most 16");
+        if request.header.is_named() && !bytes.is_empty() {
+            return self.name(request, place, item, (length, generation, list), &bytes);
+        }
         let in_meta = if self.shared.setup.trailer { CrcList::EMPTY } else { list };
         let reply = ItemReply { length, generation, crcs: in_meta, ..ItemReply::new(Status::Ok) };
         GetReply { item: place as u32, offset: item.offset, reply }.encode(&mut meta);
@@ -425,6 +433,31 @@ impl Connection<'_> {
             return Ok((&mut &*self.stream).write_all(&out)?);
         }
         self.send(request, header, &meta, &bytes)
+    }
+
+    fn name(
+        &mut self,
+        request: &Request,
+        place: usize,
+        item: &GetItem<'_>,
+        (length, generation, crcs): (u64, u64, CrcList),
+        bytes: &[u8],
+    ) -> Result<(), Ended> {
+        let setup = &self.shared.setup;
+        let shown = setup.shows.as_ref().expect("the hello says who names payload");
+        let mut spans = shown.lay(bytes, setup.limits.extent as usize);
+        if request.trick == Some(Trick::Beyond) {
+            let span = Span { offset: (64 << 20) - u64::from(spans[0].length) + 1, ..spans[0] };
+            spans = Spans::EMPTY;
+            assert!(spans.push(span), "one span");
+        }
+        self.named += bytes.len() as u64;
+        let reply = ItemReply { length, generation, crcs, ..ItemReply::new(Status::Ok) };
+        let get = GetReply { item: place as u32, offset: item.offset, reply };
+        let mut meta = Vec::new();
+        NamedReply { get, spans }.encode(&mut meta);
+        let header = Header::reply(&request.header, Status::Ok).with_named();
+        self.send(request, header, &meta, &[])
     }
 
     fn small(&mut self, request: &Request) -> Result<(), Ended> {

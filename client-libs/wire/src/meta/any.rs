@@ -5,8 +5,8 @@
 
 use super::{
     DataMeta, DataReply, DeleteItems, Empty, GetItems, GetReply, GoodbyeMeta, HintList,
-    ItemReplies, KeyList, LeaseList, MatchItems, MatchReply, MetaError, PresenceReply, PutItems,
-    Refusal, StatsReply, SuspectItems,
+    ItemReplies, KeyList, LeaseList, MatchItems, MatchReply, MetaError, NamedReply, PresenceReply,
+    PutItems, Refusal, StatsReply, SuspectItems,
 };
 use crate::handshake::{ClientHello, ServerHello};
 use crate::{Opcode, Status};
@@ -117,6 +117,8 @@ pub enum Reply<'a> {
     Match(MatchReply),
     /// Get, one frame per item.
     Get(GetReply),
+    /// Get, with its payload named.
+    Named(NamedReply),
     /// Data.
     Data(DataReply),
     /// Stats.
@@ -145,6 +147,7 @@ impl<'a> Reply<'a> {
             | Opcode::Suspect => Reply::Items(ItemReplies::parse(meta)?),
             Opcode::Presence => Reply::Presence(PresenceReply::parse(meta)?),
             Opcode::MatchPrefix => Reply::Match(MatchReply::parse(meta)?),
+            Opcode::Get if NamedReply::is_one(meta) => Reply::Named(NamedReply::parse(meta)?),
             Opcode::Get => Reply::Get(GetReply::parse(meta)?),
             Opcode::Data => Reply::Data(DataReply::parse(meta)?),
             Opcode::Stats => Reply::Stats(StatsReply::parse(meta)?),
@@ -164,6 +167,7 @@ impl<'a> Reply<'a> {
             Reply::Presence(meta) => meta.encode(out),
             Reply::Match(meta) => meta.encode(out),
             Reply::Get(meta) => meta.encode(out),
+            Reply::Named(meta) => meta.encode(out),
             Reply::Data(meta) => meta.encode(out),
             Reply::Stats(meta) => meta.encode(out),
             Reply::Empty(meta) => meta.encode(out),

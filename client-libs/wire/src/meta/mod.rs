@@ -17,7 +17,7 @@
 //! | MatchPrefix | [`MatchItems`] | [`MatchReply`] |
 //! | Put, Offer | [`PutItems`] | [`ItemReplies`] |
 //! | Data | [`DataMeta`] | [`DataReply`] |
-//! | Get | [`GetItems`] | [`GetReply`], one frame per item |
+//! | Get | [`GetItems`] | [`GetReply`] or [`NamedReply`], one frame per item |
 //! | Delete | [`DeleteItems`] | [`ItemReplies`] |
 //! | Suspect | [`SuspectItems`] | [`ItemReplies`] |
 //! | Stats | [`Empty`] | [`StatsReply`] |
@@ -27,12 +27,14 @@
 mod any;
 pub(crate) mod cursor;
 mod misc;
+mod named;
 mod reply;
 mod request;
 
 pub use any::{Reply, Request};
 pub use cursor::{MUST_UNDERSTAND, append_extension};
 pub use misc::{Empty, GoodbyeMeta, Refusal, StatsReply};
+pub use named::{NamedReply, Span, Spans};
 pub use reply::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply, PresenceReply};
 pub use request::{
     DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, HintList, KeyList, LeaseList, MatchItem,
@@ -101,6 +103,9 @@ pub enum MetaError {
     /// An extension names an item that is not there, or one that another has named.
     #[error("extension {kind:#06x} is about item {item}")]
     ExtendedItem { kind: u16, item: u32 },
+    /// An extension that is known has other bytes than it may have.
+    #[error("extension {kind:#06x} cannot be read")]
+    Extension { kind: u16 },
     /// An extension that must be understood is not.
     #[error("extension {kind:#06x} must be understood and is not known")]
     MustUnderstand { kind: u16 },

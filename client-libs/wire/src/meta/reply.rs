@@ -283,11 +283,16 @@ impl GetReply {
     /// [`MetaError`] says what is wrong with it.
     pub fn parse(meta: &[u8]) -> Result<GetReply, MetaError> {
         let mut reader = Reader::new(meta);
+        let reply = GetReply::take(&mut reader)?;
+        finish(reader, reply)
+    }
+
+    /// Reads what stands in front of the extensions.
+    pub(super) fn take(reader: &mut Reader<'_>) -> Result<GetReply, MetaError> {
         let item = reader.u32()?;
         reader.zeros(4)?;
         let offset = reader.u64()?;
-        let reply = ItemReply::take(&mut reader)?;
-        finish(reader, GetReply { item, offset, reply })
+        Ok(GetReply { item, offset, reply: ItemReply::take(reader)? })
     }
 }
 

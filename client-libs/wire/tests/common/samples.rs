@@ -4,7 +4,7 @@
 //! Connect frames have sequence 0 and connect keys; every other frame is the first of its direction
 //! after Connect (sequence 1), so that each stands alone.
 
-use memkv_wire::handshake::{ClientHello, Limits, ServerHello};
+use memkv_wire::handshake::{ClientHello, Door, Limits, ServerHello};
 use memkv_wire::meta::{Reply, Request};
 use memkv_wire::*;
 
@@ -85,6 +85,7 @@ fn requests() -> Vec<(Request<'static>, Vec<u8>)> {
         version_min: 1,
         version_max: 1,
         counts_lent: false,
+        reads_windows: false,
     };
     let run = |(position, key)| MatchItem { position, key };
     let gets = vec![
@@ -145,6 +146,7 @@ fn server_hello() -> ServerHello {
         },
         payload_with_offer: false,
         answers_presence: false,
+        door: None,
     }
 }
 
@@ -272,10 +274,48 @@ fn with_payload() -> [Sample; 2] {
     ]
 }
 
-/// The hellos of servers that know extensions: that take payload with an Offer, that answer Presence, too.
-fn extended(connect: &Header) -> [Sample; 2] {
+/// The hello of a client that can read windows, a Get whose reply may name its payload, and that reply.
+fn named() -> [Sample; 3] {
+    let hello = requests().into_iter().find_map(|(request, _)| match request {
+        Request::Connect(hello) => Some(hello),
+        _ => None,
+    });
+    let hello = hello.expect("there is a hello");
+    let hello = ClientHello { counts_lent: true, reads_windows: true, ..hello };
+    let connect = request_sample((Request::Connect(hello), Vec::new()));
+    let items = vec![GetItem { key: KEY_A, offset: 0, length: TO_THE_END }];
+    let get = request_sample((Request::Get(GetItems { items }), Vec::new()));
+    let get = Sample { header: get.header.with_named(), ..get };
+    let reply = ItemReply {
+        length: VALUE_A.len() as u64,
+        generation: GENERATION,
+        crcs: crcs(VALUE_A),
+        ..ItemReply::new(Status::Ok)
+    };
+    let mut spans = Spans::EMPTY;
+    let span = Span { window: 1, length: VALUE_A.len() as u32, offset: 0x0012_3450_0000 };
+    assert!(spans.push(span), "one fits");
+    let named = NamedReply { get: GetReply { item: 0, offset: 0, reply }, spans };
+    let answer = reply_sample(&get.header, &Reply::Named(named));
+    let answer = Sample {
+        header: answer.header.with_payload_length(0).with_named(),
+        payload: Vec::new(),
+        ..answer
+    };
+    [
+        Sample { name: "connect-request-reading-windows".into(), ..connect },
+        Sample { name: "get-request-by-name".into(), ..get },
+        Sample { name: "get-reply-named".into(), ..answer },
+    ]
+}
+
+/// The hellos of servers that know extensions: that take payload with an Offer, that answer Presence, too, and
+/// have a door.
+fn extended(connect: &Header) -> [Sample; 3] {
     let taking = ServerHello { payload_with_offer: true, ..server_hello() };
     let answering = ServerHello { answers_presence: true, ..taking };
+    let door = Door { name: filled(0xa0), ticket: filled(0xb0), windows: 2 };
+    let with_door = ServerHello { door: Some(door), ..answering };
     let sample = |name: &str, hello| Sample {
         name: name.into(),
         ..reply_sample(connect, &Reply::Connect(hello))
@@ -283,6 +323,7 @@ fn extended(connect: &Header) -> [Sample; 2] {
     [
         sample("connect-reply-taking-payload", taking),
         sample("connect-reply-answering-presence", answering),
+        sample("connect-reply-with-door", with_door),
     ]
 }
 
@@ -302,5 +343,6 @@ pub fn samples() -> Vec<Sample> {
     samples.push(advised());
     samples.extend(extended);
     samples.extend(with_payload());
+    samples.extend(named());
     samples
 }

@@ -65,6 +65,7 @@ const CHANGES: &[Row] = &[
     (END, "1 GiB}]\nlimits: {request_timeout_ms: 50}", "limits.request_timeout_ms", ""),
     (END, "1 GiB}]\nlog: {level: debug, format: json}", "log.level", "log.format"),
     (END, "1 GiB}]\nnode: {reactors: 3, idle: busy}", "", "node.reactors node.idle"),
+    ("network:\n", "network:\n  shm: false\n", "", "network.shm"),
     (END, "1 GiB}]\nmemory: {block_size: 4 MiB}", "", "memory.block_size"),
     (END, "1 GiB}]\nmemory: {max_size: 200 MiB}", "", "memory.max_size"),
     (END, "1 GiB}]\nmemory: {hugepages: never}", "", "memory.hugepages"),

@@ -167,6 +167,7 @@ impl Line {
             version_min: VERSION,
             version_max: VERSION,
             counts_lent: true,
+            reads_windows: false,
         };
         let mut meta = Vec::new();
         hello.encode(&mut meta);

@@ -93,6 +93,7 @@ impl Stage {
             version_min: VERSION,
             version_max: VERSION,
             counts_lent: false,
+            reads_windows: false,
         };
         let (mut sealer, mut opener) = connect_keys(&key, 1, Side::Client);
         let (mut meta, mut bytes) = (Vec::new(), Vec::new());
@@ -187,6 +188,8 @@ async fn context(local: Local) -> Rc<Context> {
     keys.add(1, SharedKey::from_bytes([7; 32]), "tenant");
     Context::new(ContextParts {
         lendable: 0,
+        nameable: 0,
+        door: None,
         local,
         pool,
         drives: vec![DriveIo { device, queue }],

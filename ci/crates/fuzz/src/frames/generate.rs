@@ -1,7 +1,7 @@
 //! Frames as a correct client or server would make them, of every operation alike.
 
 use memkv_poller::Rng;
-use memkv_wire::handshake::{ClientHello, Limits, ServerHello};
+use memkv_wire::handshake::{ClientHello, Door, Limits, ServerHello};
 use memkv_wire::meta::{Reply, Request};
 use memkv_wire::*;
 
@@ -54,8 +54,12 @@ fn header(rng: &mut Rng, opcode: Opcode, is_reply: bool) -> Header {
     if once_in(rng, 4) {
         header = header.with_trailer();
     }
+    let mut length = number(rng).min(opcode.payload_limit(is_reply));
+    if opcode == Opcode::Get && !header.has_trailer() && once_in(rng, 2) {
+        (header, length) = (header.with_named(), 0);
+    }
     header
-        .with_payload_length(number(rng).min(opcode.payload_limit(is_reply)))
+        .with_payload_length(length)
         .with_namespace(number(rng) as u32)
         .with_deadline_ms(number(rng) as u32)
         .with_generation(number(rng))
@@ -162,6 +166,7 @@ fn client_hello(rng: &mut Rng) -> ClientHello<'static> {
         version_min,
         version_max: version_min + rng.below(4) as u8,
         counts_lent: rng.below(2) == 0,
+        reads_windows: rng.below(2) == 0,
     }
 }
 
@@ -186,6 +191,11 @@ fn server_hello(rng: &mut Rng) -> ServerHello {
         limits,
         payload_with_offer: rng.below(2) == 0,
         answers_presence: rng.below(2) == 0,
+        door: once_in(rng, 2).then(|| Door {
+            name: array(rng),
+            ticket: array(rng),
+            windows: (number(rng) as u32).max(1),
+        }),
     }
 }
 
@@ -198,6 +208,16 @@ fn item_reply(rng: &mut Rng) -> ItemReply {
         generation: number(rng),
         crcs: crcs(rng),
     }
+}
+
+fn spans(rng: &mut Rng, count: u64) -> Spans {
+    let mut spans = Spans::EMPTY;
+    for _ in 0..count {
+        let most = MAX_VALUE / MAX_EXTENTS as u64;
+        let (window, length) = (number(rng) as u32, 1 + (number(rng) % most) as u32);
+        assert!(spans.push(Span { window, length, offset: number(rng) }), "at most 16");
+    }
+    spans
 }
 
 /// The meta of a reply with `status` in its header.
@@ -216,11 +236,14 @@ fn reply(rng: &mut Rng, opcode: Opcode, status: Status) -> Reply<'static> {
             first_missing: number(rng) as u32,
             examined: number(rng) as u32,
         }),
-        Opcode::Get => Reply::Get(GetReply {
-            item: number(rng) as u32,
-            offset: number(rng),
-            reply: item_reply(rng),
-        }),
+        Opcode::Get => {
+            let (item, offset) = (number(rng) as u32, number(rng));
+            let get = GetReply { item, offset, reply: item_reply(rng) };
+            match rng.below(17) {
+                0 => Reply::Get(get),
+                count => Reply::Named(NamedReply { get, spans: spans(rng, count) }),
+            }
+        }
         Opcode::Data => Reply::Data(DataReply { item: number(rng) as u32, reply: item_reply(rng) }),
         Opcode::Stats => {
             let stat = |_| (number(rng) as u16, number(rng));

@@ -187,6 +187,7 @@ impl Link {
         let waiting = &mut self.waiting[at];
         let along = waiting.along;
         assert!(opcode == Opcode::Get || payload.is_empty(), "only a Get is answered by payload");
+        assert!(!header.is_named(), "nobody was told of windows");
         let (more, last) = waiting.check(&reply, header.status(), payload);
         assert_eq!(header.has_more(), more, "MORE is on all but the last item's");
         seen.reply(opcode, along, header.status(), &reply);

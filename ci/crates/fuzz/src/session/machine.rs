@@ -310,6 +310,8 @@ fn context(
         keys,
         limits,
         lendable: 4 << 20,
+        nameable: 4 << 20,
+        door: None,
         namespaces: Vec::new(),
         identity: Identity { server: [6; 16], incarnation: life },
         entropy: Box::new(move |bytes| {

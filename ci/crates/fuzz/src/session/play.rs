@@ -216,6 +216,11 @@ impl<'a> Play<'a> {
                 _ => header.with_trailer(),
             };
         }
+        let plain = header.payload_length() == 0 && !header.has_trailer();
+        if opcode == Opcode::Get && plain && once_in(&mut self.rng, 3) {
+            // In vain: there are two tenants.
+            header = header.with_named();
+        }
         let (_, mut bytes) = link.seal(header, &meta);
         bytes.extend(payload);
         self.send(link, bytes);
@@ -420,6 +425,7 @@ fn hello(rng: &mut Rng, wrong: Option<u64>) -> ((u32, memkv_wire::SharedKey), Ve
         version_min: 1,
         version_max: 1 + rng.below(2) as u8,
         counts_lent: rng.below(2) == 0,
+        reads_windows: rng.below(2) == 0,
     };
     let mut opcode = Opcode::Connect;
     match wrong {
@@ -461,6 +467,7 @@ pub fn greet_well(machine: &mut Machine, tenant: u32, nonce: [u8; 32]) -> Link {
         version_min: 1,
         version_max: 1,
         counts_lent: true,
+        reads_windows: false,
     };
     let (mut meta, mut frame) = (Vec::new(), Vec::new());
     hello.encode(&mut meta);
