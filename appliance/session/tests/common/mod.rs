@@ -48,6 +48,8 @@ pub struct Options {
     /// Clients are told where to get windows on drives in memory.
     pub windows: bool,
     pub namespaces: Vec<NamespaceLimits>,
+    /// Chooses the order of things, and how bytes come in pieces.
+    pub seed: u64,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             nameable: 0,
             windows: false,
             namespaces: Vec::new(),
+            seed: 11,
         }
     }
 }
@@ -90,9 +93,9 @@ pub const KEY: [u8; 32] = [5; 32];
 impl Machine {
     pub fn new(options: Options) -> Machine {
         let clock = SimClock::new(1_800_000_000);
-        let world_options = WorldOptions { reactors: 2, inbox_capacity: 64, seed: 11 };
+        let world_options = WorldOptions { reactors: 2, inbox_capacity: 64, seed: options.seed };
         let mut world = World::new(world_options, clock.clone());
-        let net = NetOptions { lend: options.lendable > 0, ..NetOptions::new(12) };
+        let net = NetOptions { lend: options.lendable > 0, ..NetOptions::new(options.seed + 1) };
         let net = SimNet::new(net, clock.clone());
         world.add_source(Rc::new(net.clone()));
         let pool =
@@ -386,6 +389,11 @@ impl Client {
         Header::request(opcode, self.next_request)
     }
 
+    /// The id of the request that was made last.
+    pub fn last_request(&self) -> u64 {
+        self.next_request
+    }
+
     pub fn seal(&mut self, header: &mut Header, meta: &[u8], out: &mut Vec<u8>) {
         self.sealer.seal(header, meta, out);
     }
@@ -403,6 +411,12 @@ impl Client {
     /// The next frame; `None` when the connection ends or the machine stands still.
     pub fn receive(&mut self, machine: &mut Machine) -> Option<Frame> {
         receive(machine, &self.end, &mut self.opener)
+    }
+
+    /// A frame that has arrived.
+    pub fn arrived(&mut self) -> Option<Frame> {
+        let opener = &mut self.opener;
+        self.end.read(|bytes| whole_frame(opener, bytes))
     }
 
     pub fn ask(&mut self, machine: &mut Machine, opcode: Opcode, meta: &[u8]) -> Frame {
