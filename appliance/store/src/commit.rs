@@ -5,7 +5,7 @@ use std::rc::Rc;
 use memkv_journal::{Append, Applied, BlockId, DriveUuid, JournalError, KeyBytes, PartRef, Record};
 use memkv_poller::spare::Row;
 
-use crate::block::{Block, MissReason, Slot};
+use crate::block::{Block, KeyHash, MissReason, Slot};
 use crate::index::EXPIRES_MAX;
 use crate::locks::KeyGuard;
 use crate::remember::Outcome;
@@ -242,7 +242,7 @@ impl Store {
             }
             JournalError::CheckpointFull => {
                 self.checkpoint_now.notify_all();
-                CommitError::Refused(self.no_space(1))
+                CommitError::Refused(self.no_space(KeyHash(0), 1))
             }
             JournalError::TooLarge { .. } | JournalError::Failed(_) => {
                 self.drive_failed(drive, error);

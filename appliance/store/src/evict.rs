@@ -68,7 +68,7 @@ impl Store {
             let goal = (total as f64 * eviction.low) as u64;
             let evicted = self.evict_some(used.saturating_sub(goal).max(1)).await;
             if evicted == 0 {
-                self.evict_for.set(0);
+                self.wanting.borrow_mut().clear();
                 self.evict_blocks.set(0);
                 return;
             }
@@ -76,20 +76,26 @@ impl Store {
         }
     }
 
-    /// Whether the largest put that was refused for space would be refused again, and what readers
-    /// still keep is not enough for it.
+    /// Whether one of the puts that were refused for space would be refused again, came they all now, and
+    /// what readers still keep is not enough for them.
     fn put_lacks_space(&self) -> bool {
-        let length = self.evict_for.get();
-        if length == 0 {
+        let lengths = self.wanting.borrow().lengths();
+        let mut places = Row::new();
+        let lacks = lengths.iter().any(|&length| match self.try_units(length) {
+            Some(extents) => {
+                places.push(extents);
+                false
+            }
+            None => true,
+        });
+        places.iter().for_each(|extents| self.release_units(extents));
+        if !lacks {
+            self.wanting.borrow_mut().clear();
             return false;
         }
-        if let Some(extents) = self.try_units(length) {
-            self.release_units(&extents);
-            self.evict_for.set(0);
-            return false;
-        }
-        // Nor does anybody go for a place that a checkpoint or the trimmer brings: the put comes again.
-        !self.checkpoint_due() && self.units_of(length) > self.leaving.get() + self.trimming()
+        // Nor does anybody go for a place that a checkpoint or the trimmer brings: the puts come again.
+        let units = lengths.iter().map(|&length| self.units_of(length)).sum::<u64>();
+        !self.checkpoint_due() && units > self.leaving.get() + self.trimming()
     }
 
     /// Evicts up to a batch of blocks, about `units` worth; returns how many.

@@ -53,6 +53,7 @@ mod reserve;
 mod scrub;
 mod store;
 mod tune;
+mod wanting;
 
 pub use block::{Block, Crcs, Extent, KeyHash, MissReason, Slot};
 pub use commit::{CommitError, Stored};

@@ -191,7 +191,7 @@ impl Store {
             gone: RefCell::new(Gone::default()),
             leases: RefCell::default(),
             evict_now: Event::default(),
-            evict_for: Cell::new(0),
+            wanting: RefCell::default(),
             evict_blocks: Cell::new(0),
             leaving: Cell::new(0),
             checkpoint_now: Event::default(),

@@ -16,6 +16,9 @@ use crate::locks::KeyGuard;
 use crate::remember::{Caller, Outcome};
 use crate::{DriveId, Store};
 
+/// Puts that wait for room at one time are remembered up to this share of it all: one part in so many.
+const WANTED_AT_ONCE: u64 = 8;
+
 /// What a put demands of the key's present state.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Mode {
@@ -130,7 +133,7 @@ impl Store {
             return Err(Refusal::Done(outcome));
         }
         self.refuse(&request).await?;
-        let extents = self.take_units(request.length)?;
+        let extents = self.take_units(request.hash, request.length)?;
         Ok(self.grant(request, extents, guard))
     }
 
@@ -242,7 +245,7 @@ impl Store {
     }
 
     /// Units for every extent of a payload, all or none.
-    fn take_units(&self, length: u64) -> Result<Row<Extent>, Refusal> {
+    fn take_units(&self, key: KeyHash, length: u64) -> Result<Row<Extent>, Refusal> {
         if !self.drives.iter().any(Drive::online) {
             return Err(Refusal::NoDrive);
         }
@@ -252,7 +255,7 @@ impl Store {
         }
         let Some(extents) = self.try_units(length) else {
             // A drive that had no room in its ring may have a place behind its checkpoint.
-            return Err(if checkpoint_due { self.busy(50) } else { self.no_space(length) });
+            return Err(if checkpoint_due { self.busy(50) } else { self.no_space(key, length) });
         };
         self.watch_space();
         Ok(extents)
@@ -304,8 +307,8 @@ impl Store {
         Some(Extent { drive, range, offset, length: bytes, crc: 0 })
     }
 
-    /// There is no place for a payload: `Busy` when eviction can make one, else `Full`.
-    pub(crate) fn no_space(&self, length: u64) -> Refusal {
+    /// There is no place for a key's payload: `Busy` when eviction can make one, else `Full`.
+    pub(crate) fn no_space(&self, key: KeyHash, length: u64) -> Refusal {
         let (_, total) = self.usage();
         let nothing_leaves = self.counters.blocks.get() == 0
             && self.leaving.get() == 0
@@ -320,7 +323,10 @@ impl Store {
         }
         match self.crowd() {
             Some(blocks) => self.evict_blocks.set(self.evict_blocks.get().max(blocks)),
-            None => self.evict_for.set(self.evict_for.get().max(length)),
+            None => {
+                let most = total * memkv_dma::UNIT as u64 / WANTED_AT_ONCE;
+                self.wanting.borrow_mut().add(key, length, most);
+            }
         }
         self.evict_now.notify_all();
         self.busy(5)

@@ -23,6 +23,7 @@ use crate::metrics::StoreCounters;
 use crate::policy::{EvictionPolicy, Policies};
 use crate::remember::Remembered;
 use crate::reserve::Pending;
+use crate::wanting::Wanting;
 use crate::{DriveId, DriveStatus, Policy, Space, StoreConfig, Tuning};
 
 /// Hashes keys under the store's secret; cheap to clone and to send to other reactors.
@@ -111,8 +112,8 @@ pub struct Store {
     /// A tree, which never has to be sorted anew as a whole.
     pub(crate) leases: RefCell<BTreeMap<Slot, Holders>>,
     pub(crate) evict_now: Event,
-    /// Bytes of the largest put that was refused for space; the evictor works until it would fit.
-    pub(crate) evict_for: Cell<u64>,
+    /// Puts that were refused for space; the evictor works until all of them would fit.
+    pub(crate) wanting: RefCell<Wanting>,
     /// Blocks that must go because a drive remembers as many as it was formatted for.
     pub(crate) evict_blocks: Cell<u64>,
     /// Units of blocks that left the index and wait for their readers.

@@ -61,6 +61,37 @@ fn a_put_of_many_extents_gets_its_place_below_the_high_watermark_too() {
 }
 
 #[test]
+fn room_is_made_for_all_puts_that_were_refused_and_not_for_one_after_the_other() {
+    // With a log that needs no checkpoint meanwhile.
+    let options = FormatOptions { ring_bytes: Some(1 << 20), ..tiny_ring() };
+    let machine = Machine::new(1, 5 * MIB, options, watermarks(0.999, 0.998));
+    let mut node = machine.start();
+    let count = fill(&mut node, 0.98);
+    let length = 4 * u64::from(EXTENT);
+    let (free, _) = units(&node.store);
+    assert!(free < length / u64::from(UNIT), "{free} units are not enough for one of them");
+    let names = ["one", "two", "three"];
+    let (store, requests) = (node.store.clone(), names.map(|name| put(&node.store, name, length)));
+    let refused = node.run(async move {
+        let mut refused = 0;
+        for request in requests {
+            let outcome = store.reserve(request).await;
+            refused += u64::from(matches!(outcome, Err(Refusal::Busy { .. })));
+        }
+        refused
+    });
+    assert_eq!(refused, 3);
+    node.settle();
+    for name in names {
+        node.put_as(put(&node.store.clone(), name, length)).expect("there is room for each");
+    }
+    let evicted = node.store.counters().evictions.get();
+    let units = 3 * length / u64::from(UNIT);
+    assert!(evicted <= units && count as u64 > evicted, "{evicted} for {units} units");
+    assert_eq!(node.store.counters().busy.get(), 3);
+}
+
+#[test]
 fn a_put_larger_than_the_store_is_refused_at_once_and_evicts_nothing() {
     let config = StoreConfig { extent_bytes: 16 * EXTENT, ..watermarks(0.95, 0.9) };
     let (_machine, mut node) = one_drive(config);
