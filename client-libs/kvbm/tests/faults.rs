@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::{Door, LIMIT, Order, PATIENCE, chain, layout, node, tier, wait_until};
+use common::{Door, LIMIT, Order, PATIENCE, chain, layout, node, tier_by_tcp, wait_until};
 use futures::FutureExt;
 use kvbm_engine::object::{ObjectBlockOps, ObjectLockManager};
 use kvbm_physical::testing::TransferChecksums;
@@ -18,7 +18,7 @@ const REGION: usize = 512 << 10;
 async fn memory_lives_until_the_last_byte_was_written_into_it() {
     let node = node();
     let door = Door::to(node.address());
-    let tier = tier(door.address);
+    let tier = tier_by_tcp(door.address);
     let (keys, source) = (chain(1, 1), layout(Order::Layers, 1, REGION));
     let put = tier.blocks(None).put_blocks_with_layout(keys.clone(), source, vec![0]).await;
     assert_eq!(put, [Ok(keys[0])]);
@@ -47,7 +47,7 @@ async fn memory_lives_until_the_last_byte_was_written_into_it() {
 async fn a_server_that_falls_silent_costs_one_deadline() {
     let node = node();
     let door = Door::to(node.address());
-    let tier = tier(door.address);
+    let tier = tier_by_tcp(door.address);
     let (keys, host) = (chain(1, 4), layout(Order::Layers, 4, REGION));
     let ids = vec![0, 1, 2, 3];
     let put = tier.blocks(None).put_blocks_with_layout(keys.clone(), host.clone(), ids.clone());
@@ -68,7 +68,7 @@ async fn a_server_that_falls_silent_costs_one_deadline() {
 async fn a_killed_server_is_misses_and_errors_until_there_is_another() {
     let node = node();
     let door = Door::to(node.address());
-    let tier = tier(door.address);
+    let tier = tier_by_tcp(door.address);
     let locks = tier.locks("owner");
     let (keys, host) = (chain(1, 4), layout(Order::Contiguous, 4, REGION));
     let ids = vec![0, 1, 2, 3];

@@ -16,7 +16,7 @@ use dynamo_memory::{MemoryDescriptor, StorageKind};
 use kvbm_common::SequenceHash;
 use kvbm_physical::layout::{BlockDimension, LayoutConfig, PhysicalLayout};
 use kvbm_physical::testing::custom_config;
-use memkv_client::Client;
+use memkv_client::{Client, Transport};
 use memkv_kvbm::{Identity, Tier};
 use memkv_node::config::{Config, Overrides};
 use memkv_node::node::Node;
@@ -50,9 +50,14 @@ node: {{reactors: 1}}
 
 /// A client of the server at `address`.
 pub fn client(address: SocketAddr) -> Client {
+    client_by(Transport::Auto, address)
+}
+
+fn client_by(transport: Transport, address: SocketAddr) -> Client {
     let config = memkv_client::Config {
         servers: vec![address.to_string()],
         namespace: "kvbm-tests".to_owned(),
+        transport,
         // The machines of tests are slow at times.
         connect_timeout_ms: 60_000,
         request_timeout_ms: PATIENCE.as_millis() as u64,
@@ -64,6 +69,11 @@ pub fn client(address: SocketAddr) -> Client {
 /// A deployment that uses the server at `address`.
 pub fn tier(address: SocketAddr) -> Tier {
     Tier::new(client(address), identity())
+}
+
+/// The same, all of whose bytes come through the socket, where they can be held up.
+pub fn tier_by_tcp(address: SocketAddr) -> Tier {
+    Tier::new(client_by(Transport::Tcp, address), identity())
 }
 
 /// Whose blocks the tests move.
