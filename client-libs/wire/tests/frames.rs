@@ -240,6 +240,8 @@ fn only_a_get_is_about_named_payload_and_then_there_is_none() {
     let request = Header::request(Opcode::Get, 1);
     let reply = Header::reply(&request, Status::Ok).with_flags(flags::FROM_SERVER);
     let other = Header::reply(&Header::request(Opcode::Exists, 1), Status::Ok);
+    assert!(!request.is_named() && !reply.is_named());
+    assert!(request.with_named().is_named() && reply.with_named().is_named());
     let cases = [
         (request, flags::NAMED, 0, true),
         (reply, flags::NAMED, 0, true),

@@ -671,6 +671,9 @@ fn a_named_payload_lies_in_one_to_sixteen_stretches() {
     let mut full = Spans::EMPTY;
     (0..16).for_each(|_| assert!(full.push(span(1))));
     assert!(!full.push(span(1)));
+    let mut one = Spans::EMPTY;
+    assert!(one.push(span(1)) && one != full && one != Spans::EMPTY);
+    assert_eq!(format!("{one:?}"), format!("{:?}", [span(1)]));
     let bad = Err(MetaError::Extension { kind: 0x8001 });
     let one = bytes(span(1));
     let most = MAX_VALUE as u32;
