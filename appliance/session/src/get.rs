@@ -140,8 +140,7 @@ impl Session {
                 let mut meta = Row::new();
                 GetReply { item, offset: 0, reply }.encode(&mut meta);
                 let header = Header::reply(header, Status::Ok);
-                let (payload, ready) = (Row::default(), self.context.local.now());
-                Reply { header, meta, payload, by_name: false, lease: None, budget: None, ready }
+                Reply::bare(header, meta, self.context.local.now())
             }
         }
     }

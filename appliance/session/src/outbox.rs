@@ -44,6 +44,14 @@ pub struct Reply {
     pub ready: Instant,
 }
 
+impl Reply {
+    /// One without payload.
+    pub fn bare(header: Header, meta: Row<u8>, ready: Instant) -> Reply {
+        let payload = Row::default();
+        Reply { header, meta, payload, by_name: false, lease: None, budget: None, ready }
+    }
+}
+
 /// The queue between requests and the wire. It knows no context: the context knows it.
 #[derive(Default)]
 pub struct Outbox {
@@ -243,9 +251,10 @@ impl Outbox {
     /// Names the payload of a reply, if its getter may read it for itself and it may be lent.
     fn name(&self, context: &Context, reply: &mut Reply) -> bool {
         let bytes = reply.header.payload_length();
-        let Some(spans) = self.lent.spans(&reply.payload).filter(|_| reply.by_name) else {
+        if !reply.by_name {
             return false;
-        };
+        }
+        let Some(spans) = self.lent.spans(&reply.payload) else { return false };
         if !self.lent.begin_named(context, &mut reply.payload, &mut reply.lease, bytes) {
             return false;
         }

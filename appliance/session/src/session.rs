@@ -333,16 +333,7 @@ impl Session {
     pub fn send(&self, header: Header, meta: Row<u8>) {
         self.context.counters.requests.bump();
         let ready = self.context.local.turn_began();
-        let reply = Reply {
-            header,
-            meta,
-            payload: Row::default(),
-            by_name: false,
-            lease: None,
-            budget: None,
-            ready,
-        };
-        self.outbox.push(&self.context, reply);
+        self.outbox.push(&self.context, Reply::bare(header, meta, ready));
     }
 
     /// When a request must have given up.
@@ -444,14 +435,5 @@ pub(crate) fn goodbye(context: &Context, status: Status, text: String) -> Reply 
     let header = Header::request(Opcode::Goodbye, 0).with_status(status);
     let mut meta = Row::new();
     GoodbyeMeta { text: &text }.encode(&mut meta);
-    let ready = context.local.now();
-    Reply {
-        header,
-        meta,
-        payload: Row::default(),
-        by_name: false,
-        lease: None,
-        budget: None,
-        ready,
-    }
+    Reply::bare(header, meta, context.local.now())
 }

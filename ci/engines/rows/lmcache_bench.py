@@ -107,5 +107,6 @@ def compare(row, best, kilobytes, work, names):
     if "redis" in rates:
         ratio = ours / rates["redis"]
         row.note(f"{what}: {ratio:.2f} of Redis")
-        # Stores of 256 KiB are as fast as Redis takes them, give or take.
-        row.check(f"{what}: not far behind Redis", ratio > 0.8, f"{ratio:.2f}")
+        # Stores of 256 KiB are as fast as Redis takes them, give or take: nothing hangs on who is ahead.
+        least = 0.8 if what == "store of 256 KiB" else 1
+        row.check(f"{what}: {least} of Redis", ratio > least, f"{ratio:.2f}")
