@@ -37,6 +37,10 @@ const READS_WINDOWS: u16 = 2;
 /// Extension of ServerHello, 52 bytes: where windows are handed out, see [`Door`].
 const DOOR: u16 = 3;
 
+/// Extension of ServerHello, without bytes: a Put may name its payload, see
+/// [`ServerHello::takes_staged`].
+const TAKES_STAGED: u16 = 4;
+
 /// Where a client on the server's machine gets the windows through which it reads named payload.
 ///
 /// ```text
@@ -230,6 +234,9 @@ pub struct ServerHello {
     /// Where this client may get windows, from when on its Gets may say that replies may
     /// [name](crate::flags::NAMED) their payload. An extension, and only for who can read them.
     pub door: Option<Door>,
+    /// At its door the server takes memory in which Puts may [name](crate::flags::NAMED) their
+    /// payload. An extension, and only beside a door.
+    pub takes_staged: bool,
 }
 
 impl ServerHello {
@@ -266,6 +273,9 @@ impl ServerHello {
         if let Some(door) = &self.door {
             door.encode(out);
         }
+        if self.takes_staged {
+            append_extension(out, TAKES_STAGED, &[]);
+        }
     }
 
     /// Reads the meta of a Connect reply.
@@ -297,6 +307,7 @@ impl ServerHello {
             payload_with_offer: false,
             answers_presence: false,
             door: None,
+            takes_staged: false,
         };
         hello.limits.check()?;
         while let Some((kind, bytes)) = next_extension(&mut reader)? {
@@ -304,6 +315,7 @@ impl ServerHello {
                 PAYLOAD_WITH_OFFER => hello.payload_with_offer = true,
                 ANSWERS_PRESENCE => hello.answers_presence = true,
                 DOOR => hello.door = Some(Door::parse(bytes)?),
+                TAKES_STAGED => hello.takes_staged = true,
                 kind => unknown(kind)?,
             }
         }

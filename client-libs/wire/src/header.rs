@@ -33,8 +33,9 @@ pub mod flags {
     ///
     /// [`consumed`]: super::Header::consumed
     pub const LENT: u32 = 16;
-    /// Of Get alone. In a request: the reply may name its payload. In a reply: it does, in its
-    /// meta, and no payload follows; see [`NamedReply`](crate::NamedReply).
+    /// The payload is named in the meta, and none follows: of a Get's reply, see
+    /// [`NamedReply`](crate::NamedReply), and of a Put, see [`Staged`](crate::Staged). In the
+    /// request of a Get: its reply may name its payload.
     pub const NAMED: u32 = 32;
     /// All bits this version knows; any other is refused.
     pub const ALL: u32 = REPLY | TRAILER | FROM_SERVER | MORE | LENT | NAMED;
@@ -124,7 +125,8 @@ impl Raw {
     }
 
     /// A reply comes from a server; only a reply may announce more of its kind, or be lent; only a
-    /// reply and a Goodbye have a status; only a Get is about named payload, which is in no frame.
+    /// reply and a Goodbye have a status; only a Get and the request of a Put are about named
+    /// payload, which is in no frame.
     fn check_flags(&self) -> Result<(), FrameError> {
         let got = self.flags.get();
         let has = |bit| got & bit != 0;
@@ -135,8 +137,9 @@ impl Raw {
         let goodbye = self.opcode == Opcode::Goodbye.raw();
         let status = reply || goodbye || self.status.get() == 0;
         let named = has(flags::NAMED);
-        let get = self.opcode == Opcode::Get.raw() && !has(flags::TRAILER | flags::LENT);
-        let named = !named || get && self.payload_length.get() == 0;
+        let put = !reply && self.opcode == Opcode::Put.raw();
+        let may = (put || self.opcode == Opcode::Get.raw()) && !has(flags::TRAILER | flags::LENT);
+        let named = !named || may && self.payload_length.get() == 0;
         match known && from && more && status && named {
             true => Ok(()),
             false => Err(FrameError::BadFlags { got }),

@@ -42,7 +42,7 @@ pub use meta::{
     DataMeta, DataReply, DeleteItem, DeleteItems, Empty, GetItem, GetItems, GetReply, GoodbyeMeta,
     HintList, ItemReplies, ItemReply, KeyList, LeaseList, MatchItem, MatchItems, MatchReply,
     MetaError, NamedReply, PresenceReply, PutAdvice, PutItem, PutItems, PutMode, Refusal, Span,
-    Spans, StatsReply, SuspectItem, SuspectItems, TO_THE_END,
+    Spans, Staged, StatsReply, SuspectItem, SuspectItems, TO_THE_END,
 };
 
 /// Most bytes of meta of any frame: 1 MiB.

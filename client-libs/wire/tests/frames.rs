@@ -236,10 +236,12 @@ fn unknown_codes_and_flags() {
 }
 
 #[test]
-fn only_a_get_is_about_named_payload_and_then_there_is_none() {
+fn only_a_get_and_a_put_are_about_named_payload_and_then_there_is_none() {
     let request = Header::request(Opcode::Get, 1);
     let reply = Header::reply(&request, Status::Ok).with_flags(flags::FROM_SERVER);
     let other = Header::reply(&Header::request(Opcode::Exists, 1), Status::Ok);
+    let put = Header::request(Opcode::Put, 1);
+    let stored = Header::reply(&put, Status::Ok);
     assert!(!request.is_named() && !reply.is_named());
     assert!(request.with_named().is_named() && reply.with_named().is_named());
     let cases = [
@@ -251,6 +253,13 @@ fn only_a_get_is_about_named_payload_and_then_there_is_none() {
         (reply, flags::NAMED | flags::TRAILER, 0, false),
         (other.with_flags(flags::FROM_SERVER), flags::NAMED, 0, false),
         (Header::request(Opcode::Exists, 1), flags::NAMED, 0, false),
+        (put, flags::NAMED, 0, true),
+        (put, flags::NAMED, 1, false),
+        (put, flags::NAMED | flags::TRAILER, 0, false),
+        (put, 0, 1, true),
+        (Header::request(Opcode::Offer, 1), flags::NAMED, 0, false),
+        (stored.with_flags(flags::FROM_SERVER), flags::NAMED, 0, false),
+        (stored.with_flags(flags::FROM_SERVER), 0, 0, true),
     ];
     for (header, more, payload, good) in cases {
         let side = if header.is_reply() { Side::Client } else { Side::Server };
@@ -375,7 +384,8 @@ fn header() -> impl Strategy<Value = Header> {
             let header = Header::request(opcode, id);
             let header = if reply { Header::reply(&header, status) } else { header };
             let more = if reply { bits & (flags::MORE | flags::LENT) } else { 0 };
-            let named = bits & flags::NAMED != 0 && opcode == Opcode::Get;
+            let may = opcode == Opcode::Get || opcode == Opcode::Put && !reply;
+            let named = bits & flags::NAMED != 0 && may;
             let (flags, payload) = match named {
                 true => (more & flags::MORE | flags::NAMED, 0),
                 false => (more | bits & flags::TRAILER, opcode.payload_limit(reply)),

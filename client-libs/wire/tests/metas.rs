@@ -190,6 +190,7 @@ fn replies() -> impl Strategy<Value = Vec<(Opcode, Status, Reply<'static>)>> {
                 payload_with_offer: false,
                 answers_presence: false,
                 door: None,
+                takes_staged: false,
             };
             let missing = items
                 .iter()
@@ -587,6 +588,7 @@ fn an_old_server_hello_is_not_the_answer() {
         payload_with_offer: false,
         answers_presence: false,
         door: None,
+        takes_staged: false,
     };
     assert!(reply.answers(&hello));
     assert!(!ServerHello { client_nonce: [2; 32], ..reply }.answers(&hello));
@@ -602,12 +604,14 @@ fn an_old_server_hello_is_not_the_answer() {
     meta[124..128].copy_from_slice(&0u32.to_le_bytes());
     assert_eq!(ServerHello::parse(&meta), Err(MetaError::Limits));
 
-    // Whether it takes payload with an Offer, answers Presence and has a door are extensions.
+    // Whether it takes payload with an Offer, answers Presence, has a door and takes memory are extensions.
     let some = Door { name: [3; 16], ticket: [4; 32], windows: 2 };
-    for known in 0..8 {
+    for known in 0..16 {
         let (payload_with_offer, answers_presence) = (known & 1 != 0, known & 2 != 0);
         let door = (known & 4 != 0).then_some(some);
-        let reply = ServerHello { payload_with_offer, answers_presence, door, ..reply };
+        let takes_staged = known & 8 != 0;
+        let reply =
+            ServerHello { payload_with_offer, answers_presence, door, takes_staged, ..reply };
         let mut meta = Vec::new();
         reply.encode(&mut meta);
         append_extension(&mut meta, 9, b"unknown");
@@ -629,66 +633,6 @@ fn assert_doors_are_read_whole(reply: ServerHello) {
         meta.truncate(128);
         append_extension(&mut meta, 3, bytes);
         assert!(ServerHello::parse(&meta).is_err(), "{} bytes", bytes.len());
-    }
-}
-
-#[test]
-fn a_named_payload_lies_in_one_to_sixteen_stretches() {
-    let reply = ItemReply { length: 9, generation: 2, ..ItemReply::new(Status::Ok) };
-    let get = GetReply { item: 3, offset: 4, reply };
-    let span = |length| Span { window: 7, length, offset: u64::MAX };
-    let bytes = |span: Span| {
-        let parts = [&span.window.to_le_bytes()[..], &span.length.to_le_bytes()];
-        [parts.concat(), span.offset.to_le_bytes().to_vec()].concat()
-    };
-    let meta = |extensions: &[Vec<u8>]| {
-        let mut meta = Vec::new();
-        get.encode(&mut meta);
-        extensions.iter().for_each(|value| append_extension(&mut meta, 0x8001, value));
-        meta
-    };
-    for count in 1..=16 {
-        let mut spans = Spans::EMPTY;
-        (1..=count).for_each(|length| assert!(spans.push(span(length))));
-        assert_eq!(spans.bytes(), u64::from(count * (count + 1) / 2));
-        let named = NamedReply { get, spans };
-        let mut written = Vec::new();
-        named.encode(&mut written);
-        assert_eq!(written, meta(&[(1..=count).flat_map(|length| bytes(span(length))).collect()]));
-        assert!(NamedReply::is_one(&written));
-        assert_eq!(NamedReply::parse(&written), Ok(named));
-        let read = Reply::parse(Opcode::Get, Status::Ok, &written);
-        assert_eq!(read, Ok(Reply::Named(named)));
-        // Who was not told of it cannot take it for one without payload.
-        let error = Err(MetaError::MustUnderstand { kind: 0x8001 });
-        assert_eq!(GetReply::parse(&written), error);
-        append_extension(&mut written, 9, b"unknown");
-        assert_eq!(NamedReply::parse(&written), Ok(named));
-        append_extension(&mut written, 0x8002, b"");
-        let error = Err(MetaError::MustUnderstand { kind: 0x8002 });
-        assert_eq!(NamedReply::parse(&written), error);
-    }
-    let mut full = Spans::EMPTY;
-    (0..16).for_each(|_| assert!(full.push(span(1))));
-    assert!(!full.push(span(1)));
-    let mut one = Spans::EMPTY;
-    assert!(one.push(span(1)) && one != full && one != Spans::EMPTY);
-    assert_eq!(format!("{one:?}"), format!("{:?}", [span(1)]));
-    let bad = Err(MetaError::Extension { kind: 0x8001 });
-    let one = bytes(span(1));
-    let most = MAX_VALUE as u32;
-    assert!(NamedReply::parse(&meta(&[bytes(span(most))])).is_ok());
-    let more = [bytes(span(most)), one.clone()].concat();
-    assert_eq!(NamedReply::parse(&meta(&[more])), bad, "more than a value has");
-    for extensions in [vec![], vec![vec![]], vec![bytes(span(0))], vec![one.repeat(17)]] {
-        assert_eq!(NamedReply::parse(&meta(&extensions)), bad, "{}", extensions.len());
-    }
-    assert_eq!(NamedReply::parse(&meta(&[one.clone(), one.clone()])), bad, "it is said once");
-    assert_eq!(NamedReply::parse(&meta(&[one[..15].to_vec()])), Err(MetaError::Truncated));
-    let whole = meta(&[one]);
-    for end in 0..whole.len() {
-        assert!(NamedReply::parse(&whole[..end]).is_err(), "{end}");
-        assert!(!NamedReply::is_one(&whole[..end]), "{end}");
     }
 }
 

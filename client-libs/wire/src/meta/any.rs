@@ -6,7 +6,7 @@
 use super::{
     DataMeta, DataReply, DeleteItems, Empty, GetItems, GetReply, GoodbyeMeta, HintList,
     ItemReplies, KeyList, LeaseList, MatchItems, MatchReply, MetaError, NamedReply, PresenceReply,
-    PutItems, Refusal, StatsReply, SuspectItems,
+    PutItems, Refusal, Staged, StatsReply, SuspectItems,
 };
 use crate::handshake::{ClientHello, ServerHello};
 use crate::{Opcode, Status};
@@ -23,6 +23,8 @@ pub enum Request<'a> {
     Hint(HintList<'a>),
     Presence(KeyList<'a>),
     Put(PutItems<'a>),
+    /// Put, with its payload named.
+    PutStaged(PutItems<'a>, Staged),
     Get(GetItems<'a>),
     Delete(DeleteItems<'a>),
     Offer(PutItems<'a>),
@@ -46,7 +48,10 @@ impl<'a> Request<'a> {
             Opcode::Release => Request::Release(KeyList::parse(meta)?),
             Opcode::Hint => Request::Hint(HintList::parse(meta)?),
             Opcode::Presence => Request::Presence(KeyList::parse(meta)?),
-            Opcode::Put => Request::Put(PutItems::parse(meta)?),
+            Opcode::Put => match PutItems::parse_staged(meta, Vec::new()) {
+                Ok((items, staged)) => Request::PutStaged(items, staged),
+                Err(_) => Request::Put(PutItems::parse(meta)?),
+            },
             Opcode::Get => Request::Get(GetItems::parse(meta)?),
             Opcode::Delete => Request::Delete(DeleteItems::parse(meta)?),
             Opcode::Offer => Request::Offer(PutItems::parse(meta)?),
@@ -71,6 +76,10 @@ impl<'a> Request<'a> {
             Request::Lease(meta) => meta.encode(out),
             Request::Hint(meta) => meta.encode(out),
             Request::Put(meta) | Request::Offer(meta) => meta.encode(out),
+            Request::PutStaged(meta, staged) => {
+                meta.encode(out);
+                staged.encode(out);
+            }
             Request::Get(meta) => meta.encode(out),
             Request::Delete(meta) => meta.encode(out),
             Request::Data(meta) => meta.encode(out),
@@ -90,7 +99,7 @@ impl<'a> Request<'a> {
             Request::Release(_) => Opcode::Release,
             Request::Hint(_) => Opcode::Hint,
             Request::Presence(_) => Opcode::Presence,
-            Request::Put(_) => Opcode::Put,
+            Request::Put(_) | Request::PutStaged(..) => Opcode::Put,
             Request::Get(_) => Opcode::Get,
             Request::Delete(_) => Opcode::Delete,
             Request::Offer(_) => Opcode::Offer,

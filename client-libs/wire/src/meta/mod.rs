@@ -15,7 +15,7 @@
 //! | Lease | [`LeaseList`] | [`ItemReplies`] |
 //! | Hint | [`HintList`] | [`ItemReplies`] |
 //! | MatchPrefix | [`MatchItems`] | [`MatchReply`] |
-//! | Put, Offer | [`PutItems`] | [`ItemReplies`] |
+//! | Put, Offer | [`PutItems`], of a Put that names its payload with [`Staged`] | [`ItemReplies`] |
 //! | Data | [`DataMeta`] | [`DataReply`] |
 //! | Get | [`GetItems`] | [`GetReply`] or [`NamedReply`], one frame per item |
 //! | Delete | [`DeleteItems`] | [`ItemReplies`] |
@@ -34,7 +34,7 @@ mod request;
 pub use any::{Reply, Request};
 pub use cursor::{MUST_UNDERSTAND, append_extension};
 pub use misc::{Empty, GoodbyeMeta, Refusal, StatsReply};
-pub use named::{NamedReply, Span, Spans};
+pub use named::{NamedReply, Span, Spans, Staged};
 pub use reply::{DataReply, GetReply, ItemReplies, ItemReply, MatchReply, PresenceReply};
 pub use request::{
     DataMeta, DeleteItem, DeleteItems, GetItem, GetItems, HintList, KeyList, LeaseList, MatchItem,

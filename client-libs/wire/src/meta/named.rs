@@ -1,4 +1,4 @@
-//! Payload that a reply names instead of carrying it.
+//! Payload that a frame names instead of carrying it.
 
 use super::cursor::{Reader, next_extension, unknown};
 use super::{GetReply, MetaError, append_extension};
@@ -7,6 +7,8 @@ use crate::{MAX_EXTENTS, MAX_VALUE};
 /// Extension of a Get's reply, 16 bytes for each span: where the payload lies. It must be understood, for
 /// there is no payload without it.
 const SPANS: u16 = 0x8001;
+/// Extension of a Put: where its payload lies. Who cannot read it there must not store anything.
+pub(super) const STAGED: u16 = 0x8002;
 /// Bytes of one span.
 const SPAN: usize = 16;
 
@@ -147,4 +149,38 @@ fn take_spans(bytes: &[u8]) -> Result<Spans, MetaError> {
         }
     }
     Ok(spans)
+}
+
+/// Where the payload of a Put lies that [names](crate::flags::NAMED) it: its items' bytes, one
+/// behind the other, in memory that its client shares with the server. Behind the items stands
+///
+/// ```text
+///   extension 0x8002: 0 staging u64 | 8 offset u64
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Staged {
+    /// The memory's number, as the server has told it when it was given the memory.
+    pub staging: u64,
+    /// Where the first item begins in it, in bytes.
+    pub offset: u64,
+}
+
+impl Staged {
+    /// Appends the extension to the meta of a Put.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.staging.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.offset.to_le_bytes());
+        append_extension(out, STAGED, &bytes);
+    }
+
+    /// Reads what stands in the extension.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Staged, MetaError> {
+        let mut reader = Reader::new(bytes);
+        let staged = Staged { staging: reader.u64()?, offset: reader.u64()? };
+        match reader.remaining() {
+            0 => Ok(staged),
+            _ => Err(MetaError::Extension { kind: STAGED }),
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Metas of requests.
 
 use super::cursor::{Reader, append_extension, finish, next_extension, unknown};
+use super::named::{STAGED, Staged};
 use super::{Item, MetaError, parse_list, put_list, take_list};
 use crate::{Advice, CrcList, MAX_EXTENTS, MAX_INLINE, MAX_KEY, MAX_VALUE};
 
@@ -250,9 +251,22 @@ impl<'a> PutAdvice<'a> {
         }
     }
 
-    /// Reads the extensions to the end.
-    fn take_all(reader: &mut Reader<'a>, items: &mut [PutItem<'a>]) -> Result<(), MetaError> {
+    /// Reads the extensions to the end; one that says where payload lies goes into `staged`, where
+    /// there may be such.
+    fn take_all(
+        reader: &mut Reader<'a>,
+        items: &mut [PutItem<'a>],
+        mut staged: Option<&mut Option<Staged>>,
+    ) -> Result<(), MetaError> {
         while let Some((kind, bytes)) = next_extension(reader)? {
+            if kind == STAGED
+                && let Some(staged) = &mut staged
+            {
+                if staged.replace(Staged::parse(bytes)?).is_some() {
+                    return Err(MetaError::Extension { kind });
+                }
+                continue;
+            }
             if kind != PARENT && kind != PIN {
                 unknown(kind)?;
                 continue;
@@ -381,12 +395,34 @@ impl<'a> PutItems<'a> {
     /// # Errors
     /// As [`parse`](Self::parse).
     pub fn parse_into(meta: &'a [u8], items: Vec<PutItem<'a>>) -> Result<PutItems<'a>, MetaError> {
+        PutItems::take(meta, items, None)
+    }
+
+    /// Reads the meta of a Put that names its payload, into the memory of `items`, and where that
+    /// lies: [`inline_length`](Self::inline_length) bytes.
+    ///
+    /// # Errors
+    /// [`MetaError`] says what is wrong with it.
+    pub fn parse_staged(
+        meta: &'a [u8],
+        items: Vec<PutItem<'a>>,
+    ) -> Result<(PutItems<'a>, Staged), MetaError> {
+        let mut staged = None;
+        let items = PutItems::take(meta, items, Some(&mut staged))?;
+        Ok((items, staged.ok_or(MetaError::Extension { kind: STAGED })?))
+    }
+
+    fn take(
+        meta: &'a [u8],
+        items: Vec<PutItem<'a>>,
+        staged: Option<&mut Option<Staged>>,
+    ) -> Result<PutItems<'a>, MetaError> {
         let mut reader = Reader::new(meta);
         let mut items = take_list(&mut reader, items)?;
         if items.is_empty() {
             return Err(MetaError::NoItems);
         }
-        PutAdvice::take_all(&mut reader, &mut items)?;
+        PutAdvice::take_all(&mut reader, &mut items, staged)?;
         Ok(PutItems { items })
     }
 
@@ -397,7 +433,7 @@ impl<'a> PutItems<'a> {
             return None;
         }
         let mut item = [PutItem::take(&mut reader).ok()?];
-        PutAdvice::take_all(&mut reader, &mut item).ok()?;
+        PutAdvice::take_all(&mut reader, &mut item, None).ok()?;
         let [item] = item;
         Some(item)
     }

@@ -147,6 +147,7 @@ fn server_hello() -> ServerHello {
         payload_with_offer: false,
         answers_presence: false,
         door: None,
+        takes_staged: false,
     }
 }
 
@@ -274,8 +275,9 @@ fn with_payload() -> [Sample; 2] {
     ]
 }
 
-/// The hello of a client that can read windows, a Get whose reply may name its payload, and that reply.
-fn named() -> [Sample; 3] {
+/// The hello of a client that can read windows, a Get whose reply may name its payload, that reply, and a Put
+/// that names its payload.
+fn named() -> [Sample; 4] {
     let hello = requests().into_iter().find_map(|(request, _)| match request {
         Request::Connect(hello) => Some(hello),
         _ => None,
@@ -292,6 +294,9 @@ fn named() -> [Sample; 3] {
         crcs: crcs(VALUE_A),
         ..ItemReply::new(Status::Ok)
     };
+    let staged = Staged { staging: 7, offset: 0x0004_0000 };
+    let put = request_sample((Request::PutStaged(put_items(true), staged), Vec::new()));
+    let put = Sample { header: put.header.with_named(), ..put };
     let mut spans = Spans::EMPTY;
     let span = Span { window: 1, length: VALUE_A.len() as u32, offset: 0x0012_3450_0000 };
     assert!(spans.push(span), "one fits");
@@ -306,16 +311,18 @@ fn named() -> [Sample; 3] {
         Sample { name: "connect-request-reading-windows".into(), ..connect },
         Sample { name: "get-request-by-name".into(), ..get },
         Sample { name: "get-reply-named".into(), ..answer },
+        Sample { name: "put-request-named".into(), ..put },
     ]
 }
 
 /// The hellos of servers that know extensions: that take payload with an Offer, that answer Presence, too, and
-/// have a door.
-fn extended(connect: &Header) -> [Sample; 3] {
+/// have a door, and take memory there.
+fn extended(connect: &Header) -> [Sample; 4] {
     let taking = ServerHello { payload_with_offer: true, ..server_hello() };
     let answering = ServerHello { answers_presence: true, ..taking };
     let door = Door { name: filled(0xa0), ticket: filled(0xb0), windows: 2 };
     let with_door = ServerHello { door: Some(door), ..answering };
+    let taking_memory = ServerHello { takes_staged: true, ..with_door };
     let sample = |name: &str, hello| Sample {
         name: name.into(),
         ..reply_sample(connect, &Reply::Connect(hello))
@@ -324,6 +331,7 @@ fn extended(connect: &Header) -> [Sample; 3] {
         sample("connect-reply-taking-payload", taking),
         sample("connect-reply-answering-presence", answering),
         sample("connect-reply-with-door", with_door),
+        sample("connect-reply-taking-memory", taking_memory),
     ]
 }
 
