@@ -1,8 +1,9 @@
-//! Memory of a server that clients read for themselves, on systems that cannot hand it out: there are no
-//! doors, and no windows.
+//! Memory that a server and its clients share, on systems that cannot hand it out: there are no doors, no
+//! windows and no stagings.
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use memkv_dma::Window;
@@ -13,6 +14,8 @@ use crate::NetError;
 pub const NAME: usize = 16;
 /// Bytes of a ticket.
 pub const TICKET: usize = 32;
+/// Most bytes of memory in which one client lays payload down.
+pub const STAGING_MAX: usize = 4 << 20;
 
 /// None.
 #[derive(Debug)]
@@ -45,8 +48,74 @@ impl Door {
         match self.0 {}
     }
 
+    /// Nobody's.
+    pub fn stagings(&self) -> &Arc<Stagings> {
+        match self.0 {}
+    }
+
     /// Never asked.
     pub fn shut_unless_used(&self) -> bool {
+        match self.0 {}
+    }
+}
+
+/// None.
+#[derive(Debug, Default)]
+pub struct Stagings;
+
+impl Stagings {
+    /// None.
+    pub fn claim(&self, _: u64) -> Option<Arc<Staged>> {
+        None
+    }
+}
+
+/// None.
+#[derive(Debug)]
+pub struct Staged(Infallible);
+
+impl Staged {
+    /// Never asked.
+    pub fn holds(&self, _: u64, _: u64) -> bool {
+        match self.0 {}
+    }
+
+    /// Never asked.
+    pub fn read(&self, _: u64, _: &mut [u8]) {
+        match self.0 {}
+    }
+}
+
+/// None.
+#[derive(Debug)]
+pub struct Staging(Infallible);
+
+impl Staging {
+    /// # Errors
+    /// Always.
+    pub fn open(
+        _: &[u8; NAME],
+        _: &[u8; TICKET],
+        _: u64,
+        _: usize,
+        _: Instant,
+    ) -> Result<Staging, NetError> {
+        Err(NetError::Unsupported)
+    }
+
+    /// # Errors
+    /// Always.
+    pub fn within(_: &Stagings, _: u64, _: usize) -> io::Result<Staging> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Nobody's.
+    pub fn number(&self) -> u64 {
+        match self.0 {}
+    }
+
+    /// Never asked.
+    pub fn write(&self, _: usize, _: &[u8]) {
         match self.0 {}
     }
 }

@@ -1,6 +1,6 @@
-//! The server's end: who shows the ticket is given the windows.
+//! The server's end: who shows the ticket is given the windows, or gives memory of his own.
 
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use memkv_dma::Window;
-use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, sendmsg, shutdown};
+use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, recv, send, sendmsg, shutdown};
 
-use super::{NAME, ROW, TICKET, WINDOWS_MAX, address};
+use super::visit::receive_some;
+use super::{BROUGHT, NAME, ROW, Stagings, TAKEN, TICKET, WINDOWS_MAX, address};
 
 /// How long a visitor may take to send its ticket, and to take what it is given: clients do so at once.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -33,6 +34,7 @@ struct Shared {
     files: Vec<OwnedFd>,
     /// What the answer tells of each.
     table: Vec<u8>,
+    stagings: Arc<Stagings>,
     state: Mutex<State>,
 }
 
@@ -59,7 +61,8 @@ impl Door {
         let table = rows.flatten().flat_map(u64::to_le_bytes).collect();
         let state = State { ticket, shut: false, used: false, leaving: false };
         let state = Mutex::new(state);
-        let shared = Arc::new(Shared { listener, files, table, state });
+        let stagings = Arc::default();
+        let shared = Arc::new(Shared { listener, files, table, stagings, state });
         let served = shared.clone();
         let thread = std::thread::Builder::new().name("door".into());
         let thread = Some(thread.spawn(move || served.serve())?);
@@ -87,6 +90,11 @@ impl Door {
     /// How many windows it hands out.
     pub fn windows(&self) -> u32 {
         self.windows
+    }
+
+    /// Memory that came in at it.
+    pub fn stagings(&self) -> &Arc<Stagings> {
+        &self.shared.stagings
     }
 
     /// Shuts it, unless it was used: what was handed out cannot be taken back. Whether it is shut.
@@ -126,24 +134,51 @@ impl Shared {
         }
     }
 
-    fn answer(&self, mut visitor: UnixStream) -> io::Result<()> {
+    fn answer(&self, visitor: UnixStream) -> io::Result<()> {
         visitor.set_read_timeout(Some(PATIENCE))?;
         visitor.set_write_timeout(Some(PATIENCE))?;
-        let mut shown = [0; TICKET];
-        // In one piece, as it was sent: who lets it drip keeps others waiting.
-        if visitor.read(&mut shown)? < TICKET {
+        let mut shown = [0; BROUGHT];
+        // In one piece, as it was sent: who lets it drip keeps others waiting. And looked at before anything that
+        // came with it is ours: to close what strangers send can take them as long as they like.
+        let count = recv(visitor.as_raw_fd(), &mut shown, MsgFlags::MSG_PEEK)?;
+        let Some(ticket) = shown.first_chunk().filter(|_| matches!(count, TICKET | BROUGHT)) else {
+            return Ok(());
+        };
+        let mut state = self.state();
+        if state.shut || !equal(ticket, &state.ticket) {
+            tracing::info!(shut = state.shut, "somebody on this machine was not let in");
             return Ok(());
         }
-        let mut state = self.state();
-        if state.shut || !equal(&shown, &state.ticket) {
-            tracing::info!(shut = state.shut, "somebody on this machine was given no windows");
-            return Ok(());
+        if count == BROUGHT {
+            drop(state);
+            return self.take(&visitor);
         }
         state.used = true;
         let files: Vec<RawFd> = self.files.iter().map(AsRawFd::as_raw_fd).collect();
         let files = [ControlMessage::ScmRights(&files)];
         let rows = [IoSlice::new(&self.table)];
         sendmsg::<()>(visitor.as_raw_fd(), &rows, &files, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    /// Takes the memory that a visitor brings.
+    fn take(&self, visitor: &UnixStream) -> io::Result<()> {
+        let mut shown = [0; BROUGHT];
+        // One descriptor, and its header.
+        let (_, given, whole) = receive_some(visitor, &mut shown, &mut [0; 3])?;
+        let (_, number) =
+            shown.split_last_chunk().expect("a number is shorter than what was shown");
+        let number = u64::from_le_bytes(*number);
+        let Some(file) = given.into_iter().next().filter(|_| whole) else { return Ok(()) };
+        if let Err(error) = self.stagings.take(file, number) {
+            tracing::info!(%error, "memory of a client on this machine was not taken");
+            return Ok(());
+        }
+        let told = send(visitor.as_raw_fd(), &[TAKEN], MsgFlags::MSG_NOSIGNAL);
+        if told.is_err() {
+            // Nobody will name it.
+            drop(self.stagings.claim(number));
+        }
         Ok(())
     }
 
