@@ -450,6 +450,7 @@ fn context(
         lendable: lendable(parts),
         nameable: nameable(parts),
         door: parts.door.as_deref().map(windows::told),
+        stagings: parts.door.as_ref().map(|door| door.stagings().clone()),
         namespaces: parts.config.namespaces.clone(),
         identity: shared.identity,
         entropy: Box::new(drives::random),

@@ -414,13 +414,15 @@ impl Shared {
         .chain(self.loan_rows())
     }
 
-    fn loan_rows(&self) -> [(&'static str, &'static str, u64); 3] {
+    fn loan_rows(&self) -> [(&'static str, &'static str, u64); 4] {
         let (lent, named) = (self.sum(|c| c.lent_bytes.get()), self.sum(|c| c.named_bytes.get()));
+        let staged = self.sum(|c| c.staged_bytes.get());
         let kept = self.sum(|c| c.lent_retired.get());
         let why = "Bytes kept for good because a peer may still read them.";
         [
             ("memkv_lent_bytes_total", "Payload bytes sent as pages and not as copies.", lent),
             ("memkv_named_bytes_total", "Payload bytes that clients read for themselves.", named),
+            ("memkv_staged_bytes_total", "Payload bytes read in the memory of clients.", staged),
             ("memkv_lent_retired_bytes_total", why, kept),
         ]
     }

@@ -7,15 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Wire, memory_node, node, value};
+use common::{Wire, memory_node, node, put_item, value};
 use memkv_admin_api::{NodeAdmin, ReloadError};
 use memkv_client::{Client, Config as ClientConfig, GetOutcome, PutMode, PutOptions, Transport};
-use memkv_net::shm::Windows;
+use memkv_net::shm::{Staging, Windows};
 use memkv_node::config::{Config, Overrides};
 use memkv_node::node::Node;
 use memkv_node::paths::ThisMachine;
 use memkv_node::reload::Source;
-use memkv_wire::{GetItem, GetItems, HEADER_LEN, NamedReply, Opcode, SharedKey, Status, crc32c};
+use memkv_wire::{
+    CrcList, GetItem, GetItems, HEADER_LEN, ItemReplies, NamedReply, Opcode, PutItems, SharedKey,
+    Staged, Status, crc32c,
+};
 
 const SIZE: usize = 1 << 20;
 
@@ -228,12 +231,13 @@ fn readers_see_whole_values_while_they_are_replaced() {
         transport,
         ..ClientConfig::default()
     };
-    let length = |key: u8| 70_000 + usize::from(key) * 611_111;
+    let length = |key: u8| 70_000 + usize::from(key) * 61_111 * if key > 3 { 10 } else { 1 };
     let writers = AtomicU64::new(2);
     let hits = AtomicU64::new(0);
     thread::scope(|scope| {
-        for writer in 0..2u64 {
-            let (config, writers) = (config(Transport::Tcp), &writers);
+        // One sends what it puts, the other has it taken out of its memory.
+        for (writer, transport) in [(0u64, Transport::Tcp), (1, Transport::Auto)] {
+            let (config, writers) = (config(transport), &writers);
             scope.spawn(move || {
                 let client = Client::new(config).expect("a client");
                 let replace = PutOptions { mode: PutMode::Replace, ..PutOptions::default() };
@@ -272,7 +276,55 @@ fn readers_see_whole_values_while_they_are_replaced() {
         }
     });
     assert!(hits.into_inner() > 0 && metric(&node, "memkv_named_bytes_total") > 0);
+    // Of 70,000 bytes: larger ones are offered.
+    assert!(metric(&node, "memkv_staged_bytes_total") > 0);
     assert_eq!(metric(&node, "memkv_suspects_total"), 0);
     assert_eq!(metric(&node, "memkv_lent_retired_bytes_total"), 0);
+    node.stop().expect("an orderly stop");
+}
+
+/// A client that goes on writing where the server is reading harms its own put, and nothing is stored of it.
+#[test]
+fn what_is_changed_under_the_server_is_stored_whole_or_not_at_all() {
+    const LENGTH: usize = 200_000;
+    let node = memory_node("128 MiB");
+    let mut wire = Wire::connect(&node);
+    let door = wire.hello.door.filter(|_| wire.hello.takes_staged).expect("there is a door");
+    let soon = Instant::now() + Duration::from_secs(30);
+    let memory =
+        Staging::open(&door.name, &door.ticket, 0xfeed, LENGTH, soon).expect("it is taken");
+    let stop = AtomicU64::new(0);
+    let mut refused = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut at = 0;
+            while stop.load(Ordering::Relaxed) == 0 {
+                at = (at + 4099) % LENGTH;
+                memory.write(at, b"x");
+            }
+        });
+        for turn in 0..300u64 {
+            let (key, bytes) = (turn.to_le_bytes(), filled(1, turn, LENGTH));
+            memory.write(0, &bytes);
+            let item =
+                put_item(&key, LENGTH, PutMode::Absent, CrcList::of(&bytes, 4 << 20).expect("one"));
+            let mut meta = Vec::new();
+            PutItems { items: vec![item] }.encode(&mut meta);
+            Staged { staging: 0xfeed, offset: 0 }.encode(&mut meta);
+            let header = wire.request(Opcode::Put).with_named();
+            let frame = wire.call(header, &meta, &[]);
+            let status = ItemReplies::parse(&frame.meta).expect("a reply per item").items[0].status;
+            let (reply, stored) = wire.get(&key);
+            match status {
+                Status::Ok => assert!(reply.status == Status::Ok && stored == bytes, "{turn}"),
+                Status::CrcMismatch => assert_eq!(reply.status, Status::NotFound, "{turn}"),
+                status => panic!("{status}"),
+            }
+            refused += u64::from(status == Status::CrcMismatch);
+        }
+        stop.store(1, Ordering::Relaxed);
+    });
+    assert!(refused > 0, "it was changed in time at least once");
+    assert_eq!(metric(&node, "memkv_staged_bytes_total"), 300 * LENGTH as u64);
     node.stop().expect("an orderly stop");
 }

@@ -25,6 +25,8 @@ pub struct Connected {
     pub counts_lent: bool,
     /// Windows that it was told of, in which it may read.
     pub windows: u32,
+    /// It was told that it may name what it puts.
+    pub names_puts: bool,
 }
 
 /// Why a handshake failed.
@@ -83,7 +85,8 @@ pub async fn connect(
     let near = hello.reads_windows && hello.counts_lent && connection.is_loopback();
     let door = context.door().filter(|_| near);
     let reply = server_hello(context, &limits, &hello, server_nonce, version);
-    let reply = ServerHello { door, ..reply };
+    let takes_staged = door.is_some() && context.stagings.is_some();
+    let reply = ServerHello { door, takes_staged, ..reply };
     let mut encoded = Vec::new();
     reply.encode(&mut encoded);
     let reply = Header::reply(&header, Status::Ok).with_credits(limits.credits);
@@ -105,6 +108,7 @@ pub async fn connect(
         namespace: hello.namespace.to_owned(),
         counts_lent: hello.counts_lent,
         windows: door.map_or(0, |door| door.windows),
+        names_puts: takes_staged,
     })
 }
 
@@ -142,6 +146,7 @@ fn server_hello(
         payload_with_offer: true,
         answers_presence: true,
         door: None,
+        takes_staged: false,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use memkv_block::{BlockDevice, BlockQueue};
 use memkv_dma::Pool;
 use memkv_net::Connection;
+use memkv_net::shm::Stagings;
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::{Local, timeout};
 use memkv_store::{DRIVES_MAX, DriveId, StoreHandle};
@@ -215,6 +216,8 @@ pub struct ContextParts {
     pub nameable: u64,
     /// Where clients on this machine get the windows in which they read drives in memory, if they may.
     pub door: Option<Door>,
+    /// What has come in at that door: memory of clients, in which they name what they put.
+    pub stagings: Option<Arc<Stagings>>,
     /// What holds for the blocks of single namespaces.
     pub namespaces: Vec<NamespaceLimits>,
     /// Who we are.
@@ -241,6 +244,7 @@ pub struct Context {
     first_tenant: Option<Arc<str>>,
     pub(crate) loans: Loans,
     door: Cell<Option<Door>>,
+    pub(crate) stagings: Option<Arc<Stagings>>,
     limits: Cell<SessionLimits>,
     namespaces: RefCell<Vec<NamespaceLimits>>,
     pub(crate) identity: Identity,
@@ -275,6 +279,7 @@ impl Context {
             first_tenant: parts.keys.any_tenant(),
             loans: Loans::new(parts.lendable, parts.nameable),
             door: Cell::new(parts.door),
+            stagings: parts.stagings,
             keys: RefCell::new(parts.keys),
             limits: Cell::new(parts.limits),
             namespaces: RefCell::new(parts.namespaces),

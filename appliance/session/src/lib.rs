@@ -25,6 +25,7 @@ mod lent;
 mod metrics;
 mod offers;
 mod outbox;
+mod payload;
 mod put;
 mod reads;
 mod replies;

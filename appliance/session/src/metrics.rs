@@ -24,6 +24,8 @@ pub struct SessionCounters {
     pub lent_bytes: Counter,
     /// Payload bytes that were named, for the peer to read in our memory, and not sent.
     pub named_bytes: Counter,
+    /// Payload bytes of puts that were named, for us to read in the putter's memory, and not sent.
+    pub staged_bytes: Counter,
     /// Bytes that are lent now, or named; those that were retired among them.
     pub lent_out: Counter,
     /// Bytes whose peer may still read them, though its connection is over: they are kept for good.

@@ -1,8 +1,9 @@
 //! Storing blocks: small ones inline, large ones offered first.
 //!
 //! ```text
-//! inline   Put(keys, CRCs, payload) ─► checked, placed, written, committed ─► reply per item
+//! inline   Put(keys, CRCs, payload) ─► placed, written, checked, committed ─► reply per item
 //!          of one item that has to wait for nothing: placed first, received straight into its place
+//!          with its payload named: copied there out of its client's memory
 //! offered  Offer(keys, lengths) ─► each placed, or refused: present, busy, full ─► Want per item
 //!          Data(item, payload, CRCs) ─► received straight into its place ─► committed ─► reply
 //! ```
@@ -14,7 +15,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use memkv_dma::{Class, DmaBuf};
+use memkv_dma::Class;
 use memkv_poller::local::LocalPermit;
 use memkv_poller::spare::{self, Row};
 use memkv_poller::{Instant, timeout};
@@ -22,13 +23,14 @@ use memkv_store::{CommitError, Durability, KeyHash, Mode, Refusal, Reservation, 
 use memkv_wire as wire;
 use memkv_wire::{
     CrcList, DataMeta, DataReply, Header, ItemReplies, ItemReply, MAX_EXTENTS, MAX_INLINE,
-    MetaError, Opener, PutItem, PutItems, PutMode, Status, crc32c, trailer_len,
+    MetaError, Opener, PutItem, PutItems, PutMode, Status, trailer_len,
 };
 
 use crate::context::Working;
 use crate::input::Input;
 use crate::join::join_all;
 use crate::offers::Place;
+use crate::payload::{Payload, Refused};
 use crate::replies;
 use crate::session::{End, Session};
 use crate::writes::{WriteError, Writes};
@@ -42,33 +44,13 @@ struct Inline {
     index: usize,
     hash: KeyHash,
     request: ReserveRequest,
+    crcs: CrcList,
     at: usize,
 }
 
-/// An inline item on its way to its drives: its index, its length and its writes.
-type InHand = (usize, u64, Writes);
-
-/// The payload of an inline put.
-enum Payload {
-    Pool(DmaBuf),
-    Heap(Row<u8>),
-}
-
-impl Payload {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Pool(chunk) => chunk.as_slice(),
-            Self::Heap(bytes) => bytes,
-        }
-    }
-
-    /// Gives its chunk back, for whoever waits long holds none of the pool.
-    fn leave_pool(&mut self) {
-        if let Self::Pool(chunk) = self {
-            *self = Self::Heap(chunk.as_slice().iter().copied().collect());
-        }
-    }
-}
+/// An inline item on its way to its drives: its index, its length, the CRCs that its putter claims, and its
+/// writes.
+type InHand = (usize, u64, CrcList, Writes);
 
 impl Session {
     /// Whether there is credit for the payload of an inline put; takes it.
@@ -89,6 +71,7 @@ impl Session {
     ) -> Result<(), End> {
         let length = header.payload_length();
         let mut payload = match length {
+            // Also where it is named, which is seen to when the meta is read.
             0 => Payload::Heap(Row::new()),
             length => {
                 let since = self.context.local.now();
@@ -189,17 +172,24 @@ impl Session {
         header: &Header,
         meta: &[u8],
         mut payload: Payload,
-    ) -> Result<Row<ItemReply>, MetaError> {
-        let put = PutItems::parse_into(meta, spare::vec::<PutItem<'static>>())?;
-        let got = payload.as_slice().len() as u64;
-        if put.inline_length()? != got {
-            return Err(MetaError::InlineLength { got });
-        }
+    ) -> Result<Row<ItemReply>, Refused> {
+        let items = spare::vec::<PutItem<'static>>();
+        let put = if header.is_named() {
+            let (put, place) = PutItems::parse_staged(meta, items)?;
+            payload = self.staged(place, put.inline_length()?)?;
+            put
+        } else {
+            let (put, got) = (PutItems::parse_into(meta, items)?, header.payload_length());
+            if put.inline_length()? != got {
+                return Err(MetaError::InlineLength { got }.into());
+            }
+            put
+        };
         let items = put.items;
         self.named_by_put(&items);
         let mut replies: Row<ItemReply> =
             items.iter().map(|_| replies::item(Status::BadRequest)).collect();
-        let mut waiting = self.acceptable(header, &items, payload.as_slice(), &mut replies);
+        let mut waiting = self.acceptable(header, &items, &mut replies);
         spare::keep_vec(spare::renamed::<_, PutItem<'static>>(items));
         // Keys are locked in the order of their hashes, so two batches never wait for each other
         // in a circle; a key that comes twice in one batch waits for the next round.
@@ -214,7 +204,7 @@ impl Session {
             for item in round {
                 let length = item.request.length;
                 match self.place_inline(&item, &mut payload, &mut in_hand, &mut replies).await {
-                    Ok(writes) => in_hand.push((item.index, length, writes)),
+                    Ok(writes) => in_hand.push((item.index, length, item.crcs, writes)),
                     Err(refusal) => replies[item.index] = replies::refusal(&refusal, length),
                 }
             }
@@ -235,39 +225,34 @@ impl Session {
         timeout(local, local.now() + PATIENCE, wait).await.ok()
     }
 
-    /// Commits what is in hand, all at once.
+    /// Commits what is in hand and is what its putter says, all at once.
     async fn commit_all(self: &Rc<Self>, in_hand: &mut Row<InHand>, replies: &mut [ItemReply]) {
-        let commits = in_hand.drain(..).map(|(index, length, writes)| {
+        let commits = in_hand.drain(..).map(|(index, length, crcs, writes)| {
             let session = self.clone();
-            async move { (index, session.commit(writes, length).await) }
+            async move { (index, session.commit_if(writes, &crcs, length).await) }
         });
         for (index, reply) in join_all(commits).await {
             replies[index] = reply;
         }
     }
 
-    /// The items whose key, length and CRC are acceptable; the others' replies are filled in.
+    /// The items whose key and length are acceptable; the others' replies are filled in.
     fn acceptable(
         &self,
         header: &Header,
         items: &[PutItem<'_>],
-        payload: &[u8],
         replies: &mut [ItemReply],
     ) -> Row<Inline> {
         let mut accepted = Row::new();
         let mut at = 0;
         for (index, item) in items.iter().enumerate() {
-            let bytes = &payload[at..at + item.length as usize];
             let place = at;
-            at += bytes.len();
+            at += item.length as usize;
             match self.reserve_request(header, index, item) {
                 Err(status) => replies[index] = replies::item(status),
-                Ok(_) if !crcs_fit(bytes, self.extent_bytes(), &item.crcs) => {
-                    self.context.counters.crc_refused.bump();
-                    replies[index] = replies::item(Status::CrcMismatch);
-                }
                 Ok(request) => {
-                    accepted.push(Inline { index, hash: request.hash, request, at: place });
+                    let (hash, crcs) = (request.hash, item.crcs);
+                    accepted.push(Inline { index, hash, request, crcs, at: place });
                 }
             }
         }
@@ -341,11 +326,12 @@ impl Session {
                     writes.next_place(context).await
                 }
             };
-            let piece = &payload.as_slice()[at..at + place.buffer.len()];
-            place.buffer.as_mut_slice().copy_from_slice(piece);
-            at += piece.len();
-            writes.crc().update(piece);
+            payload.copy(at, place.buffer.as_mut_slice(), writes.crc());
+            at += place.buffer.len();
             writes.arrived(context, place);
+        }
+        if payload.is_staged() {
+            context.counters.staged_bytes.add(item.request.length);
         }
         Ok(writes)
     }
@@ -590,11 +576,4 @@ impl Session {
         DataReply { item, reply }.encode(&mut meta);
         self.reply(header, Status::Ok, meta);
     }
-}
-
-/// Whether the putter's CRCs, one per extent, are those of the bytes that came.
-fn crcs_fit(bytes: &[u8], extent: usize, claimed: &CrcList) -> bool {
-    let claimed = claimed.as_slice();
-    claimed.len() == bytes.len().div_ceil(extent)
-        && bytes.chunks(extent).zip(claimed).all(|(piece, &crc)| crc32c(piece) == crc)
 }

@@ -3,10 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use memkv_journal::{KEY_MAX, KeyBytes, KeyError};
 use memkv_net::Connection;
+use memkv_net::shm::Staged;
 use memkv_poller::local::{Event, Semaphore};
 use memkv_poller::spare::Row;
 use memkv_poller::{Instant, timeout};
@@ -93,7 +95,7 @@ pub(crate) struct Session {
     pub number: u64,
     pub client: u128,
     /// Encoded tenant and namespace: what precedes every key's bytes.
-    pub tenant: std::sync::Arc<str>,
+    pub tenant: Arc<str>,
     pub namespace: String,
     hasher: NamespaceHasher,
     pub outbox: Rc<Outbox>,
@@ -115,6 +117,10 @@ pub(crate) struct Session {
     pub retired: Cell<bool>,
     /// The payload of an offered put is being received.
     pub receiving: Cell<bool>,
+    /// It was told that it may name what it puts.
+    pub names_puts: bool,
+    /// Memory of the client's, and its number, in which it does.
+    pub staged: RefCell<Option<(u64, Arc<Staged>)>>,
     /// Told when an offered put has its payload, or will not get it.
     pub payload_done: Event,
     /// The pass in which the reader answered last, and how often it has in that pass.
@@ -152,8 +158,8 @@ async fn run(
     input: &mut Input,
     connected: Connected,
 ) {
-    let Connected { sealer, mut opener, client, proof, limits, namespace, counts_lent, windows } =
-        connected;
+    let Connected { sealer, mut opener, client, proof, limits, namespace, .. } = connected;
+    let Connected { counts_lent, windows, names_puts, .. } = connected;
     let session = Rc::new(Session {
         context: context.clone(),
         number: context.session_number(),
@@ -173,6 +179,8 @@ async fn run(
         closed: Cell::new(false),
         retired: Cell::new(false),
         receiving: Cell::new(false),
+        names_puts,
+        staged: RefCell::default(),
         payload_done: Event::default(),
         at_once: Cell::new((context.local.pass_began(), 0)),
     });

@@ -166,7 +166,7 @@ impl Wire {
         (frame.header.status(), text)
     }
 
-    fn call(&mut self, header: Header, meta: &[u8], payload: &[u8]) -> Frame {
+    pub fn call(&mut self, header: Header, meta: &[u8], payload: &[u8]) -> Frame {
         self.send(header, meta, payload, None);
         let frame = self.receive().expect("an answer");
         assert_eq!(frame.header.request_id(), header.request_id());

@@ -12,6 +12,7 @@ use std::time::Duration;
 use memkv_block::{BlockDevice, Op};
 use memkv_dma::{Arena, Hugepages, Memory, Pool, PoolConfig};
 use memkv_journal::{DriveUuid, FormatOptions, Identity, NodeUuid};
+use memkv_net::shm::Stagings;
 use memkv_net::{Connection, NetError, RecvBuf, SendOp};
 use memkv_poller::{Clock, Instant};
 use memkv_session::{
@@ -27,7 +28,7 @@ use memkv_store::{
 use memkv_wire::handshake::{ClientHello, Door, Limits, ServerHello, connect_keys, session_keys};
 use memkv_wire::{
     CrcList, DataMeta, DataReply, GetItem, GetItems, GetReply, HEADER_LEN, Header, ItemReplies,
-    ItemReply, Opcode, Opener, PutItem, PutItems, PutMode, Sealer, SharedKey, Side, Status,
+    ItemReply, Opcode, Opener, PutItem, PutItems, PutMode, Sealer, SharedKey, Side, Staged, Status,
     TO_THE_END, VERSION, crc32c,
 };
 use uuid::Uuid;
@@ -47,6 +48,8 @@ pub struct Options {
     pub nameable: u64,
     /// Clients are told where to get windows on drives in memory.
     pub windows: bool,
+    /// They are told, too, that they may name what they put.
+    pub staged: bool,
     pub namespaces: Vec<NamespaceLimits>,
     /// Chooses the order of things, and how bytes come in pieces.
     pub seed: u64,
@@ -64,6 +67,7 @@ impl Default for Options {
             lendable: 0,
             nameable: 0,
             windows: false,
+            staged: false,
             namespaces: Vec::new(),
             seed: 11,
         }
@@ -82,7 +86,14 @@ pub struct Machine {
     pub faults: Vec<(Faults, u64)>,
     /// What clients see through their windows.
     pub media: Vec<Arena>,
+    /// Memory of clients that they brought along.
+    pub stagings: Arc<Stagings>,
     connections: Cell<u64>,
+}
+
+fn pool(size: u64) -> Pool {
+    let pool = PoolConfig { size, chunk: 2 << 20, hugepages: Hugepages::Never };
+    Pool::new(pool).expect("a small pool")
 }
 
 /// What clients are told who may have windows; of one drive.
@@ -98,9 +109,7 @@ impl Machine {
         let net = NetOptions { lend: options.lendable > 0, ..NetOptions::new(options.seed + 1) };
         let net = SimNet::new(net, clock.clone());
         world.add_source(Rc::new(net.clone()));
-        let pool =
-            PoolConfig { size: options.pool_bytes, chunk: 2 << 20, hugepages: Hugepages::Never };
-        let pool = Pool::new(pool).expect("a small pool");
+        let pool = pool(options.pool_bytes);
         let mut devices: Vec<Arc<dyn BlockDevice>> = Vec::new();
         let mut faults = Vec::new();
         let mut media = Vec::new();
@@ -127,6 +136,7 @@ impl Machine {
         }
         let (store, starts) = open(&mut world, &devices, &pool, options.extent_bytes);
         let remote = StorePort::open(&store, 64, 1024);
+        let stagings = Arc::<Stagings>::default();
         let contexts = (0..2).map(|reactor| {
             let local = world.local(reactor);
             let drive = |device: &Arc<dyn BlockDevice>| DriveIo {
@@ -149,6 +159,7 @@ impl Machine {
                 lendable: options.lendable,
                 nameable: options.nameable,
                 door: options.windows.then_some(DOOR),
+                stagings: options.staged.then(|| stagings.clone()),
                 namespaces: options.namespaces.clone(),
                 identity: memkv_session::Identity { server: [3; 16], incarnation: 1 },
                 entropy: Box::new(|bytes| bytes.fill(9)),
@@ -159,7 +170,7 @@ impl Machine {
         let contexts: Vec<_> = contexts.collect();
         let faults = faults.into_iter().zip(starts).collect();
         let connections = Cell::new(0);
-        Machine { world, net, store, remote, pool, contexts, faults, media, connections }
+        Machine { world, net, store, remote, pool, contexts, faults, media, stagings, connections }
     }
 
     /// A client whose connection is served by a reactor.
@@ -343,6 +354,7 @@ pub struct Client {
     pub extent: usize,
     pub limits: Limits,
     pub door: Option<Door>,
+    pub may_name: bool,
     /// What it says that it has taken of lent payload.
     pub consumed: u64,
     sealer: Sealer,
@@ -380,8 +392,19 @@ impl Client {
         let nonces = (&client_nonce, &hello.server_nonce);
         let (sealer, opener) = session_keys(&key, id, VERSION, nonces.0, nonces.1, Side::Client);
         let (extent, limits) = (hello.limits.extent as usize, hello.limits);
-        let door = hello.door;
-        Some(Client { end, extent, limits, door, consumed: 0, sealer, opener, next_request: 1 })
+        let (door, may_name) = (hello.door, hello.takes_staged);
+        let client = Client {
+            end,
+            extent,
+            limits,
+            door,
+            may_name,
+            consumed: 0,
+            sealer,
+            opener,
+            next_request: 1,
+        };
+        Some(client)
     }
 
     pub fn request(&mut self, opcode: Opcode) -> Header {
@@ -434,6 +457,15 @@ impl Client {
         let payload: Vec<u8> = items.iter().flat_map(|(_, value)| value.clone()).collect();
         let header = self.request(Opcode::Put);
         self.send(header, &meta, &payload);
+    }
+
+    /// Sends a put of several values, which it says lie there.
+    pub fn send_staged(&mut self, items: Vec<PutItem<'_>>, place: Staged) {
+        let mut meta = Vec::new();
+        PutItems { items }.encode(&mut meta);
+        place.encode(&mut meta);
+        let header = self.request(Opcode::Put).with_named();
+        self.send(header, &meta, &[]);
     }
 
     /// Sends an inline put of one value with these CRCs, and only so many bytes of its payload.
