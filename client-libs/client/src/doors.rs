@@ -1,4 +1,4 @@
-//! The doors of servers on this machine, and the windows got there.
+//! The doors of servers on this machine, and the windows got there; memory for puts is brought there.
 //!
 //! All links to a server share its windows: they are got when a value is first asked for, and again only from
 //! a door of another name, which a server has after each of its starts. A door that does not open costs a moment
@@ -9,13 +9,16 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use memkv_net::shm::Windows;
+use memkv_net::NetError;
+use memkv_net::shm::{Staging, Windows};
 use memkv_wire::handshake::Door;
+
+use crate::staging::Brought;
 
 /// How long a door may take: it answers one visitor after the other, and none of them needs long.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long one that did not open is left alone.
-const REST: Duration = Duration::from_secs(30);
+pub(crate) const REST: Duration = Duration::from_secs(30);
 
 /// What is known of doors, by their names.
 #[derive(Debug, Default)]
@@ -61,6 +64,30 @@ impl Doors {
         }
         known.push((door.name, Known::Shut(Instant::now() + REST)));
         None
+    }
+
+    /// Brings memory of so many bytes to a door.
+    pub fn bring(&self, door: &Door, length: usize, deadline: Instant) -> Brought {
+        let Ok(mut known) = self.0.try_lock() else { return Brought::NotNow };
+        known.retain(|(_, known)| known.is_current());
+        if known.iter().any(|(name, known)| *name == door.name && matches!(known, Known::Shut(_))) {
+            return Brought::Refused;
+        }
+        let mut number = [0; 8];
+        getrandom::fill(&mut number).expect("the kernel gives random bytes");
+        let number = u64::from_le_bytes(number);
+        let patience = deadline.min(Instant::now() + PATIENCE);
+        match Staging::open(&door.name, &door.ticket, number, length, patience) {
+            Ok(memory) => Brought::Taken(memory),
+            Err(NetError::TimedOut) if Instant::now() >= deadline => Brought::NotNow,
+            Err(error) => {
+                tracing::debug!(%error, "a server takes no memory from here");
+                if let NetError::TimedOut = error {
+                    known.push((door.name, Known::Shut(Instant::now() + REST)));
+                }
+                Brought::Refused
+            }
+        }
     }
 }
 

@@ -55,6 +55,7 @@ mod put;
 mod queue;
 mod route;
 mod server;
+mod staging;
 mod trace;
 mod types;
 mod unasked;

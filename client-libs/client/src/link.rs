@@ -21,6 +21,7 @@ use memkv_wire::{
 use crate::crc::ExtentCrcs;
 use crate::doors::Doors;
 use crate::error::LinkFault;
+use crate::staging::{Laid, Staging};
 use crate::trace::TraceId;
 use crate::types::Bytes;
 use crate::unasked::Unasked;
@@ -62,6 +63,8 @@ pub(crate) struct Link {
     consumed: u64,
     /// Where the server's memory is read that it names, once it was asked for something.
     windows: Option<Arc<Windows>>,
+    /// Memory in which it lays down what it puts, once it has put something.
+    staging: Staging,
     /// Where windows are to be had, and what is known of doors.
     door: Option<(Door, Arc<Settings>)>,
     /// Of the call that has the link; 0 is none.
@@ -142,6 +145,7 @@ impl Greeting {
         Ok(Link {
             stream: self.stream,
             windows: None,
+            staging: Staging::new(answer.takes_staged),
             door,
             sealer,
             opener,
@@ -245,6 +249,25 @@ impl Link {
             self.windows = settings.windows.as_ref().and_then(|doors| doors.enter(door, deadline));
         }
         self.windows.is_some()
+    }
+
+    /// Lays the payload of an inline put down where the server reads it, and computes its CRCs. `None` when it is
+    /// to be sent, for which there are many good reasons.
+    pub fn stage(&mut self, values: &[&Bytes<'_>], deadline: Instant) -> Option<Laid> {
+        let Link { staging, door, limits, .. } = self;
+        let (door, settings) = door.as_ref()?;
+        let doors = settings.windows.as_ref()?;
+        staging.lay(values, limits, |length| doors.bring(door, length, deadline))
+    }
+
+    /// The server is done with what was laid down there, and `found` it or did not.
+    pub fn taken(&mut self, place: usize, found: bool) {
+        self.staging.taken(place, found);
+    }
+
+    /// Whether so many bytes of payload, if they are laid down, have a place now.
+    pub fn has_place(&self, length: u64) -> bool {
+        self.staging.has_place(length)
     }
 
     /// Tells how many bytes the answer to what was sent last will have.

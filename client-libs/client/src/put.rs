@@ -69,6 +69,8 @@ struct Request {
     opcode: Opcode,
     id: u64,
     items: Vec<usize>,
+    /// Where its payload was laid down for the server, on the link on which it was sent.
+    place: Option<usize>,
     done: bool,
 }
 
@@ -130,6 +132,7 @@ impl<'a> Puts<'a> {
             opcode,
             id: process.next_request(),
             items,
+            place: None,
             done: false,
         }));
     }
@@ -152,6 +155,11 @@ impl<'a> Puts<'a> {
         }
     }
 
+    /// Bytes of the values of a request.
+    fn bytes(&self, at: usize) -> u64 {
+        self.requests[at].items.iter().map(|&item| self.values[item].bytes.len()).sum()
+    }
+
     /// Bytes that an item takes in a meta, besides what every item takes.
     fn meta_bytes(&self, item: usize) -> usize {
         let Value { key, options, parent, .. } = self.values[item];
@@ -167,26 +175,36 @@ impl<'a> Puts<'a> {
             _ => None,
         };
         let with_offer = lone.filter(|value| link.unasked.may_go(value.len()));
+        let values = || request.items.iter().map(|&item| &self.values[item].bytes);
+        let laid = if inline { link.stage(&values().collect::<Vec<_>>(), deadline) } else { None };
         let extent = link.limits.extent;
         let mut wire = Vec::with_capacity(request.items.len());
-        let mut payload: Vec<&[u8]> = Vec::new();
-        for &item in &request.items {
-            let value = &self.values[item].bytes;
-            let crcs = if inline { crcs_of(value, extent) } else { Some(CrcList::EMPTY) };
+        for (at, (&item, value)) in request.items.iter().zip(values()).enumerate() {
+            let crcs = match &laid {
+                Some(laid) => Some(laid.crcs[at]),
+                None if inline => crcs_of(value, extent),
+                None => Some(CrcList::EMPTY),
+            };
             let crcs = crcs.ok_or(LinkFault::Unexpected("extents too small for this value"))?;
             wire.push(self.wire_item(item, crcs));
-            if inline {
-                payload.extend(value.pieces());
-            }
         }
         let mut meta = Vec::new();
         PutItems { items: wire }.encode(&mut meta);
         let header = Header::request(request.opcode, request.id);
+        let sent = match (with_offer, &laid) {
+            (Some(value), _) => link.send_value(header, &meta, value, deadline),
+            (None, Some(laid)) => {
+                laid.named.encode(&mut meta);
+                link.send(header.with_named(), &meta, &[], deadline)
+            }
+            (None, None) => {
+                let bytes = values().filter(|_| inline).flat_map(|value| value.pieces());
+                link.send(header, &meta, &bytes.copied().collect::<Vec<_>>(), deadline)
+            }
+        };
         self.unasked = with_offer.is_some();
-        match with_offer {
-            Some(value) => link.send_value(header, &meta, value, deadline),
-            None => link.send(header, &meta, &payload, deadline),
-        }
+        self.requests[at].place = laid.map(|laid| laid.place);
+        sent
     }
 
     /// Sends the inline requests from `first` on, as many at a time as credits and limits allow, and takes
@@ -211,6 +229,7 @@ impl<'a> Puts<'a> {
                 let count = self.requests[at].items.len();
                 let room = outstanding.len() < link.limits.max_requests as usize
                     && items_out + count <= INLINE_ITEMS_MAX;
+                let room = room && link.has_place(self.bytes(at));
                 // One request is always let through, however many items it has.
                 if !outstanding.is_empty() && !room || link.credits.take(1).is_err() {
                     break;
@@ -248,6 +267,14 @@ impl<'a> Puts<'a> {
             .find(|at| self.requests[*at].id == header.request_id())
             .filter(|_| header.opcode() == Opcode::Put)
             .ok_or(LinkFault::Unexpected("a reply to no request"))?;
+        if let Some(place) = self.requests[at].place.take() {
+            let found = header.status() != Status::BadRequest;
+            link.taken(place, found);
+            if !found {
+                // It goes again, by the socket.
+                return Ok(at);
+            }
+        }
         for (item, reply) in self.replies(at, &header, link.meta())? {
             self.settle(item, &reply)?;
         }

@@ -121,6 +121,8 @@ pub struct Setup {
     pub answers_presence: bool,
     /// Names payload to who can read it here.
     pub shows: Option<Arc<Shown>>,
+    /// Takes memory at its door, in which puts name their payload.
+    pub takes_staged: bool,
 }
 
 impl Default for Setup {
@@ -144,6 +146,7 @@ impl Default for Setup {
             payload_with_offer: false,
             answers_presence: false,
             shows: None,
+            takes_staged: false,
         }
     }
 }

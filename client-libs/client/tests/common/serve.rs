@@ -2,8 +2,10 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use memkv_net::shm::Staged;
 use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
 use memkv_wire::meta::{
     DataMeta, DataReply, DeleteItems, GetItem, GetItems, GetReply, GoodbyeMeta, HintList,
@@ -43,6 +45,8 @@ struct Connection<'a> {
     answers_presence: bool,
     /// Bytes of payload that were named.
     named: u64,
+    /// Memory of the client's, and its number.
+    staged: Option<(u64, Arc<Staged>)>,
 }
 
 struct Offered {
@@ -114,6 +118,7 @@ fn greet<'a>(
         payload_with_offer: setup.payload_with_offer,
         answers_presence: setup.answers_presence && !shared.world().older,
         door: setup.shows.as_ref().filter(|_| hello.reads_windows).map(|shown| shown.told()),
+        takes_staged: setup.takes_staged && hello.reads_windows,
     };
     answer.encode(&mut body);
     sealer.seal(&mut Header::reply(&header, Status::Ok), &body, &mut out);
@@ -132,6 +137,7 @@ fn greet<'a>(
         offers: Vec::new(),
         answers_presence: answer.answers_presence,
         named: 0,
+        staged: None,
     })
 }
 
@@ -168,8 +174,26 @@ impl Connection<'_> {
             stream.read_exact(&mut trailer)?;
             crcs = self.opener.open_trailer(header.mac(), &trailer).expect("a good trailer");
         }
+        if header.opcode() == Opcode::Put && header.is_named() {
+            payload = self.fetch(&meta);
+        }
         let trick = self.note(&header, &meta);
         Ok(Some(Request { header, meta, payload, crcs, trick }))
+    }
+
+    /// The payload of a put that names it.
+    fn fetch(&mut self, meta: &[u8]) -> Vec<u8> {
+        let (put, place) = PutItems::parse_staged(meta, Vec::new()).expect("it names its payload");
+        if self.staged.as_ref().is_none_or(|(number, _)| *number != place.staging) {
+            let shown = self.shared.setup.shows.as_ref().expect("the hello says so");
+            let memory = shown.claim(place.staging).expect("the client has brought it");
+            assert!(self.staged.is_none(), "it brings memory once for a connection");
+            self.staged = Some((place.staging, memory));
+        }
+        let mut payload = vec![0; put.inline_length().expect("as much as may be") as usize];
+        let (_, memory) = self.staged.as_ref().expect("it was claimed");
+        memory.read(place.offset, &mut payload);
+        payload
     }
 
     /// Writes the request down and takes the trick that is meant for it.
@@ -237,7 +261,11 @@ impl Connection<'_> {
         self.credits.take(1).expect("a put has a credit");
         let limit = self.shared.setup.limits.max_inline as usize;
         assert!(request.payload.len() <= limit, "inline puts are small");
-        let items = PutItems::parse(&request.meta).expect("a good meta").items;
+        let put = match request.header.is_named() {
+            true => PutItems::parse_staged(&request.meta, Vec::new()).map(|(put, _)| put),
+            false => PutItems::parse(&request.meta),
+        };
+        let items = put.expect("a good meta").items;
         self.take_advice(&items);
         let mut at = 0;
         let name = (self.client_id, request.header.request_id());

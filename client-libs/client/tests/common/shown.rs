@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use memkv_dma::{Arena, Hugepages};
 use memkv_net::shm;
@@ -55,6 +55,11 @@ impl Shown {
             let fields: Vec<_> = line.split_whitespace().collect();
             fields[1] == "r--s" && inodes.iter().any(|inode| *inode == fields[4])
         })
+    }
+
+    /// Memory of this number that a client has brought.
+    pub fn claim(&self, number: u64) -> Option<Arc<shm::Staged>> {
+        self.door.lock().expect("no panic").as_ref()?.stagings().claim(number)
     }
 
     /// Nobody is given windows any more, though clients are told of them.
