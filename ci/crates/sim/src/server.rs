@@ -352,6 +352,7 @@ fn context(
         lendable: 48 << 10,
         nameable: 0,
         door: None,
+        stagings: None,
         limits: SessionLimits {
             credits: options.credits,
             transfer: options.transfer,

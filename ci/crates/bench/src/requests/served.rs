@@ -190,6 +190,7 @@ async fn context(local: Local) -> Rc<Context> {
         lendable: 0,
         nameable: 0,
         door: None,
+        stagings: None,
         local,
         pool,
         drives: vec![DriveIo { device, queue }],

@@ -55,7 +55,8 @@ fn header(rng: &mut Rng, opcode: Opcode, is_reply: bool) -> Header {
         header = header.with_trailer();
     }
     let mut length = number(rng).min(opcode.payload_limit(is_reply));
-    if opcode == Opcode::Get && !header.has_trailer() && once_in(rng, 2) {
+    let may = opcode == Opcode::Get || opcode == Opcode::Put && !is_reply;
+    if may && !header.has_trailer() && once_in(rng, 2) {
         (header, length) = (header.with_named(), 0);
     }
     header
@@ -135,7 +136,12 @@ fn request(rng: &mut Rng, opcode: Opcode, out: &mut Vec<u8>) {
                 let advice = PutAdvice { parent: Some(parent), pin_seconds };
                 items.items[owned.len() - 1 - at].advice = advice;
             }
-            if opcode == Opcode::Put { Request::Put(items) } else { Request::Offer(items) }
+            let staged = Staged { staging: number(rng), offset: number(rng) };
+            match opcode {
+                Opcode::Put if once_in(rng, 3) => Request::PutStaged(items, staged),
+                Opcode::Put => Request::Put(items),
+                _ => Request::Offer(items),
+            }
         }
         Opcode::Get => {
             let item = |key| GetItem { key, offset: number(rng), length: number(rng) };
@@ -196,6 +202,7 @@ fn server_hello(rng: &mut Rng) -> ServerHello {
             ticket: array(rng),
             windows: (number(rng) as u32).max(1),
         }),
+        takes_staged: rng.below(2) == 0,
     }
 }
 

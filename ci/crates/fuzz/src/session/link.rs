@@ -4,7 +4,7 @@
 use memkv_poller::Clock;
 use memkv_sim::{ClientEnd, Fate, SimClock};
 use memkv_wire::handshake::{ClientHello, ServerHello, connect_keys, session_keys};
-use memkv_wire::meta::{GetItem, GoodbyeMeta, Reply, Request};
+use memkv_wire::meta::{GetItem, GoodbyeMeta, PutItems, Reply, Request};
 use memkv_wire::{
     GetReply, HEADER_LEN, Header, ItemReply, MAX_INLINE, Opcode, Opener, Sealer, SharedKey, Side,
     Status, crc32c,
@@ -149,7 +149,7 @@ impl Link {
         }
         if opcode != Opcode::Goodbye {
             let item = meta.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-            let due = due(opcode, meta, header.payload_length());
+            let due = due(opcode, meta, header.payload_length(), header.is_named());
             let request = header.request_id();
             let along = opcode == Opcode::Offer && header.payload_length() > 0;
             self.waiting.push(Waiting { opcode, request, item, due, along });
@@ -240,12 +240,18 @@ impl Link {
 }
 
 /// What the answer to a request must be, by what its meta says.
-fn due(opcode: Opcode, meta: &[u8], payload: u64) -> Due {
+fn due(opcode: Opcode, meta: &[u8], payload: u64, named: bool) -> Due {
     if opcode == Opcode::Connect {
         return Due::Refused(Status::Unsupported);
     }
+    if opcode == Opcode::Put && named {
+        // Nobody was told of a door: where its payload lies, there is nothing.
+        let put = PutItems::parse_staged(meta, Vec::new()).and_then(|(put, _)| put.inline_length());
+        return Due::Refused(put.map_or_else(|error| error.status(), |_| Status::BadRequest));
+    }
     match Request::parse(opcode, meta) {
         Err(error) => Due::Refused(error.status()),
+        Ok(Request::PutStaged(..)) => Due::Refused(Status::Unsupported),
         Ok(Request::Put(put)) => match put.inline_length() {
             Ok(length) if length == payload => Due::Items(put.items.len()),
             _ => Due::Refused(Status::TooLarge),

@@ -312,6 +312,7 @@ fn context(
         lendable: 4 << 20,
         nameable: 4 << 20,
         door: None,
+        stagings: None,
         namespaces: Vec::new(),
         identity: Identity { server: [6; 16], incarnation: life },
         entropy: Box::new(move |bytes| {

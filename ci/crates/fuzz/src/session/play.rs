@@ -6,7 +6,7 @@ use memkv_poller::Rng;
 use memkv_sim::{ClientEnd, Fate};
 use memkv_wire::handshake::{ClientHello, connect_keys};
 use memkv_wire::meta::PutItems;
-use memkv_wire::{Header, Opcode, Side, Status};
+use memkv_wire::{Header, Opcode, Side, Staged, Status};
 
 use super::Seen;
 use super::generate::{self, draft};
@@ -205,7 +205,13 @@ impl<'a> Play<'a> {
             return self.settle(link);
         }
         let seen: Vec<u64> = self.seen.generations.iter().copied().collect();
-        let (meta, payload) = draft(&mut self.rng, opcode, &seen);
+        let (mut meta, mut payload) = draft(&mut self.rng, opcode, &seen);
+        let staged = opcode == Opcode::Put && once_in(&mut self.rng, 6);
+        if staged {
+            let (staging, offset) = (number(&mut self.rng), number(&mut self.rng));
+            Staged { staging, offset }.encode(&mut meta);
+            payload.clear();
+        }
         let mut header = self.header(link, opcode).with_payload_length(payload.len() as u64);
         if once_in(&mut self.rng, 80) {
             // The stream loses its step: fewer or more bytes follow than are announced.
@@ -219,6 +225,10 @@ impl<'a> Play<'a> {
         let plain = header.payload_length() == 0 && !header.has_trailer();
         if opcode == Opcode::Get && plain && once_in(&mut self.rng, 3) {
             // In vain: there are two tenants.
+            header = header.with_named();
+        }
+        if staged && plain {
+            // In vain as well.
             header = header.with_named();
         }
         let (_, mut bytes) = link.seal(header, &meta);
