@@ -92,7 +92,6 @@ fn make(length: usize) -> io::Result<(MmapRaw, OwnedFd)> {
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     // Hints.
     let _ = memory.advise(Advice::DontDump);
-    let _ = memory.advise(Advice::DontFork);
     let _ = memory.advise(Advice::PopulateWrite);
     Ok((memory, file.into()))
 }

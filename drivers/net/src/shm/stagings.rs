@@ -86,22 +86,16 @@ pub struct Staged(MmapRaw);
 
 impl Staged {
     fn new(file: OwnedFd) -> io::Result<Staged> {
+        let wrong = |what| Err(io::Error::new(ErrorKind::InvalidData, what));
         let file = File::from(file);
-        let told = file.metadata()?;
-        let length = told.len();
+        let length = file.metadata()?.len();
         if !(1..=STAGING_MAX as u64).contains(&length) {
-            return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                "memory of 1 byte to 4 MiB is taken",
-            ));
+            return wrong("memory of 1 byte to 4 MiB is taken");
         }
-        let there = told.blocks() * 512 >= length;
-        let memory = map(file.into(), 0, length, SEALED)?;
-        if !there {
-            return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                "memory that has holes is not taken",
-            ));
+        let memory = map(file.try_clone()?.into(), 0, length, SEALED)?;
+        // Only now that nobody can make holes any more.
+        if file.metadata()?.blocks() * 512 < length {
+            return wrong("memory that has holes is not taken");
         }
         // A hint: its client has written there.
         let _ = memory.advise(Advice::PopulateRead);
