@@ -44,6 +44,10 @@ OPTIONS = (
 GIB = 1 << 30
 #: Results that are kept for whoever asks; LMCache may lose interest in a task.
 RESULTS_MAX = 4096
+#: Seconds for which the files of a model are what they were, to who moves values: an engine that has loaded
+#: others needed longer, and has looked something up since. On a busy machine whoever has Python's lock may
+#: lose the core at any system call.
+LOOK_AGAIN = 1.0
 
 
 @dataclasses.dataclass
@@ -232,7 +236,7 @@ class MemKVL2Adapter(L2AdapterInterface):
         def submit() -> int:
             return self._lookups.queue.submit_exists(self._names(keys)[0])
 
-        return self._start(self._lookups, task, submit)
+        return self._start(self._lookups, task, submit, age=0.0)
 
     def query_lookup_and_lock_result(self, task_id: L2TaskId) -> Bitmap | None:
         for number, task, completion in self._lookups.drain():
@@ -259,13 +263,16 @@ class MemKVL2Adapter(L2AdapterInterface):
     def query_load_result(self, task_id: L2TaskId) -> Bitmap | None:
         for number, task, completion in self._loads.drain():
             lengths = completion.results if completion else []
-            loaded = [
-                length is not None and (length == size or task.transformed and length < size)
-                for length, size in zip(lengths, task.sizes)
-            ]
+            # As a rule all of them are whole, which costs no look at each.
+            hits, loaded = task.keys, [True] * len(task.keys)
+            if lengths != task.sizes:
+                loaded = [
+                    length is not None and (length == size or task.transformed and length < size)
+                    for length, size in zip(lengths, task.sizes)
+                ]
+                hits = [key for key, hit in zip(task.keys, loaded) if hit]
             self._stages.count("bytes", completion.bytes if completion else 0)
             self._loads.keep(number, _bitmap(len(task.keys), loaded))
-            hits = [key for key, hit in zip(task.keys, loaded) if hit]
             if hits:
                 self._notify_keys_accessed(hits)
         return self._loads.take(task_id)
@@ -311,11 +318,13 @@ class MemKVL2Adapter(L2AdapterInterface):
 
     # ---- inside ----------------------------------------------------------------------------
 
-    def _start(self, lane: Lane, task: Task, submit: Callable[[], int]) -> L2TaskId:
+    def _start(
+        self, lane: Lane, task: Task, submit: Callable[[], int], age: float = LOOK_AGAIN
+    ) -> L2TaskId:
         number = lane.begin()
         if self._link.refused is not None:
             lane.fail(number, task, self._link.refused)
-        elif self._models.knows(task.keys):
+        elif self._models.knows(task.keys, age):
             lane.submit(number, task, submit)
         else:
             self._learner.submit(self._learn_and_submit, lane, number, task, submit)

@@ -8,7 +8,10 @@ unequal bytes. So a tag goes before each key here: a hash of the weights' identi
 import hashlib
 import itertools
 import json
+import math
 import os
+import time
+from collections.abc import Callable
 
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
 from lmcache.v1.memory_management import MemoryObj, MemoryObjMetadata
@@ -43,36 +46,53 @@ class Models:
 
     Weights of a directory are identified by reading some of it, once, and again when it has changed.
     That is quick for files on a local disk and not for others, so whoever must not wait asks
-    `knows` first.
+    `knows` first. `now` tells seconds.
     """
 
-    def __init__(self, weights: str | None = None):
+    def __init__(self, weights: str | None = None, now: Callable[[], float] = time.monotonic):
         self._named = weights
+        self._now = now
         self._weights: dict[str, tuple[object, str]] = {}
+        self._looked: dict[str, float] = {}
         # Of each group: the layouts that were asked for, the last one first; and the one that was
         # stored last, for callers who do not say what they ask for.
         self._layouts: dict[Group, list[Layout]] = {}
         self._stored: dict[Group, Layout] = {}
         self._tags: dict[tuple[str, Layout | None], str] = {}
 
-    def knows(self, keys: list[ObjectKey]) -> bool:
-        """Whether tags of these keys can be told without reading any file of a model."""
+    def knows(self, keys: list[ObjectKey], age: float = 0.0) -> bool:
+        """Whether tags of these keys can be told without reading any file of a model.
+
+        Whether files have changed is not looked at again for `age` seconds.
+        """
         names = {key.model_name for key in keys}
-        return self._named is not None or all(
-            name in self._weights and self._weights[name][0] == _stamp(name) for name in names
-        )
+        return self._named is not None or all(self._is_known(name, age) for name in names)
+
+    def _is_known(self, name: str, age: float) -> bool:
+        known, now = self._weights.get(name), self._now()
+        if known is None:
+            return False
+        if now - self._looked[name] < age:
+            return True
+        is_known = known[0] == _stamp(name)
+        # Once one knows that they have changed nobody is content any more.
+        self._looked[name] = now if is_known else -math.inf
+        return is_known
 
     def learn(self, keys: list[ObjectKey]) -> None:
         """Identifies the weights of the models of these keys."""
         for name in {key.model_name for key in keys}:
-            stamp = _stamp(name)
+            now, stamp = self._now(), _stamp(name)
             known = self._weights.get(name)
             if self._named is None and (known is None or known[0] != stamp):
                 try:
-                    self._weights[name] = stamp, identity.weights_identity(name)
+                    weights = identity.weights_identity(name)
                 except (OSError, identity.ConfigError):
                     # A name that happens to be a folder here as well: it is still a name.
-                    self._weights[name] = stamp, name
+                    weights = name
+                # Whoever finds the weights finds when they were looked at.
+                self._looked[name] = now
+                self._weights[name] = stamp, weights
 
     def ask(self, keys: list[ObjectKey], layouts: dict[int, MemoryLayoutDesc]) -> None:
         """Remembers the layouts that a lookup expects of its groups."""

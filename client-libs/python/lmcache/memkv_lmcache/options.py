@@ -100,7 +100,7 @@ class Link:
         """Keys as a server takes them: one that is too long ends in its hash."""
         room = self._room
         # As a rule none is, and they stay as they are.
-        if all(len(key) <= room and key.isascii() for key in keys):
+        if all(map(str.isascii, keys)) and max(map(len, keys), default=0) <= room:
             return keys
         prefix = self.client.prefix
         return [identity.fit_key(prefix, key)[len(prefix) :] for key in keys]
