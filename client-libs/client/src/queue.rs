@@ -312,9 +312,11 @@ impl Queue {
         }
         state.next_ticket += 1;
         state.running += 1;
+        // One for each piece: the others would wake to find nothing.
+        let wakes = pieces.len().min(state.lanes[lane].idle);
         state.lanes[lane].pieces.extend(pieces);
         drop(state);
-        shared.wake[lane].notify_all();
+        (0..wakes).for_each(|_| shared.wake[lane].notify_one());
         Ok(ticket)
     }
 
