@@ -331,7 +331,9 @@ mod tests {
             (5, &[1], "data of an owner unknown to memkv"),
         ];
         for (offset, bytes, what) in table {
-            assert_eq!(one(offset, bytes), [what], "{bytes:?} at {offset}");
+            let found = Image::blank().with(offset, bytes).signatures();
+            let found: Vec<_> = found.iter().map(|one| (one.offset, one.what)).collect();
+            assert_eq!(found, [(offset as u64, what)], "{bytes:?} at {offset}");
         }
     }
 
@@ -355,7 +357,9 @@ mod tests {
         let magic = |compatible: u32, incompatible: u32| {
             let image = Image::blank().with(1080, &[0x53, 0xef]);
             let image = image.with(1024 + 0x5c, &compatible.to_le_bytes());
-            image.with(1024 + 0x60, &incompatible.to_le_bytes()).words()
+            let image = image.with(1024 + 0x60, &incompatible.to_le_bytes());
+            assert_eq!(image.signatures()[0].offset, 1080, "where the magic is");
+            image.words()
         };
         assert_eq!(magic(0, 2), ["an ext2 file system"]);
         assert_eq!(magic(4, 2), ["an ext3 file system"]);

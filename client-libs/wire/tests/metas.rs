@@ -329,6 +329,11 @@ proptest! {
         for request in parts.requests() {
             let mut bytes = Vec::new();
             request.encode(&mut bytes);
+            if let Request::Put(puts) | Request::Offer(puts) = &request {
+                let plain = plain_puts(&request).map_or(0, |(_, length)| length);
+                let advice = puts.items.iter().map(|item| item.advice.encoded_length());
+                prop_assert_eq!(bytes.len(), plain + advice.sum::<usize>());
+            }
             for length in 0..bytes.len() {
                 let got = Request::parse(request.opcode(), &bytes[..length]);
                 // What is said besides of puts is in extensions: without them it is a whole put.

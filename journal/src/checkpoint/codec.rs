@@ -505,6 +505,18 @@ mod tests {
             let again = row.view(view.parts, view.key());
             prop_assert_eq!(again, view);
             prop_assert_eq!(again.to_record(), record);
+            let keyed = row.key_len() > 0;
+            let refused = |change: &dyn Fn(&mut Row)| {
+                let mut other = Row::of(&view);
+                change(&mut other);
+                Row::parse(other.as_bytes()).is_err()
+            };
+            prop_assert!(refused(&|row| row.kind = 0));
+            prop_assert!(refused(&|row| row.kind = KIND_HEAD + 1));
+            prop_assert!(refused(&|row| row.zero[6] = 1));
+            prop_assert!(refused(&|row| row.key_len = u16::from(!keyed).into()));
+            let long = |row: &mut Row| row.length = (u64::from(u32::MAX) + 1).into();
+            prop_assert_eq!(refused(&long), row.kind != KIND_HEAD);
         }
 
         #[test]
