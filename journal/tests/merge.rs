@@ -246,6 +246,28 @@ fn a_piece_that_cannot_be_read_costs_its_own_rows_and_no_more() {
 }
 
 #[test]
+fn rows_that_cannot_be_read_are_counted_and_cost_nothing_of_the_log() {
+    let mut bench = Bench::new();
+    let (disk, journal, mut model) = with_long_keys(&mut bench);
+    for hash in BLOCKS + 1..=BLOCKS + 5 {
+        model.apply(&[long_key(hash)]);
+        bench.append(&journal, vec![long_key(hash)]);
+    }
+    // They are one piece, behind the header.
+    disk.0.borrow_mut().bad_pages.insert(area(&journal).start / 4096 + 1);
+    let start = journal.begin_checkpoint();
+    let (merged, asked) = merge(&mut bench, &journal, start, &model);
+    let merged = merged.expect("what is left is merged");
+    assert_eq!((merged.rows_unreadable, merged.frames_unreadable), (BLOCKS, 0));
+    assert_eq!((merged.from_rows, merged.from_log), (0, 5));
+    model.0.retain(|place, _| asked.written.contains(place));
+    assert_eq!(model.0.len(), 5);
+    with_flags(&mut model, &asked.written);
+    disk.0.borrow_mut().bad_pages.clear();
+    assert_eq!(Model::of(&bench.open(&disk).1.live), model);
+}
+
+#[test]
 fn a_frame_that_cannot_be_read_costs_its_own_records_and_no_more() {
     let mut bench = Bench::new();
     let (disk, journal, mut model) = with_long_keys(&mut bench);
